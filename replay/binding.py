@@ -1,0 +1,170 @@
+"""A task's model and data bound to a log: private copies, exact dtypes, checked outputs."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from replay.task import Task
+from tracer.errors import NonFiniteError, TaskError
+from tracer.reader import RunLog
+from tracer.records import ID, RandomState
+
+Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
+
+
+class BoundModel:
+    """A private copy of the task's model that holds one logged state at a time.
+
+    Attributes:
+        module: The copy.
+        parameters: By the log's names, in the log's dtypes or all in ``dtype``.
+    """
+
+    def __init__(
+        self, built: nn.Module, log: RunLog, *, device: torch.device, dtype: torch.dtype | None
+    ) -> None:
+        self.module = copy.deepcopy(built)
+        self.dtype = dtype
+        self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        self._buffers = dict(self.module.named_buffers())
+        _check_layout("parameter", self.parameters, log.parameter_layout, log)
+        _check_layout("buffer", self._buffers, log.buffer_layout, log)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+            parameter.requires_grad_(parameter.is_floating_point())
+        self.module.to(device)
+        layout = {**log.parameter_layout, **log.buffer_layout}
+        for name, tensor in {**self.parameters, **self._buffers}.items():
+            logged = layout[name][1]
+            wanted = dtype if dtype is not None and logged.is_floating_point else logged
+            tensor.data = tensor.data.to(wanted)
+
+    @torch.no_grad()
+    def load(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Copy a state in; dtypes are converted, devices too."""
+        for name, tensor in self.parameters.items():
+            tensor.copy_(parameters[name])
+        for name, tensor in self._buffers.items():
+            tensor.copy_(buffers[name])
+
+
+def build(task: Task) -> nn.Module:
+    """Call ``task.model()`` and make sure that it is a module."""
+    built = task.model()
+    if not isinstance(built, nn.Module):
+        raise TaskError(f"task.model() must return an nn.Module, found {type(built).__name__}.")
+    return built
+
+
+def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: RunLog) -> None:
+    for name, (shape, _) in logged.items():
+        if name not in found:
+            raise TaskError(
+                f"task.model() has no {kind} {name!r}, which {log.path} holds with shape "
+                f"{tuple(shape)}; build the model as the traced run did."
+            )
+        if found[name].shape != shape:
+            raise TaskError(
+                f"{kind} {name!r} has shape {tuple(found[name].shape)} in task.model() and "
+                f"{tuple(shape)} in {log.path}; build the model as the traced run did."
+            )
+    for name in found:
+        if name not in logged:
+            raise TaskError(
+                f"task.model() has the {kind} {name!r}, which {log.path} does not hold; "
+                "build the model as the traced run did."
+            )
+
+
+def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
+    """Return a batch on a device, its floating-point tensors in ``dtype`` if one is given."""
+    if isinstance(batch, Tensor):
+        wanted = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
+        return batch.to(device=device, dtype=wanted)
+    if isinstance(batch, Mapping):
+        return _rebuilt(batch, {k: moved(v, device, dtype) for k, v in batch.items()})
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*(moved(v, device, dtype) for v in batch))
+    if isinstance(batch, (list, tuple)):
+        return type(batch)(moved(v, device, dtype) for v in batch)
+    return batch
+
+
+def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
+    if type(original) is dict:
+        return items
+    clone = copy.copy(original)
+    if hasattr(clone, "update"):
+        clone.update(items)
+        return clone
+    return items
+
+
+def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
+    """Return what a loss function gave if it is one finite loss an example.
+
+    Args:
+        losses: What it returned.
+        ids: IDs of the batch, length ``b``.
+        function: ``"task.loss"`` or ``"task.measure"``.
+        where: ``"step 3"``, for the message.
+
+    Raises:
+        TaskError: It is not a tensor of shape ``(b,)``.
+        NonFiniteError: A loss is NaN or infinite; names its example.
+    """
+    b = len(ids)
+    advice = "return each example's own loss, for instance cross_entropy(..., reduction='none')"
+    if not isinstance(losses, Tensor):
+        raise TaskError(
+            f"{where}: {function} must return a tensor of shape ({b},), found "
+            f"{type(losses).__name__}; {advice}."
+        )
+    if losses.dim() == 0:
+        raise TaskError(
+            f"{where}: {function} returned a scalar for a batch of {b} IDs; expected shape "
+            f"({b},): {advice}."
+        )
+    if losses.shape != (b,):
+        raise TaskError(
+            f"{where}: {function} returned shape {tuple(losses.shape)} for a batch of {b} IDs; "
+            f"expected ({b},): one ID and one loss for each example; {advice}."
+        )
+    finite = torch.isfinite(losses.detach())
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise NonFiniteError(
+            f"{where}: {function} of example {ids[first]!r} is {losses[first].item()}; "
+            "influence is undefined there. Did the run itself diverge?"
+        )
+    return losses
+
+
+@contextmanager
+def untouched_randomness() -> Iterator[None]:
+    """Leave torch's, NumPy's and Python's global random state as found."""
+    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+    # fork_rng saves every CUDA device too
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)  # noqa: NPY002
+
+
+def set_random_state(state: RandomState | None) -> None:
+    """Put torch's generators where a logged forward pass found them."""
+    if state is None:
+        return
+    torch.set_rng_state(state.cpu)
+    for device, cuda in state.cuda.items():
+        torch.cuda.set_rng_state(cuda, device)

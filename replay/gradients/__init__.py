@@ -1,0 +1,1 @@
+"""Inner products of per-example gradients; knows no log and no step."""

@@ -1,0 +1,201 @@
+"""The labelled result: scores, drops and completeness, saved as HDF5 that xarray opens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.agreement import Agreement, compare
+from tracer.errors import InputError, OutputExistsError
+from tracer.records import ID
+
+FORMAT = "tracin-influence"
+Table = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Influence:
+    """Influence of N training examples on m test examples over T steps.
+
+    Positive = proponent: the example lowered the measured test value.
+
+    Attributes:
+        test_ids: Rows, length m.
+        train_ids: Columns, length N.
+        scores: By method, float64 ``(m, N)``, in units of the measured test value.
+        drops: By step, float64 ``(T, m)``: ``"ideal"`` the measured drops, ``"tracin"``
+            ``⟨q_t, Δ_t⟩``.
+        terms: By method, the terms of the completeness identity, float64 ``(T, m)`` each.
+        quadrature: How ``ideal`` was integrated, ``(T, m)``: ``split_error``,
+            ``theta_inside``, ``gradients``.
+        attributes: Sign, unit, run, update rule, versions, choices.
+    """
+
+    test_ids: list[ID]
+    train_ids: list[ID]
+    scores: dict[str, Table]
+    drops: dict[str, Table]
+    terms: dict[str, dict[str, Table]]
+    quadrature: dict[str, NDArray[Any]]
+    attributes: dict[str, str | int | float]
+
+    @property
+    def completeness(self) -> dict[str, dict[str, Table]]:
+        """Return each method's terms summed over steps, float64 ``(m,)`` each."""
+        return {
+            method: {term: values.sum(0) for term, values in terms.items()}
+            for method, terms in self.terms.items()
+        }
+
+    def top(self, test_id: ID, *, method: str = "tracin", k: int = 5) -> tuple[list[ID], Table]:
+        """Return the k strongest proponents of a test example, strongest first.
+
+        Raises:
+            InputError: The test example or the method is not in the result.
+        """
+        return self._ranked(test_id, method, k, -1.0)
+
+    def bottom(self, test_id: ID, *, method: str = "tracin", k: int = 5) -> tuple[list[ID], Table]:
+        """Return the k strongest opponents of a test example, strongest first."""
+        return self._ranked(test_id, method, k, 1.0)
+
+    def agreement(self, *, k: int = 10) -> Agreement:
+        """Compare every pair of methods, test example by test example.
+
+        Args:
+            k: Size of the top-k overlaps.
+        """
+        return compare(self.scores, k=k)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.
+
+        It is written beside its place and moved there when whole.
+
+        Raises:
+            OutputExistsError: The file exists and ``overwrite`` is off.
+        """
+        target = Path(path)
+        if target.exists() and not overwrite:
+            raise OutputExistsError(
+                f"the result {target} exists; choose another path or overwrite it "
+                "(overwrite=True, --overwrite)."
+            )
+        with _moved_when_whole(target) as partial, h5py.File(partial, "w") as file:
+            self._write(file)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Influence:
+        """Read what ``save`` wrote.
+
+        Raises:
+            InputError: The file is missing or holds something else.
+        """
+        try:
+            with h5py.File(path, "r") as file:
+                if file.attrs.get("format") != FORMAT:
+                    raise InputError(f"{path} is not a result of tracin-replay.")
+                return cls._read(file)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read as a result: {error}.") from error
+
+    def _ranked(self, test_id: ID, method: str, k: int, sign: float) -> tuple[list[ID], Table]:
+        if method not in self.scores:
+            raise InputError(f"the result has no method {method!r}; it has {list(self.scores)}.")
+        if test_id not in self.test_ids:
+            raise InputError(
+                f"the result has no test example {test_id!r}; it has {len(self.test_ids)}, "
+                f"beginning {self.test_ids[:3]}."
+            )
+        row = self.scores[method][self.test_ids.index(test_id)]
+        order = np.argsort(sign * row, kind="stable")[:k]
+        return [self.train_ids[i] for i in order], row[order]
+
+    def _write(self, file: h5py.File) -> None:
+        file.attrs["format"] = FORMAT
+        file.attrs.update(self.attributes)
+        steps = next((len(d) for d in self.drops.values()), 0)
+        for name, labels in (
+            ("test", self.test_ids),
+            ("train", self.train_ids),
+            ("step", list(range(steps))),
+        ):
+            _labels(file, name, labels)
+        for method, scores in self.scores.items():
+            variable = _variable(file, method, scores, ("test", "train"))
+            variable.attrs["long_name"] = f"{method} influence; positive = proponent"
+            variable.attrs["units"] = str(self.attributes.get("unit", ""))
+        for name, drop in self.drops.items():
+            _variable(file, f"drop_{name}", drop, ("step", "test"))
+        for method, terms in self.terms.items():
+            for term, values in terms.items():
+                _variable(file, f"{method}_{term}", values, ("step", "test"))
+        for name, values in self.quadrature.items():
+            kind = np.int8 if values.dtype == bool else values.dtype
+            _variable(file, f"quadrature_{name}", values.astype(kind), ("step", "test"))
+        file.attrs["methods"] = " ".join(self.scores)
+        file.attrs["terms"] = " ".join(next(iter(self.terms.values()), {}))
+
+    @classmethod
+    def _read(cls, file: h5py.File) -> Influence:
+        attributes = {
+            key: value.item() if isinstance(value, np.generic) else value
+            for key, value in file.attrs.items()
+            if key not in ("format", "terms")
+        }
+        split = [name.removeprefix("drop_") for name in file if name.startswith("drop_")]
+        terms = str(file.attrs["terms"]).split()
+        kinds = {"theta_inside": bool}
+        found = {
+            name.removeprefix("quadrature_"): file[name][:]
+            for name in file
+            if name.startswith("quadrature_")
+        }
+        return cls(
+            test_ids=_read_labels(file["test"]),
+            train_ids=_read_labels(file["train"]),
+            scores={name: file[name][:] for name in str(file.attrs["methods"]).split()},
+            drops={name: file[f"drop_{name}"][:] for name in split},
+            terms={m: {term: file[f"{m}_{term}"][:] for term in terms} for m in split},
+            quadrature={n: v.astype(kinds.get(n, v.dtype)) for n, v in found.items()},
+            attributes=attributes,
+        )
+
+
+def _labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
+    text = bool(labels) and isinstance(labels[0], str)
+    data = file.create_dataset(
+        name, data=list(labels), dtype=h5py.string_dtype() if text else np.int64
+    )
+    data.make_scale(name)
+
+
+def _read_labels(dataset: h5py.Dataset) -> list[ID]:
+    values = dataset[:].tolist()
+    return [v.decode() if isinstance(v, bytes) else v for v in values]
+
+
+def _variable(
+    file: h5py.File, name: str, values: NDArray[Any], dimensions: Sequence[str]
+) -> h5py.Dataset:
+    variable = file.create_dataset(name, data=values)
+    for axis, dimension in enumerate(dimensions):
+        variable.dims[axis].attach_scale(file[dimension])
+    return variable
+
+
+@contextmanager
+def _moved_when_whole(target: Path) -> Iterator[Path]:
+    partial = target.with_name(target.name + ".partial")
+    try:
+        yield partial
+        partial.replace(target)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,168 @@
+"""The test side: gradients and float64 values of ``φ`` for one chunk of test examples.
+
+``φ`` is defined for each example alone, in eval mode. Examples are taken together only where
+``are_independent`` found that company changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replay.binding import BoundModel, checked_losses, moved
+from replay.gradients.per_example import PerExample, of_independent
+from replay.task import Task
+from replay.trajectory import State
+from tracer.errors import TaskError
+from tracer.records import ID
+
+
+@dataclass(frozen=True)
+class Models:
+    """The copies that a replay evaluates.
+
+    Attributes:
+        train: Holds ``w_t`` in train mode while step t is replayed.
+        test: Holds any point, eval mode, the run's dtype: gradients.
+        value: Likewise, for values of ``φ``: float64 unless ``values="model"``.
+        device: Where all of them are.
+    """
+
+    train: BoundModel
+    test: BoundModel
+    value: BoundModel
+    device: torch.device
+
+
+class Examples:
+    """Some examples of one side, evaluated in eval mode.
+
+    Args:
+        task: The task.
+        ids: Their IDs.
+        side: ``"test"`` (measured by ``task.measure``) or ``"train"`` (by ``task.loss``).
+        models: The bound copies.
+    """
+
+    def __init__(self, task: Task, ids: Sequence[ID], side: str, models: Models) -> None:
+        dataset = task.test if side == "test" else task.train
+        self.ids = list(ids)
+        self._task, self._models = task, models
+        self._examples = [dataset[identity] for identity in ids]
+        measured = side == "test" and task.measure is not None
+        self._function = task.measure if measured and task.measure else task.loss
+        self._called = "task.measure" if measured else "task.loss"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def is_double(self) -> bool:
+        """Whether gradients are float64."""
+        return all(
+            p.dtype == torch.float64
+            for p in self._models.test.parameters.values()
+            if p.is_floating_point()
+        )
+
+    @cached_property
+    def _batch(self) -> Any:
+        return self._collated(range(len(self)), self._models.test.dtype)
+
+    @cached_property
+    def _value_batch(self) -> Any:
+        return self._collated(range(len(self)), self._models.value.dtype)
+
+    def _collated(self, columns: Sequence[int], dtype: torch.dtype | None) -> Any:
+        batch = self._task.collate([self._examples[j] for j in columns])
+        return moved(batch, self._models.device, dtype)
+
+    def gradients(self, state: State, where: str, columns: list[int] | None = None) -> PerExample:
+        """Return ``∇φ`` of each example (or of some columns) at a state."""
+        chosen = list(range(len(self))) if columns is None else columns
+        bound = self._models.test
+        bound.load(state.parameters, state.buffers)
+        bound.module.eval()
+        names = {n: p for n, p in bound.parameters.items() if p.requires_grad}
+
+        def run(some: list[int]) -> Tensor:
+            whole = len(some) == len(self)
+            batch = self._batch if whole else self._collated(some, bound.dtype)
+            losses = self._losses(bound, batch, some, where)
+            if not losses.requires_grad:
+                raise TaskError(
+                    f"{where}: {self._called} has no gradient; it must be a differentiable "
+                    "function of the model's parameters (no detach, no argmax, no no_grad)."
+                )
+            return losses
+
+        return of_independent(bound.module, names, lambda: run(chosen), lambda i: run([chosen[i]]))
+
+    @torch.no_grad()
+    def values(self, state: State, where: str, columns: list[int] | None = None) -> Tensor:
+        """Return ``φ`` of each example (or of some columns) at a state, float64 ``(m,)``."""
+        chosen = list(range(len(self))) if columns is None else columns
+        bound = self._models.value
+        bound.load(state.parameters, state.buffers)
+        bound.module.eval()
+        try:
+            whole = len(chosen) == len(self)
+            batch = self._value_batch if whole else self._collated(chosen, bound.dtype)
+            return self._losses(bound, batch, chosen, where).double()
+        except (RuntimeError, TypeError) as error:
+            if bound.dtype is None:
+                raise
+            raise TaskError(
+                f"{where}: evaluating {self._called} in float64 failed ({error}). If the model "
+                'cannot run in float64, take its own dtype: values="model" (--values model).'
+            ) from error
+
+    def _alone(self, bound: BoundModel, column: int, where: str) -> Tensor:
+        batch = self._collated([column], bound.dtype)
+        return self._losses(bound, batch, [column], where).double()
+
+    def _losses(self, bound: BoundModel, batch: Any, columns: list[int], where: str) -> Tensor:
+        ids = [self.ids[j] for j in columns]
+        return checked_losses(
+            self._function(bound.module, batch), ids, function=self._called, where=where
+        )
+
+    @torch.no_grad()
+    def are_independent(self, state: State, where: str) -> bool:
+        """Return whether each example's value is the same alone as in company.
+
+        Raises:
+            TaskError: Values are random in eval mode: they have no trajectory.
+        """
+        joint = self.values(state, where)
+        bound = self._models.value
+        alone = torch.cat([self._alone(bound, j, where) for j in range(len(self))])
+        again = self._alone(bound, 0, where)
+        exact = bound.dtype == torch.float64
+        tolerance = (1e-9 if exact else 1e-3) * (1 + alone.abs())
+        if bool((again - alone[:1]).abs() > tolerance[:1]):
+            raise TaskError(
+                f"{where}: {self._called} of example {self.ids[0]!r} gave {alone[0]:.6g} and then "
+                f"{again.item():.6g}: it is random in eval mode, so loss differences mean nothing."
+            )
+        return bool(((joint - alone).abs() <= tolerance).all())
+
+
+def between(before: State, after: State, u: float) -> State:
+    """Return the state ``w_t − uΔ_t`` with the buffers ``β_t``."""
+    if u in (0.0, 1.0):
+        return State((after if u else before).parameters, before.buffers)
+    return State(
+        {
+            name: torch.lerp(w.double(), after.parameters[name].double(), u)
+            if w.is_floating_point()
+            else w
+            for name, w in before.parameters.items()
+        },
+        before.buffers,
+    )

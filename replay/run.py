@@ -1,0 +1,245 @@
+"""Replay: a log bound to a task, and what can be asked of the two."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from replay import passes, tracincp
+from replay.binding import BoundModel, build, untouched_randomness
+from replay.influence import Influence
+from replay.measured import Examples, Models
+from replay.memory import Chunks, parse_bytes
+from replay.progress import Progress
+from replay.scores import Tables
+from replay.task import Task, example_ids, load_task, parse_test_ids, unknown_ids
+from replay.trajectory import state
+from tracer.errors import InputError, LogError, TaskError
+from tracer.reader import open_log
+from tracer.records import ID
+
+METHODS = ("tracin", "ideal", "tracincp")
+
+
+class Replay:
+    """A run log bound to its task.
+
+    Args:
+        log: Path of the log.
+        task: The task; default: the one that the log names.
+        device: Where to compute; default: the CPU.
+        dtype: ``torch.float64`` computes everything in float64; default: gradients in the
+            run's own dtype.
+        values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
+        memory: Budget for gradients and activations, beyond the copies of the model.
+        announce: Told which file a task named by the log is loaded from.
+
+    Raises:
+        LogError: The log cannot be read or holds no step.
+        TaskError: There is no task, or its model does not fit the log.
+    """
+
+    def __init__(
+        self,
+        log: str | Path,
+        task: Task | str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        values: str = "float64",
+        memory: int | str = "2GiB",
+        announce: Callable[[str], None] | None = None,
+    ) -> None:
+        if values not in ("float64", "model"):
+            raise InputError(f'values must be "float64" or "model", found {values!r}.')
+        self._budget = parse_bytes(memory)
+        self.log = open_log(log)
+        if len(self.log) == 0:
+            raise LogError(f"{log} holds no complete step; nothing can be replayed.")
+        named = self.log.metadata.get("task")
+        if isinstance(task, Task):
+            self.task = task
+        elif task is not None or named:
+            reference = str(task if task is not None else named)
+            self.task = load_task(reference, trusted=task is not None, announce=announce)
+        else:
+            raise TaskError(f"{log} names no task; pass one: task= (--task module:name).")
+        self._device, self._values = torch.device(device), values
+        with untouched_randomness():
+            built = build(self.task)
+            in_double = torch.float64 if values == "float64" else dtype
+            train, test, value = (
+                BoundModel(built, self.log, device=self._device, dtype=kind)
+                for kind in (dtype, dtype, in_double)
+            )
+        self._models = Models(train, test, value, self._device)
+        self._chunks = Chunks(self.task, self._models, state(self.log, 0), self._budget)
+
+    def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
+        """Return the test IDs of an ``ids.txt``; see ``replay.task.parse_test_ids``."""
+        return parse_test_ids(lines, self.task.test)
+
+    def describe_train(self, identity: ID) -> str | None:
+        """Return ``task.show`` of a training example, if it gives text."""
+        return _described(self.task.show, self.task.train, identity)
+
+    def describe_test(self, identity: ID) -> str | None:
+        """Return ``task.show`` of a test example, if it gives text."""
+        return _described(self.task.show, self.task.test, identity)
+
+    def drops(self, test_ids: Sequence[ID], *, progress: bool = True) -> NDArray[np.float64]:
+        """Return the measured drops ``φ(w_t; β_t) − φ(w_{t+1}; β_{t+1})``, for any optimizer.
+
+        Args:
+            test_ids: m test examples.
+            progress: Show progress on stderr.
+
+        Returns:
+            float64 ``(T, m)``.
+        """
+        self._check_ids(test_ids, self.task.test, "test")
+        with untouched_randomness(), Progress(progress) as shown:
+            chunks = self._chunks.of(test_ids, "test")
+            advance = shown.task("drops", len(chunks) * len(self.log))
+            columns = []
+            for chunk in chunks:
+                rows = []
+                for drop in passes.drops(self.log, chunk):
+                    rows.append(drop.measured.numpy())
+                    advance()
+                columns.append(np.stack(rows))
+            return np.concatenate(columns, 1)
+
+    def influence(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        methods: Sequence[str] = METHODS,
+        checkpoints: int | str | Sequence[int] = 10,
+        train_ids: Sequence[ID] | None = None,
+        ideal_tolerance: float | None = 1e-3,
+        allow_mismatch: bool = False,
+        progress: bool = True,
+    ) -> Influence:
+        """Compute the influence of training examples on test examples.
+
+        Positive scores are proponents: they lowered ``φ``.
+
+        Args:
+            test_ids: m test examples: the rows.
+            methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"``.
+            checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``.
+            train_ids: N training examples: the columns; default: all of ``task.train``.
+            ideal_tolerance: Where ``ideal`` stops refining; None never refines.
+            allow_mismatch: Go on where a step does not reproduce, counting the difference as
+                rounding.
+            progress: Show progress on stderr.
+
+        Raises:
+            InputError: An ID, a method or a choice of checkpoints is unknown.
+            UnsupportedRuleError: A step's update rule cannot be split.
+            MismatchError: A replayed step does not reproduce the logged one.
+            NonFiniteError: A loss or a gradient is NaN or infinite.
+            TaskError: The task's functions or data do not fit the log.
+        """
+        _check_methods(methods)
+        chosen = tracincp.choose(self.log, checkpoints) if "tracincp" in methods else []
+        columns = example_ids(self.task.train) if train_ids is None else list(train_ids)
+        self._check_ids(test_ids, self.task.test, "test")
+        self._check_ids(columns, self.task.train, "training")
+        if ideal_tolerance is not None and not ideal_tolerance > 0:
+            raise InputError(f"ideal_tolerance must be positive or None, found {ideal_tolerance}.")
+        split = tuple(name for name in METHODS[:2] if name in methods)
+        settings = passes.Settings(split, ideal_tolerance, allow_mismatch, self._budget // 4)
+        tables = Tables(list(test_ids), columns, len(self.log), tuple(methods))
+        with untouched_randomness(), Progress(progress) as shown:
+            chunks = self._chunks.of(test_ids, "test")
+            if split:
+                self._split_steps(chunks, settings, tables, shown)
+            if chosen:
+                self._checkpoints(chunks, chosen, tables, shown)
+        return tables.influence(self._attributes(methods, chosen, ideal_tolerance))
+
+    def _split_steps(
+        self, chunks: list[Examples], settings: passes.Settings, tables: Tables, shown: Progress
+    ) -> None:
+        advance = shown.task(" + ".join(settings.methods), len(chunks) * len(self.log))
+        for rows, chunk in _placed(chunks):
+            found = passes.steps(self.log, self.task, self._models, chunk, settings)
+            for t, step in enumerate(found):
+                tables.add_step(t, rows, step)
+                advance()
+
+    def _checkpoints(
+        self, chunks: list[Examples], chosen: list[int], tables: Tables, shown: Progress
+    ) -> None:
+        blocks = self._chunks.of(tables.train_ids, "train", most=1024)
+        advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
+        for k in chosen:
+            checkpoint = tracincp.checkpoint(self.log, k)
+            for rows, chunk in _placed(chunks):
+                test = chunk.gradients(checkpoint.state, checkpoint.name)
+                for columns, train in _placed(blocks):
+                    scores = tracincp.scores(checkpoint, test, train)
+                    tables.add_scores("tracincp", rows, columns, scores.numpy())
+                    advance()
+
+    def _check_ids(self, ids: Sequence[ID], dataset: Any, side: str) -> None:
+        if len(ids) == 0:
+            raise InputError(f"expected at least one {side} ID, found none.")
+        unknown = unknown_ids(dataset, ids)
+        if unknown:
+            raise InputError(f"the {side} set has no example {unknown[0]!r}.")
+        if len(set(ids)) < len(ids):
+            twice = next(i for i in ids if list(ids).count(i) > 1)
+            raise InputError(f"{side} ID {twice!r} is listed twice; list each example once.")
+
+    def _attributes(
+        self, methods: Sequence[str], checkpoints: list[int], tolerance: float | None
+    ) -> dict[str, str | int | float]:
+        metadata = self.log.metadata
+        dtypes = {str(dtype) for _, dtype in self.log.parameter_layout.values()}
+        return {
+            "sign": "positive = proponent: lowered the measured test value",
+            "unit": "unit of the measured test value (task.measure, by default task.loss)",
+            "log": str(self.log.path),
+            "run_uuid": str(metadata["run_uuid"]),
+            "task": str(metadata.get("task") or ""),
+            "steps": len(self.log),
+            "update_rule": str(metadata["update_rule"]),
+            "methods": " ".join(methods),
+            "checkpoints": " ".join(map(str, checkpoints)),
+            "ideal_tolerance": "none" if tolerance is None else tolerance,
+            "parameters": sum(s.numel() for s, _ in self.log.parameter_layout.values()),
+            "gradient_dtype": str(self._models.test.dtype or ", ".join(sorted(dtypes))),
+            "value_dtype": str(self._models.value.dtype or ", ".join(sorted(dtypes))),
+            "device": str(self._device),
+            "torch": str(torch.__version__),
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        }
+
+
+def _check_methods(methods: Sequence[str]) -> None:
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown or not methods or isinstance(methods, str):
+        raise InputError(f"methods are any of {', '.join(METHODS)}; found {methods!r}.")
+
+
+def _placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:
+    """Yield each chunk with its rows in the table."""
+    start = 0
+    for chunk in chunks:
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)
+
+
+def _described(show: Callable[[Any], Any] | None, dataset: Any, identity: ID) -> str | None:
+    shown = show(dataset[identity]) if show is not None else None
+    return shown if isinstance(shown, str) else None

@@ -1,0 +1,70 @@
+"""Tables that fill up while a run is replayed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.influence import Influence
+from replay.passes import TERMS, StepResult
+from tracer.records import ID
+
+
+class Tables:
+    """Scores, drops and completeness terms of m test examples over T steps."""
+
+    def __init__(
+        self, test_ids: list[ID], train_ids: list[ID], steps: int, methods: tuple[str, ...]
+    ) -> None:
+        self.test_ids, self.train_ids = test_ids, train_ids
+        self._column = {identity: k for k, identity in enumerate(train_ids)}
+        m = len(test_ids)
+        split = [name for name in methods if name != "tracincp"]
+        self._scores = {name: np.zeros((m, len(train_ids))) for name in methods}
+        self._terms = {name: {term: np.zeros((steps, m)) for term in TERMS} for name in split}
+        self._drops = {name: np.zeros((steps, m)) for name in split}
+        self._quadrature: dict[str, NDArray[Any]] = {}
+        if "ideal" in split:
+            self._quadrature = {
+                "split_error": np.full((steps, m), np.nan),
+                "theta_inside": np.zeros((steps, m), dtype=bool),
+                "gradients": np.zeros((steps, m), dtype=np.int64),
+            }
+
+    def add_step(self, t: int, rows: slice, step: StepResult) -> None:
+        """Add one step for the test examples in ``rows``."""
+        pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
+        occurrences = np.array([i for i, _ in pairs], dtype=np.int64)
+        columns = np.array([k for _, k in pairs], dtype=np.int64)
+        for name, split in step.splits.items():
+            # np.add.at: an ID that stands twice in a batch counts twice
+            shares = split.node.shares.numpy()[occurrences]
+            np.add.at(self._scores[name].T[:, rows], columns, shares)
+            for term, values in step.terms(name).items():
+                self._terms[name][term][t, rows] = values.numpy()
+            slope = split.node.slope if name == "tracin" else step.drop.measured
+            self._drops[name][t, rows] = slope.numpy()
+        if "ideal" in step.splits:
+            ideal = step.splits["ideal"]
+            for name, table in self._quadrature.items():
+                table[t, rows] = getattr(ideal, name).numpy()
+
+    def add_scores(
+        self, method: str, rows: slice, columns: slice, scores: NDArray[np.float64]
+    ) -> None:
+        """Add to a block of a method's scores."""
+        self._scores[method][rows, columns] += scores
+
+    def influence(self, attributes: dict[str, str | int | float]) -> Influence:
+        """Return the result."""
+        return Influence(
+            test_ids=self.test_ids,
+            train_ids=self.train_ids,
+            scores=self._scores,
+            drops=self._drops,
+            terms=self._terms,
+            quadrature=self._quadrature,
+            attributes=attributes,
+        )

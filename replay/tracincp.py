@@ -1,0 +1,112 @@
+r"""TracInCP: the checkpoint heuristic, for every training example.
+
+    tracincp(z, z') = Σ_k η_{t_k} ⟨∇φ(w_{t_k}, z'), ∇ℓ(w_{t_k}, z)⟩,
+
+both sides in eval mode with the buffers of the checkpoint, no visit indicator, no ``1/b``.
+Source: Pruthi et al. (arXiv 2002.08484), section 3.3; Captum's ``TracInCP`` computes the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from replay.gradients import products
+from replay.gradients.per_example import PerExample
+from replay.measured import Examples
+from replay.trajectory import State
+from tracer.errors import InputError
+from tracer.reader import RunLog
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot that TracInCP uses.
+
+    Attributes:
+        index: ``k``: the parameters before step ``k``; ``len(log)`` the final ones.
+        state: Parameters and buffers.
+        scale: Learning rate of each parameter at step ``min(k, T − 1)``.
+    """
+
+    index: int
+    state: State
+    scale: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"checkpoint {self.index}"
+
+
+def scores(checkpoint: Checkpoint, test: PerExample, train: Examples) -> Tensor:
+    """Return one checkpoint's part of the scores, float64 ``(m, n)``.
+
+    Args:
+        checkpoint: The checkpoint.
+        test: Gradients of m test examples there.
+        train: n training examples.
+    """
+    gradients = train.gradients(checkpoint.state, checkpoint.name)
+    return products.inner(test, gradients, checkpoint.scale).cpu()
+
+
+def checkpoint(log: RunLog, k: int) -> Checkpoint:
+    """Read checkpoint ``k`` from a log."""
+    step = log.step(min(k, len(log) - 1))
+    scale = {
+        name: group.hyperparameters["lr"]
+        for group in step.groups
+        for name in group.names
+        if name not in step.frozen
+    }
+    return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)
+
+
+def choose(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:
+    """Return the steps that a choice of checkpoints means.
+
+    Args:
+        log: The run, with ``T`` steps.
+        checkpoints: A number n (steps ``round(k T / n)``, k = 1..n, each once), a list of
+            steps in ``0..T``, ``"epochs"`` (the last state of each epoch) or ``"all"``
+            (``0..T−1``).
+
+    Raises:
+        InputError: The choice cannot be read, or the run does not have it.
+    """
+    total = len(log)
+    if checkpoints == "all":
+        return list(range(total))
+    if checkpoints == "epochs":
+        return _epoch_ends(log)
+    if isinstance(checkpoints, str):
+        raise InputError(
+            f'checkpoints must be a number, a list of steps, "epochs" or "all", '
+            f"found {checkpoints!r}."
+        )
+    if isinstance(checkpoints, int):
+        if checkpoints < 1:
+            raise InputError(f"checkpoints must be at least 1, found {checkpoints}.")
+        return sorted({round(k * total / checkpoints) for k in range(1, checkpoints + 1)})
+    steps = [int(k) for k in checkpoints]
+    bad = [k for k in steps if not 0 <= k <= total]
+    if bad or not steps or len(set(steps)) < len(steps):
+        found = f"step {bad[0]}" if bad else f"{steps}"
+        raise InputError(
+            f"checkpoints are different steps from 0 to {total} of this run, found {found}."
+        )
+    return steps
+
+
+def _epoch_ends(log: RunLog) -> list[int]:
+    epochs = [step.epoch for step in log.steps()]
+    if any(epoch is None for epoch in epochs):
+        raise InputError(
+            f'checkpoints="epochs", but {log.path} has steps without an epoch; set '
+            "optimizer.epoch = epoch in the training loop, or give steps or a number."
+        )
+    following = [*epochs[1:], None]
+    return [t + 1 for t, (a, b) in enumerate(zip(epochs, following, strict=True)) if a != b]

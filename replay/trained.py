@@ -1,0 +1,142 @@
+"""The training side: per-example gradients of one step's real batch, as the run computed them.
+
+Train mode, buffers ``β_t``, each micro-batch in order under the random state of its forward pass.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.binding import BoundModel, checked_losses, moved, set_random_state
+from replay.gradients.per_example import PerExample, of_batch
+from replay.task import Task, unknown_ids
+from replay.trajectory import Transition
+from tracer.errors import NonFiniteError, TaskError
+from tracer.records import ID, MicroBatch
+
+
+@dataclass(frozen=True)
+class TrainedStep:
+    """Gradients of ``c_i ℓ_i`` of every occurrence in a step.
+
+    Attributes:
+        batches: One for each micro-batch, in order.
+        ids: Every occurrence, in the same order, ``(b,)``.
+        gradient: ``Σ c_i g_i`` by parameter.
+        penalty: Gradient of ``task.penalty``; empty without one.
+    """
+
+    batches: list[PerExample]
+    ids: list[ID]
+    gradient: dict[str, Tensor]
+    penalty: dict[str, Tensor]
+
+
+def replay_step(
+    task: Task,
+    transition: Transition,
+    bound: BoundModel,
+    names: list[str],
+    *,
+    device: torch.device,
+    budget: int,
+) -> TrainedStep:
+    """Run a step's forward and backward passes again, at ``w_t``.
+
+    Args:
+        task: The task.
+        transition: The logged step.
+        bound: The model copy; holds ``w_t`` afterwards.
+        names: The parameters that the step moved.
+        device: Where the model is.
+        budget: Bytes for stored complete gradients.
+
+    Raises:
+        TaskError: A logged ID is not in ``task.train``, or losses have the wrong shape.
+        NonFiniteError: A loss or a gradient is NaN or infinite; names step and example.
+    """
+    bound.load(transition.before.parameters, transition.before.buffers)
+    bound.module.train()
+    parameters = {name: bound.parameters[name] for name in names}
+    for name, parameter in bound.parameters.items():
+        parameter.requires_grad_(name in parameters)
+    share = budget // max(1, len(transition.step.micro_batches))
+    batches = [
+        _micro_batch(task, micro, transition, bound, parameters, device, share)
+        for micro in transition.step.micro_batches
+    ]
+    gradient: dict[str, Tensor] = {}
+    for batch in batches:
+        for name, part in batch.total.items():
+            gradient[name] = gradient[name] + part if name in gradient else part
+    penalty = _penalty(task, bound, parameters)
+    return TrainedStep(batches, transition.step.batch_ids, gradient, penalty)
+
+
+def _micro_batch(
+    task: Task,
+    micro: MicroBatch,
+    transition: Transition,
+    bound: BoundModel,
+    parameters: dict[str, Tensor],
+    device: torch.device,
+    budget: int,
+) -> PerExample:
+    where = transition.name
+    missing = unknown_ids(task.train, set(micro.ids))
+    if missing:
+        raise TaskError(
+            f"{where} used the training example {missing[0]!r}, which task.train does not have; "
+            "give the task the data (and the keys) of the traced run."
+        )
+    examples = [task.train[identity] for identity in micro.ids]
+    batch = moved(task.collate(examples), device, bound.dtype)
+    set_random_state(micro.random_state)
+
+    def forward() -> Tensor:
+        losses = task.loss(bound.module, batch)
+        return checked_losses(losses, micro.ids, function="task.loss", where=where)
+
+    weights = micro.coefficients.to(device)
+    found = of_batch(bound.module, parameters, forward, weights, budget=budget)
+    _require_finite(found, micro.ids, where)
+    return found
+
+
+def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:
+    bad = [name for name, gradient in found.total.items() if not gradient.isfinite().all()]
+    if not bad:
+        return
+    for i, identity in enumerate(ids):
+        if _has_nonfinite_row(found, i):
+            raise NonFiniteError(
+                f"{where}: the gradient of training example {identity!r} is NaN or infinite "
+                f"(in {bad[0]!r}); influence is undefined there."
+            )
+    raise NonFiniteError(
+        f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {list(ids)!r}."
+    )
+
+
+def _has_nonfinite_row(found: PerExample, i: int) -> bool:
+    for factor in found.factors.values():
+        if not (factor.inputs[i].isfinite().all() and factor.deltas[i].isfinite().all()):
+            return True
+    for rows, gradients in found.blocks():
+        if rows.start <= i < rows.stop:
+            return any(not g[i - rows.start].isfinite().all() for g in gradients.values())
+    return False
+
+
+def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    if task.penalty is None:
+        return {}
+    with torch.enable_grad():
+        value = task.penalty(bound.module)
+    if not isinstance(value, Tensor) or value.dim() != 0:
+        raise TaskError("task.penalty must return a scalar tensor, the term of the objective.")
+    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}

@@ -1,0 +1,5 @@
+"""Shared set-up: one thread, so that runs are the same everywhere."""
+
+import torch
+
+torch.set_num_threads(1)

@@ -1,0 +1,18 @@
+"""Trace a torch training run: every step's batch IDs, learning rate and parameters in one file."""
+
+from tracer.batches import collate_with_ids, with_ids
+from tracer.errors import TracinError
+from tracer.optimizer import TracingOptimizer, TracingSGD
+from tracer.reader import RunLog, open_log
+from tracer.records import Step
+
+__all__ = [
+    "RunLog",
+    "Step",
+    "TracinError",
+    "TracingOptimizer",
+    "TracingSGD",
+    "collate_with_ids",
+    "open_log",
+    "with_ids",
+]

@@ -1,0 +1,50 @@
+"""Every error that this project raises on purpose.
+
+    TracinError
+    ├── TracingError            wrong use of the optimizer wrapper: IDs, arguments
+    ├── LogError                a log is missing, unreadable, damaged or of a newer format
+    ├── TaskError               a task does not load, or its functions return what they should not
+    ├── InputError              an argument or a list of test IDs that cannot be used
+    │   └── OutputExistsError   the result would overwrite a file
+    ├── UnsupportedRuleError    a step of an update rule that cannot be split (yet)
+    ├── NonFiniteError          a loss or a gradient is NaN or infinite
+    └── MismatchError           a replayed step does not reproduce the logged one
+
+A message says what was expected, what was found, where, and what to do.
+"""
+
+
+class TracinError(Exception):
+    """Base of every error raised on purpose by ``tracer`` and ``replay``."""
+
+
+class TracingError(TracinError):
+    """The optimizer wrapper was used in a way that cannot be logged."""
+
+
+class LogError(TracinError):
+    """A run log is missing, unreadable, damaged, empty or of a newer format."""
+
+
+class TaskError(TracinError):
+    """A task does not load, does not fit the log, or returns something else than it must."""
+
+
+class InputError(TracinError):
+    """An argument or a list of test IDs that cannot be used."""
+
+
+class OutputExistsError(InputError):
+    """A file to be written exists already."""
+
+
+class UnsupportedRuleError(TracinError):
+    """A step's update rule cannot be split among the examples (yet)."""
+
+
+class NonFiniteError(TracinError):
+    """A loss or a gradient is NaN or infinite."""
+
+
+class MismatchError(TracinError):
+    """A replayed step does not reproduce the logged one."""

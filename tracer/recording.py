@@ -1,0 +1,171 @@
+"""Hooks on the model that catch random state and buffers when a training forward begins.
+
+A forward counts if the very object given as ``model`` runs it in train mode with gradients
+enabled. It *belongs* to the step if a gradient flows back through its output; so a forward whose
+batch was skipped, or a second one in the same micro-batch, does no harm.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tracer.records import RandomState
+
+
+@dataclass
+class Capture:
+    """Random state at the start of one forward; ``used`` once a gradient flowed through it."""
+
+    random_state: RandomState
+    used: bool = False
+
+
+class Recorder:
+    """Watches one model.
+
+    Args:
+        model: The object whose forwards count; may be compiled or wrapped.
+        inner: The module that owns parameters and buffers.
+    """
+
+    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
+        self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
+        self.buffers: dict[str, Tensor] | None = None
+        self._inner = inner
+        self._captures: list[Capture] = []
+        self._observe_first = False
+        hook = _Hook(self, model)
+        self._handles = [
+            model.register_forward_pre_hook(hook),
+            model.register_forward_hook(_Marker(hook)),
+        ]
+
+    def close(self) -> None:
+        """Take the hooks off."""
+        for handle in self._handles:
+            handle.remove()
+
+    def forward_begins(self) -> None:
+        """Catch the state of a training forward."""
+        if self.buffers is None:
+            self.buffers = self.current_buffers()
+        if not self._observe_first:
+            self._captures.append(Capture(self.random_state()))
+
+    def last_capture(self) -> Capture | None:
+        """Return what the running forward caught."""
+        return self._captures[-1] if self._captures else None
+
+    def take(self, *, observing: bool) -> RandomState | None:
+        """Return the state of the micro-batch that ends (or, observed first, begins) here."""
+        if observing and not self._captures:
+            self._observe_first = True
+            return self.random_state()
+        used = [capture for capture in self._captures if capture.used]
+        chosen = (used or self._captures)[:1]
+        self._captures = []
+        return chosen[0].random_state if chosen else None
+
+    def gradients_dropped(self) -> None:
+        """Forget forwards whose gradients ``zero_grad`` threw away."""
+        self._captures = [capture for capture in self._captures if not capture.used]
+        self._observe_first = False
+
+    def step_ended(self) -> None:
+        """Begin anew after a step."""
+        self._captures, self._observe_first, self.buffers = [], False, None
+
+    def current_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the model's buffers."""
+        return {name: b.detach().clone() for name, b in self._inner.named_buffers()}
+
+    def random_state(self) -> RandomState:
+        """Return torch's generators as they are now."""
+        cuda = {device: torch.cuda.get_rng_state(device) for device in self.devices}
+        return RandomState(torch.get_rng_state(), cuda)
+
+
+class _Hook:
+    """Forward pre-hook; copies and pickles of the model carry one that does nothing."""
+
+    def __init__(self, recorder: Recorder | None, model: nn.Module | None) -> None:
+        self.recorder = None if recorder is None else weakref.ref(recorder)
+        self._model = None if model is None else weakref.ref(model)
+
+    def active(self, module: nn.Module) -> Recorder | None:
+        """Return the recorder if this forward counts."""
+        if self.recorder is None or self._model is None or self._model() is not module:
+            return None
+        counts = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return self.recorder() if counts else None
+
+    def __call__(self, module: nn.Module, arguments: Any) -> None:
+        recorder = self.active(module)
+        if recorder is not None:
+            recorder.forward_begins()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return _Hook(None, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Hook, (None, None)
+
+
+class _Marker:
+    """Forward hook that marks a capture as used when a gradient reaches its output."""
+
+    def __init__(self, hook: _Hook) -> None:
+        self._hook = hook
+
+    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
+        recorder = self._hook.active(module)
+        capture = recorder.last_capture() if recorder is not None else None
+        if capture is None or capture.used:
+            return
+
+        def mark(_: Tensor) -> None:
+            capture.used = True
+
+        for tensor in _tensors(output):
+            if tensor.requires_grad:
+                tensor.register_hook(mark)  # type: ignore[no-untyped-call]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Marker:
+        return _Marker(_Hook(None, None))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Marker, (_Hook(None, None),)
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    if isinstance(output, Tensor):
+        yield output
+    elif isinstance(output, Mapping):
+        for value in output.values():
+            yield from _tensors(value)
+    elif isinstance(output, (list, tuple)):
+        for value in output:
+            yield from _tensors(value)
+    elif hasattr(output, "__dict__"):
+        for value in vars(output).values():
+            if isinstance(value, (Tensor, list, tuple)):
+                yield from _tensors(value)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

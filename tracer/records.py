@@ -1,0 +1,89 @@
+"""What one optimizer step was: frozen records that know nothing of HDF5."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from torch import Tensor
+
+ID: TypeAlias = int | str
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """Torch's random generators at one moment.
+
+    Attributes:
+        cpu: The CPU generator's state, uint8.
+        cuda: State of each recorded CUDA device, uint8, by device index.
+    """
+
+    cpu: Tensor
+    cuda: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The examples of one forward pass, in order, with repeats.
+
+    Attributes:
+        ids: Example IDs, length ``b``.
+        coefficients: ``c_i``, each loss's weight in the step's objective, float64 ``(b,)``.
+        random_state: As it was when the forward began; None if no forward was seen, so
+            that the pass counts as deterministic.
+    """
+
+    ids: tuple[ID, ...]
+    coefficients: Tensor
+    random_state: RandomState | None
+
+
+@dataclass(frozen=True)
+class ParameterGroup:
+    """One parameter group as ``step()`` found it.
+
+    Attributes:
+        names: The model's names of its parameters.
+        hyperparameters: Numbers only; a tuple is spread (``betas.0``, ``betas.1``), a
+            boolean is 0 or 1, None is NaN.
+    """
+
+    names: tuple[str, ...]
+    hyperparameters: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        index: ``t``, 0-based.
+        epoch: What ``optimizer.epoch`` was, or None.
+        micro_batches: One for each forward pass whose gradient the step applied.
+        groups: The optimizer's parameter groups with the hyperparameters that it used.
+        gradient_norm: Euclidean norm of the gradient as applied, over all groups.
+        clip_factor: What ``optimizer.clip_grad_norm_`` multiplied the gradient by; 1 if
+            it was not called.
+        without_gradient: Parameters in a group whose ``.grad`` was None.
+        frozen: Parameters of the model that did not require a gradient.
+    """
+
+    index: int
+    epoch: int | None
+    micro_batches: tuple[MicroBatch, ...]
+    groups: tuple[ParameterGroup, ...]
+    gradient_norm: float
+    clip_factor: float = 1.0
+    without_gradient: frozenset[str] = frozenset()
+    frozen: frozenset[str] = frozenset()
+
+    @property
+    def batch_ids(self) -> list[ID]:
+        """IDs of every example in the step, in order, with repeats."""
+        return [identity for batch in self.micro_batches for identity in batch.ids]
+
+    @property
+    def learning_rate(self) -> tuple[float, ...]:
+        """The learning rate that each group used."""
+        return tuple(group.hyperparameters["lr"] for group in self.groups)
