@@ -30,7 +30,7 @@ proponents: training examples whose steps lowered the test loss.
 """
 
 
-class _Tolerance(click.ParamType):
+class _Tolerance(click.ParamType[float | None]):
     name = "FLOAT|none"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
@@ -43,7 +43,7 @@ class _Tolerance(click.ParamType):
             self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
 
 
-class _Checkpoints(click.ParamType):
+class _Checkpoints(click.ParamType[int | str | list[int]]):
     name = "N|t,t,...|epochs|all"
 
     def convert(self, value: Any, param: Any, ctx: Any) -> int | str | list[int]:
@@ -125,6 +125,7 @@ class _Checkpoints(click.ParamType):
 @click.pass_context
 def cli(
     context: click.Context,
+    /,
     log: Path | None,
     test_file: str | None,
     methods: tuple[str, ...],

@@ -150,7 +150,8 @@ class Influence:
             for key, value in file.attrs.items()
             if key not in ("format", "terms")
         }
-        split = [name.removeprefix("drop_") for name in file if name.startswith("drop_")]
+        methods = str(file.attrs["methods"]).split()
+        split = [name for name in methods if f"drop_{name}" in file]
         terms = str(file.attrs["terms"]).split()
         kinds = {"theta_inside": bool}
         found = {
@@ -161,7 +162,7 @@ class Influence:
         return cls(
             test_ids=_read_labels(file["test"]),
             train_ids=_read_labels(file["train"]),
-            scores={name: file[name][:] for name in str(file.attrs["methods"]).split()},
+            scores={name: file[name][:] for name in methods},
             drops={name: file[f"drop_{name}"][:] for name in split},
             terms={m: {term: file[f"{m}_{term}"][:] for term in terms} for m in split},
             quadrature={n: v.astype(kinds.get(n, v.dtype)) for n, v in found.items()},

@@ -87,25 +87,25 @@ def header(influence: Influence) -> RenderableType:
 
 def agreement_table(agreement: Agreement) -> RenderableType:
     """Return each metric's median over the test examples, quartiles in brackets."""
-    table = Table(title="Agreement: median over test examples [quartiles]", title_justify="left")
-    table.add_column("y against x")
+    title = Text("Agreement: median over test examples [quartiles]")
+    table = Table(title=title, title_justify="left")
+    table.add_column("")
     for first, second in agreement.pairs:
-        table.add_column(f"{second}\nagainst {first}", justify="right")
+        table.add_column(f"{second}\nagainst {first}", justify="right", no_wrap=True)
     for metric in METRICS:
         cells = []
         for pair in agreement.pairs:
             row = agreement.get(pair, metric)
             low, middle, high = (number(row.quantile(q)) for q in (0.25, 0.5, 0.75))
-            cells.append(f"{middle} [{low}, {high}]")
+            cells.append(f"{middle}\n\\[{low}, {high}]")
         table.add_row(_LABELS[metric].format(k=agreement.k), *cells)
     return table
 
 
 def completeness_table(influence: Influence) -> RenderableType:
     """Return the terms of the identity, summed over steps: mean over test examples, extremes."""
-    title = "Completeness: measured drop of the whole run, mean over test examples"
-    table = Table(title=title, title_justify="left")
-    table.add_column("term")
+    table = Table(title="Completeness: whole run, mean over test examples", title_justify="left")
+    table.add_column("")
     for method in influence.terms:
         table.add_column(method, justify="right")
     totals = influence.completeness
@@ -139,7 +139,7 @@ def ranking(
     """Return the strongest proponents and opponents of one test example by every method."""
     label = describe_test(test_id)
     title = f"test example {test_id}" + (f": {label}" if label else "")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for name in ("method", "proponents", "", "opponents", ""):
         table.add_column(name, justify="right" if name == "" else "left")
     for method in influence.scores:
@@ -148,9 +148,9 @@ def ranking(
         for n, ((z, up), (other, down)) in enumerate(zip(proponents, opponents, strict=True)):
             table.add_row(
                 method if n == 0 else "",
-                _named(z, describe_train),
+                Text(_named(z, describe_train)),
                 number(up),
-                _named(other, describe_train),
+                Text(_named(other, describe_train)),
                 number(down),
             )
         table.add_section()

@@ -60,4 +60,6 @@ def _plain(identity: Any) -> ID:
             f"batch IDs must be integers or strings; found {identity!r} of type "
             f"{type(identity).__name__}."
         )
+    if isinstance(identity, int) and not -(2**63) <= identity < 2**63:
+        raise TracingError(f"batch IDs must fit into 64 bits; found {identity}.")
     return identity

@@ -5,10 +5,8 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -16,8 +14,9 @@ from torch import Tensor
 
 from tracer import schema
 from tracer.errors import LogError
+from tracer.opening import open_file
+from tracer.packing import unpack
 from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
-from tracer.writer import record_crc
 
 _CPU_STATE = len(torch.get_rng_state())
 _CUDA_STATE = 16
@@ -47,18 +46,14 @@ class RunLog:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = _open(self.path)
+        self._file = open_file(self.path)
         try:
-            self._check_format()
             self._fields = schema.read_layout(self._file[schema.PARAMETERS])
             self._buffer_fields = schema.read_layout(self._file[schema.BUFFERS])
             self._hyperparameters = str(self._file.attrs["hyperparameters"]).split("\n")
             self._length = self._count()
             self._group_rows = self._file[schema.GROUPS][:]
             self._strings: list[str] = []
-        except LogError:
-            self.close()
-            raise
         except (KeyError, ValueError, OSError, RuntimeError) as error:
             self.close()
             raise LogError(
@@ -73,12 +68,7 @@ class RunLog:
     def __enter__(self) -> RunLog:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -93,7 +83,9 @@ class RunLog:
             for key, value in self._file.attrs.items()
         }
         found["task"] = found.get("task") or None
-        found["closed"] = bool(self._file[schema.STATUS][0]["closed"])
+        status = self._status()
+        found["closed"] = bool(status["closed"])
+        found["id_type"] = "str" if status["strings"] else "int"
         return found
 
     def batch_ids(self, t: int) -> list[ID]:
@@ -123,7 +115,7 @@ class RunLog:
                 f"{self.path}: the parameters before step {t} do not match their checksum; "
                 "the file is damaged, restore it from a copy."
             )
-        return _unpack(row, self._fields)
+        return unpack(row, self._fields)
 
     def buffers(self, t: int) -> dict[str, Tensor]:
         """Return ``β_t``, the buffers before step ``t``'s first forward; ``T``: the final ones."""
@@ -132,7 +124,7 @@ class RunLog:
             return {}
         meta = self._meta(min(t, len(self) - 1))
         number = meta["buffers_after" if t == len(self) else "buffers"]
-        return _unpack(self._row(schema.SNAP_BUFFERS, number, t), self._buffer_fields)
+        return unpack(self._row(schema.SNAP_BUFFERS, number, t), self._buffer_fields)
 
     def steps(self) -> Iterator[Step]:
         """Yield every step, in order."""
@@ -168,18 +160,26 @@ class RunLog:
             frozen=frozenset(n for n, on in zip(names, mask[1], strict=False) if on),
         )
 
-    def _check_format(self) -> None:
-        if self._file.attrs.get("format") != schema.FORMAT:
-            raise LogError(
-                f"{self.path} is an HDF5 file but not a run log; expected one written by "
-                "tracer.TracingSGD."
+    def optimizer_state(self) -> Iterator[tuple[int, int, str, Tensor]]:
+        """Yield what is on file of the optimizer's state.
+
+        Yields:
+            The step before which it held, the parameter's index, the state's key, its value.
+        """
+        stream = self._file[schema.SNAP_OPTIMIZER]
+        for row in self._file[schema.STATE_SCHEMA][:]:
+            start = int(row["offset"])
+            field = schema.Field(
+                row["key"].decode(),
+                0,
+                tuple(int(n) for n in row["shape"][: row["dims"]]),
+                schema.torch_dtype(row["dtype"].decode()),
             )
-        version = int(self._file.attrs["format_version"])
-        if version > schema.FORMAT_VERSION:
-            raise LogError(
-                f"{self.path} has log format {version}, this version reads up to "
-                f"{schema.FORMAT_VERSION}; upgrade tracin-replay."
-            )
+            value = unpack(stream[start : start + field.nbytes], [field])[field.name]
+            yield int(row["step"]), int(row["parameter"]), field.name, value
+
+    def _status(self) -> Any:
+        return self._file[schema.STATUS][0]
 
     def _count(self) -> int:
         """Return how many steps have their meta row and the parameters after it."""
@@ -194,7 +194,10 @@ class RunLog:
         self._check_index(t, len(self))
         meta = self._file[schema.META][t : t + 1]
         try:
-            good = meta[0]["step"] == t and record_crc(self._file, meta) == meta[0]["record_crc"]
+            good = (
+                meta[0]["step"] == t
+                and schema.record_crc(self._file, meta) == meta[0]["record_crc"]
+            )
         except (OSError, ValueError, IndexError, OverflowError):
             good = False
         if not good:
@@ -212,7 +215,7 @@ class RunLog:
 
     def _ids(self, start: int, count: int) -> list[ID]:
         numbers = self._file[schema.IDS][start : start + count].tolist()
-        if self._file.attrs["id_type"] == "int":
+        if not self._status()["strings"]:
             return list(numbers)
         if max(numbers) >= len(self._strings):
             ends = self._file[schema.STRING_ENDS][:].tolist()
@@ -253,31 +256,5 @@ class RunLog:
         return members
 
 
-def _open(path: Path) -> h5py.File:
-    if not path.exists():
-        raise LogError(f"there is no log {path}; check the path.")
-    if not path.is_file():
-        raise LogError(f"{path} is not a file; expected a run log such as run.h5.")
-    try:
-        if not h5py.is_hdf5(path):
-            raise LogError(f"{path} is not an HDF5 file; expected a run log written by tracer.")
-        try:
-            return h5py.File(path, "r")
-        except OSError:
-            # still open for writing, or its writer was killed
-            return h5py.File(path, "r", libver="latest", swmr=True)
-    except OSError as error:
-        raise LogError(f"{path} cannot be read: {error}.") from error
-
-
 def _layout(fields: list[schema.Field]) -> dict[str, tuple[torch.Size, torch.dtype]]:
     return {field.name: (torch.Size(field.shape), field.dtype) for field in fields}
-
-
-def _unpack(row: NDArray[np.uint8], fields: list[schema.Field]) -> dict[str, Tensor]:
-    """Return the tensors of a flat byte row, each with memory of its own."""
-    found = {}
-    for field in fields:
-        data = torch.from_numpy(row[field.offset : field.offset + field.nbytes].copy())
-        found[field.name] = data.view(field.dtype).reshape(field.shape)
-    return found

@@ -7,6 +7,7 @@ safe under SWMR) and nothing is pickled.
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import h5py
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 FORMAT = "tracin-run"
 FORMAT_VERSION = 1
@@ -73,7 +75,7 @@ STATE_DTYPE = np.dtype(
         ("bytes", "<i8"),
     ]
 )
-STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8")])
+STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8"), ("strings", "<i8")])
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,6 @@ def create(
     buffers: Sequence[Field],
     *,
     hyperparameters: Sequence[str],
-    id_type: str,
     random_bytes: int,
     attributes: dict[str, Any],
 ) -> None:
@@ -167,7 +168,6 @@ def create(
     file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
     file.attrs.update(attributes)
     file.attrs["hyperparameters"] = "\n".join(hyperparameters)
-    file.attrs["id_type"] = id_type
     for name, layout in ((PARAMETERS, parameters), (BUFFERS, buffers)):
         file.create_dataset(name, data=layout_table(layout))
     file.create_dataset(STATUS, data=np.zeros(1, STATUS_DTYPE))
@@ -193,3 +193,30 @@ def _rows(file: h5py.File, name: str, width: int, kind: str) -> None:
     rows = max(1, min(256, CHUNK // (columns * np.dtype(kind).itemsize)))
     rows = 1 if name == WEIGHTS else rows
     file.create_dataset(name, (0, width), kind, maxshape=(None, width), chunks=(rows, columns))
+
+
+def record_crc(file: h5py.File, meta: NDArray[Any]) -> int:
+    """Return the CRC of everything small that a meta row stands for."""
+    row = meta[0]
+    blank = meta.copy()
+    blank["record_crc"] = 0
+    crc = zlib.crc32(blank.tobytes())
+    micro = file[MICRO][row["micro"] : row["micro"] + row["micro_count"]]
+    crc = zlib.crc32(micro.tobytes(), crc)
+    ids = slice(row["ids"], row["ids"] + row["count"])
+    crc = zlib.crc32(file[IDS][ids].tobytes(), crc)
+    for batch in micro:
+        coefficients = file[COEFFICIENTS][batch["coef"] : batch["coef"] + batch["count"]]
+        crc = zlib.crc32(coefficients.tobytes(), crc)
+        if batch["rng"] >= 0:
+            crc = zlib.crc32(file[SNAP_RANDOM][batch["rng"]].tobytes(), crc)
+    hyper = slice(row["hyper"], row["hyper"] + row["groups"])
+    crc = zlib.crc32(file[HYPER][hyper].tobytes(), crc)
+    for name, number in (
+        (MASKS, row["mask"]),
+        (SNAP_BUFFERS, row["buffers"]),
+        (SNAP_BUFFERS, row["buffers_after"]),
+    ):
+        if number >= 0:
+            crc = zlib.crc32(file[name][number].tobytes(), crc)
+    return crc

@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
+from tracer.packing import Row, pack
 from tracer.recording import Recorder
 from tracer.records import MicroBatch, ParameterGroup, Step
-from tracer.writer import LogWriter, Row, pack
+from tracer.writer import LogWriter
 
 
 class StepLogger:
@@ -50,7 +51,6 @@ class StepLogger:
         self._attributes = dict(attributes)
         self._writer: LogWriter | None = None
         self._pending: tuple[Step, Row] | None = None
-        self._id_type: type | None = None
         self._closed = False
         self._owner = os.getpid()
 
@@ -61,20 +61,10 @@ class StepLogger:
                 f"the log {self.path} is closed; keep training steps inside the with block."
             )
 
-    def check_id_type(self, identity: object) -> None:
-        """Raise TracingError if IDs are not of the type that the run began with."""
-        if self._id_type is None:
-            self._id_type = type(identity)
-        if type(identity) is not self._id_type:
-            raise TracingError(
-                f"batch IDs were {self._id_type.__name__} so far and are now "
-                f"{type(identity).__name__}; use one type for the whole run."
-            )
-
     def run(
         self,
         closure: Callable[[], Any] | None,
-        batches: list[MicroBatch],
+        batches: Callable[[], list[MicroBatch]],
         *,
         epoch: int | None,
         clip_factor: float,
@@ -111,7 +101,7 @@ class StepLogger:
         step = Step(
             index=self.steps,
             epoch=epoch,
-            micro_batches=tuple(batches),
+            micro_batches=tuple(batches()),
             groups=groups,
             gradient_norm=norm,
             clip_factor=clip_factor,
@@ -174,7 +164,6 @@ class StepLogger:
             parameters,
             buffers,
             hyperparameters=self._hyperparameter_names(),
-            id_type="str" if self._id_type is str else "int",
             random_bytes=len(random.cpu) + sum(len(s) for s in random.cuda.values()),
             attributes={
                 **self._attributes,

@@ -18,19 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracer import schema
+from tracer.packing import Row, pack
 from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
-
-Row = NDArray[np.uint8]
-
-
-def pack(tensors: Mapping[str, Tensor]) -> Row:
-    """Return tensors as one flat byte row, in order."""
-    parts = [
-        tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        for tensor in tensors.values()
-        if tensor.numel()
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
 
 
 class LogWriter:
@@ -41,7 +30,6 @@ class LogWriter:
         parameters: The model's parameters, in order.
         buffers: The model's buffers, in order.
         hyperparameters: Names of the numbers logged for each group.
-        id_type: ``"int"`` or ``"str"``.
         attributes: Metadata of the run.
         random_bytes: Length of a row of random state.
     """
@@ -53,7 +41,6 @@ class LogWriter:
         buffers: Mapping[str, Tensor],
         *,
         hyperparameters: Sequence[str],
-        id_type: str,
         random_bytes: int,
         attributes: Mapping[str, Any],
     ) -> None:
@@ -70,7 +57,6 @@ class LogWriter:
             schema.fields(dict(parameters)),
             schema.fields(dict(buffers)),
             hyperparameters=hyperparameters,
-            id_type=id_type,
             random_bytes=random_bytes,
             attributes=dict(attributes),
         )
@@ -146,7 +132,7 @@ class LogWriter:
     def _commit(self, t: int, meta: NDArray[Any]) -> None:
         meta["parameters_after_crc"] = self._crc
         meta["record_crc"] = 0
-        meta["record_crc"] = record_crc(self._file, meta)
+        meta["record_crc"] = schema.record_crc(self._file, meta)
         table = self._file[schema.META]
         if len(table) <= t:
             table.resize(t + 1, axis=0)
@@ -157,7 +143,8 @@ class LogWriter:
         self._file.flush()
 
     def _status(self, *, closed: bool) -> None:
-        self._file[schema.STATUS][:] = np.array([(self._steps, closed)], schema.STATUS_DTYPE)
+        row = (self._steps, closed, bool(self._interned))
+        self._file[schema.STATUS][:] = np.array([row], schema.STATUS_DTYPE)
 
     def _snapshot(self, t: int, parameters: Row) -> int:
         table = self._file[schema.WEIGHTS]
@@ -230,30 +217,3 @@ class LogWriter:
             return schema.NONE
         parts = [state.cpu, *(state.cuda[device] for device in sorted(state.cuda))]
         return self._changed("random", schema.SNAP_RANDOM, torch.cat(parts).numpy())
-
-
-def record_crc(file: h5py.File, meta: NDArray[Any]) -> int:
-    """Return the CRC of everything small that a meta row stands for."""
-    row = meta[0]
-    blank = meta.copy()
-    blank["record_crc"] = 0
-    crc = zlib.crc32(blank.tobytes())
-    micro = file[schema.MICRO][row["micro"] : row["micro"] + row["micro_count"]]
-    crc = zlib.crc32(micro.tobytes(), crc)
-    ids = slice(row["ids"], row["ids"] + row["count"])
-    crc = zlib.crc32(file[schema.IDS][ids].tobytes(), crc)
-    for batch in micro:
-        coefficients = file[schema.COEFFICIENTS][batch["coef"] : batch["coef"] + batch["count"]]
-        crc = zlib.crc32(coefficients.tobytes(), crc)
-        if batch["rng"] >= 0:
-            crc = zlib.crc32(file[schema.SNAP_RANDOM][batch["rng"]].tobytes(), crc)
-    hyper = slice(row["hyper"], row["hyper"] + row["groups"])
-    crc = zlib.crc32(file[schema.HYPER][hyper].tobytes(), crc)
-    for name, number in (
-        (schema.MASKS, row["mask"]),
-        (schema.SNAP_BUFFERS, row["buffers"]),
-        (schema.SNAP_BUFFERS, row["buffers_after"]),
-    ):
-        if number >= 0:
-            crc = zlib.crc32(file[name][number].tobytes(), crc)
-    return crc

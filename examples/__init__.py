@@ -1,0 +1,1 @@
+"""Examples; each is a task and a script that trains it with tracing."""

@@ -1,0 +1,243 @@
+"""The command line: results, messages, exit codes."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import click
+import pytest
+import torch
+
+from replay import Influence
+from replay.cli import cli, main
+
+TASK = """
+import time
+import torch
+from torch import nn
+from replay import Task
+
+X = torch.randn(20, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.randint(0, 3, (20,), generator=torch.Generator().manual_seed(1))
+data = {f"a{k}": (X[k], Y[k]) for k in range(20)}
+
+def loss(model, batch):
+    return nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+def slow(model, batch):
+    print("computing", flush=True)
+    time.sleep(0.2)
+    return loss(model, batch)
+
+def build():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+train = {k: v for k, v in data.items() if int(k[1:]) < 14}
+test = {k: v for k, v in data.items() if int(k[1:]) >= 14}
+task = Task(build, loss, train, test, show=lambda example: f"class {int(example[1])}")
+slow_task = Task(build, slow, train, test)
+other = 3
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A directory with a task, a log of four steps and a list of test IDs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.py").write_text(TASK)
+    (tmp_path / "ids.txt").write_text("# two of them\na14  # first\n\na17\n")
+    trace(tmp_path / "run.h5", "work.py:task")
+    return tmp_path
+
+
+def trace(path, name):
+    from replay import load_task
+    from tracer import TracingSGD
+
+    task = load_task("work.py:task", trusted=True)
+    model = task.model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingSGD(sgd, model, path, task=name) as optimizer:
+        for t in range(4):
+            ids = [f"a{t}", f"a{t + 1}"]
+            optimizer.zero_grad()
+            task.loss(model, task.collate([task.train[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+
+
+def run(capsys, *arguments):
+    """Run the program; return exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as stopped:
+        main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return stopped.value.code, out, err
+
+
+def test_main_job(folder, capsys):
+    code, out, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
+    assert code == 0, err
+    for part in ("positive = proponent", "Pearson", "Completeness", "test example a14: class"):
+        assert part in out
+    assert "work.py" in err
+    found = Influence.load(folder / "run.influence.h5")
+    assert found.test_ids == ["a14", "a17"]
+    assert list(found.scores) == ["tracin", "ideal", "tracincp"]
+    assert not list(folder.glob("*.partial"))
+
+
+def test_options_and_json(folder, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO(Path("ids.txt").read_text()))
+    code, out, err = run(
+        capsys,
+        *("--log", "run.h5", "--test", "-", "--method", "tracin", "--method", "ideal"),
+        *("--checkpoints", "1,3", "--top", 2, "--out", "study.h5", "--ideal-tolerance", "none"),
+        *("--task", "work.py:task", "--dtype", "float64", "--json"),
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["attributes"]["methods"] == "tracin ideal"
+    assert found["attributes"]["ideal_tolerance"] == "none"
+    assert found["attributes"]["gradient_dtype"] == "torch.float64"
+    assert len(found["top"]["ideal"][0]["train"]) == 2
+    assert (folder / "study.h5").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "expected --log run.h5 and --test ids.txt"),
+        (["--log", "run.h5"], 2, "expected --log run.h5 and --test"),
+        (["--log", "none.h5", "--test", "ids.txt"], 2, "there is no log none.h5"),
+        (["--log", "work.py", "--test", "ids.txt"], 2, "work.py is not an HDF5 file"),
+        (["--log", "run.h5", "--test", "none.txt"], 2, "none.txt cannot be read"),
+        (["--log", "run.h5", "--test", "unknown.txt"], 2, "unknown.txt: line 2: the test set"),
+        (["--log", "run.h5", "--test", "twice.txt"], 2, "stands already on line 1"),
+        (["--log", "run.h5", "--test", "empty.txt"], 2, "expected one test ID a line, found none"),
+        (["--log", "run.h5", "--test", "ids.txt", "--method", "trak"], 2, "'trak' is not one of"),
+        (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "x"], 2, "'x' is not a number"),
+        (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "9,1"], 2, "found step 9"),
+        (["--log", "run.h5", "--test", "ids.txt", "--ideal-tolerance", "x"], 2, "neither a number"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "work"], 2, 'named "package.module'),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "no.py:task"], 2, "there is no file"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "nope.x:task"], 2, "does not import"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:no"], 2, "has no 'no'"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:other"], 2, "found int"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "bad.py:task"], 2, "ValueError: oops"),
+        (["--log", "run.h5", "inspect", "run.h5"], 2, "go without a subcommand"),
+        (["inspect", "none.h5"], 2, "there is no log none.h5"),
+        (["--log", "run.h5", "--test", "ids.txt", "--memory", "much"], 2, "memory is a size"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "broken.py:task"], 3, "ZeroDivision"),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "moved.py:task"], 1, "not reproduce"),
+    ],
+)
+def test_messages_and_exit_codes(folder, capsys, arguments, code, message):
+    (folder / "unknown.txt").write_text("a14\nb3\n")
+    (folder / "twice.txt").write_text("a14\na15\na14\n")
+    (folder / "empty.txt").write_text("# nothing\n\n")
+    (folder / "bad.py").write_text("raise ValueError('oops')")
+    (folder / "broken.py").write_text(TASK.replace("return nn.f", "1 / 0\n    return nn.f"))
+    (folder / "moved.py").write_text(TASK.replace("manual_seed(1)", "manual_seed(2)"))
+    found, out, err = run(capsys, *arguments)
+    assert found == code, err
+    assert message in err
+    assert out == ""
+    assert not list(folder.glob("*.influence.h5*"))
+
+
+def test_existing_output_is_an_error_before_the_work(folder, capsys):
+    (folder / "run.influence.h5").write_text("precious")
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
+    assert code == 2
+    assert "run.influence.h5 exists; pass --overwrite" in err
+    assert "work.py" not in err
+    assert (folder / "run.influence.h5").read_text() == "precious"
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--overwrite")
+    assert code == 0, err
+
+
+def test_task_outside_the_current_directory(folder, capsys, monkeypatch):
+    outside = folder / "work.py"
+    trace(folder / "far.h5", f"{outside}:task")
+    inside = folder / "inside"
+    inside.mkdir()
+    monkeypatch.chdir(inside)
+    code, _, err = run(capsys, "--log", "../far.h5", "--test", "../ids.txt")
+    assert code == 2
+    assert "outside the current directory" in err
+    assert f"pass --task {outside}:task" in err
+    code, _, err = run(
+        capsys, "--log", "../far.h5", "--test", "../ids.txt", "--task", f"{outside}:task"
+    )
+    assert code == 0, err
+
+
+def test_log_without_a_task(folder, capsys):
+    trace(folder / "bare.h5", None)
+    code, _, err = run(capsys, "--log", "bare.h5", "--test", "ids.txt")
+    assert code == 2
+    assert "names no task; pass one" in err
+
+
+def test_inspect_imports_nothing(folder, capsys):
+    (folder / "work.py").write_text("raise SystemExit('imported')")
+    code, out, _ = run(capsys, "inspect", "run.h5")
+    assert code == 0
+    for part in ("torch.optim.SGD", "4, epochs not set", "5 different, 8 visits", "work.py:task"):
+        assert part in out
+    code, out, _ = run(capsys, "inspect", "run.h5", "--json")
+    assert json.loads(out)["steps"] == 4
+
+
+def test_every_command_and_option_has_help():
+    for command in (cli, *cli.commands.values()):
+        assert command.help
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, (command.name, parameter.name)
+
+
+def test_help_teaches(capsys):
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    assert "tracin-replay --log run.h5 --test ids.txt" in out
+    assert "inspect" in out
+
+
+def test_interrupt_leaves_no_file(folder):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            *[
+                "-m",
+                "replay",
+                "--log",
+                "run.h5",
+                "--test",
+                "ids.txt",
+                "--task",
+                "work.py:slow_task",
+            ],
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "computing\n"
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "Interrupted; nothing was written." in err
+    assert not list(folder.glob("*.influence.h5*"))

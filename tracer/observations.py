@@ -1,0 +1,107 @@
+"""The micro-batches of the step to come: announced, checked, turned into records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.batch_ids import plain_ids
+from tracer.errors import TracingError
+from tracer.recording import Recorder
+from tracer.records import ID, MicroBatch, RandomState
+
+
+@dataclass(frozen=True)
+class Observed:
+    """IDs and weights of a micro-batch; ``seen`` once its random state is known."""
+
+    ids: tuple[ID, ...]
+    weights: Tensor | None
+    seen: bool = False
+    random_state: RandomState | None = None
+
+
+class Observations:
+    """Collects what the user says of the next step.
+
+    Args:
+        recorder: Knows the random state of the forward passes.
+        reduction: ``"mean"`` or ``"sum"``.
+    """
+
+    def __init__(self, recorder: Recorder, reduction: str) -> None:
+        self._recorder, self._reduction = recorder, reduction
+        self._observed: list[Observed] = []
+        self._type: type | None = None
+
+    def clear(self) -> None:
+        """Forget what was announced."""
+        self._observed.clear()
+
+    def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
+        """Announce a micro-batch; raises TracingError if it cannot be one."""
+        checked = self._checked(batch_ids, weights, batch)
+        state = self._recorder.take(observing=True)
+        self._observed.append(replace(checked, seen=True, random_state=state))
+
+    def announced(self, batch_ids: Any, batch: Any) -> list[Observed]:
+        """Return the step's micro-batches, checked.
+
+        Random state of one that was not observed follows once a closure has run its forward.
+        """
+        observed = list(self._observed)
+        if observed and batch_ids is not None:
+            raise TracingError(
+                "step() got batch_ids and micro-batches were observed: use one way, "
+                "step(batch_ids=ids) or observe(ids) before step()."
+            )
+        if not observed:
+            observed = [self._checked(batch_ids, None, batch)]
+        if len({type(one.ids[0]) for one in observed}) > 1:
+            raise TracingError("batch IDs must be all integers or all strings; found both.")
+        self._check_type(observed[0].ids[0])
+        self._observed.clear()
+        return observed
+
+    def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
+        if batch is not None:
+            raise TracingError('batch= needs record="batches", which this version does not have.')
+        ids = plain_ids(batch_ids)
+        if weights is not None:
+            weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
+            if weights.shape != (len(ids),):
+                raise TracingError(
+                    f"observe() got weights of shape {tuple(weights.shape)} for {len(ids)} IDs; "
+                    "give one weight each."
+                )
+        return Observed(ids, weights)
+
+    def finished(self, observed: list[Observed]) -> list[MicroBatch]:
+        """Return records of a step's micro-batches, once its forward passes are over."""
+        k = len(observed)
+        return [
+            MicroBatch(
+                one.ids,
+                self._coefficients(one.ids, one.weights, k),
+                one.random_state if one.seen else self._recorder.take(observing=False),
+            )
+            for one in observed
+        ]
+
+    def _coefficients(self, ids: tuple[Any, ...], weights: Tensor | None, k: int) -> Tensor:
+        if weights is not None:
+            return weights
+        value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
+        return torch.full((len(ids),), value, dtype=torch.float64)
+
+    def _check_type(self, identity: ID) -> None:
+        if self._type is None:
+            self._type = type(identity)
+        if type(identity) is not self._type:
+            raise TracingError(
+                f"batch IDs were {self._type.__name__} so far and are now "
+                f"{type(identity).__name__}; use one type for the whole run."
+            )
