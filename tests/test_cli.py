@@ -215,19 +215,7 @@ def test_interrupt_leaves_no_file(folder):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            *[
-                "-m",
-                "replay",
-                "--log",
-                "run.h5",
-                "--test",
-                "ids.txt",
-                "--task",
-                "work.py:slow_task",
-            ],
-        ],
+        [sys.executable, "-m", "replay", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

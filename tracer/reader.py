@@ -59,8 +59,8 @@ class RunLog:
             raise LogError(
                 f"{self.path} is a damaged run log: {error}; restore it from a copy."
             ) from error
-        self.parameter_layout = _layout(self._fields)
-        self.buffer_layout = _layout(self._buffer_fields)
+        self.parameter_layout = schema.shapes(self._fields)
+        self.buffer_layout = schema.shapes(self._buffer_fields)
 
     def __len__(self) -> int:
         return self._length
@@ -83,7 +83,7 @@ class RunLog:
             for key, value in self._file.attrs.items()
         }
         found["task"] = found.get("task") or None
-        status = self._status()
+        status = self._file[schema.STATUS][0]
         found["closed"] = bool(status["closed"])
         found["id_type"] = "str" if status["strings"] else "int"
         return found
@@ -178,9 +178,6 @@ class RunLog:
             value = unpack(stream[start : start + field.nbytes], [field])[field.name]
             yield int(row["step"]), int(row["parameter"]), field.name, value
 
-    def _status(self) -> Any:
-        return self._file[schema.STATUS][0]
-
     def _count(self) -> int:
         """Return how many steps have their meta row and the parameters after it."""
         steps, rows = len(self._file[schema.META]), len(self._file[schema.WEIGHTS])
@@ -194,13 +191,10 @@ class RunLog:
         self._check_index(t, len(self))
         meta = self._file[schema.META][t : t + 1]
         try:
-            good = (
-                meta[0]["step"] == t
-                and schema.record_crc(self._file, meta) == meta[0]["record_crc"]
-            )
+            sound = meta[0]["record_crc"] == schema.record_crc(self._file, meta)
         except (OSError, ValueError, IndexError, OverflowError):
-            good = False
-        if not good:
+            sound = False
+        if not sound or meta[0]["step"] != t:
             raise LogError(
                 f"{self.path}: the record of step {t} does not match its checksum; the file is "
                 "damaged, restore it from a copy."
@@ -215,7 +209,7 @@ class RunLog:
 
     def _ids(self, start: int, count: int) -> list[ID]:
         numbers = self._file[schema.IDS][start : start + count].tolist()
-        if not self._status()["strings"]:
+        if not self._file[schema.STATUS][0]["strings"]:
             return list(numbers)
         if max(numbers) >= len(self._strings):
             ends = self._file[schema.STRING_ENDS][:].tolist()
@@ -254,7 +248,3 @@ class RunLog:
         for row in current:
             members.setdefault(int(row["group"]), []).append(int(row["parameter"]))
         return members
-
-
-def _layout(fields: list[schema.Field]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    return {field.name: (torch.Size(field.shape), field.dtype) for field in fields}

@@ -108,6 +108,11 @@ def row_bytes(layout: Sequence[Field]) -> int:
     return sum(field.nbytes for field in layout)
 
 
+def shapes(layout: Sequence[Field]) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    """Return shape and dtype of each tensor, by name."""
+    return {field.name: (torch.Size(field.shape), field.dtype) for field in layout}
+
+
 def layout_table(layout: Sequence[Field]) -> np.ndarray[Any, Any]:
     """Return a layout as rows; names are UTF-8 of the longest one's length."""
     longest = max([len(field.name.encode()) for field in layout], default=1)
