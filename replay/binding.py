@@ -31,7 +31,7 @@ class BoundModel:
     def __init__(
         self, built: nn.Module, log: RunLog, *, device: torch.device, dtype: torch.dtype | None
     ) -> None:
-        self.module = copy.deepcopy(built)
+        self.module = copy.deepcopy(built).to(device)
         self.dtype = dtype
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         self._buffers = dict(self.module.named_buffers())
@@ -40,7 +40,6 @@ class BoundModel:
         for parameter in self.parameters.values():
             parameter.grad = None
             parameter.requires_grad_(parameter.is_floating_point())
-        self.module.to(device)
         layout = {**log.parameter_layout, **log.buffer_layout}
         for name, tensor in {**self.parameters, **self._buffers}.items():
             logged = layout[name][1]

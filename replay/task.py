@@ -70,9 +70,9 @@ def example_ids(dataset: Any) -> list[ID]:
 
 def unknown_ids(dataset: Any, ids: Iterable[ID]) -> list[ID]:
     """Return those of ``ids`` that a dataset does not have, in order."""
-    if isinstance(dataset, Mapping):
-        return [identity for identity in ids if identity not in dataset]
-    known = set(example_ids(dataset))
+    known: Any = dataset
+    if not isinstance(dataset, Mapping):
+        known = set(example_ids(dataset)) if hasattr(dataset, "keys") else range(len(dataset))
     return [identity for identity in ids if identity not in known]
 
 

@@ -61,6 +61,7 @@ class TracingOptimizer(Delegating):
         overwrite: bool = False,
     ) -> None:
         path = Path(log)
+        self._require(optimizer)
         check_arguments(optimizer, model, task, reduction, snapshot_every, record, resume)
         check_path(path, overwrite=overwrite)
         inner = unwrapped(model)
@@ -81,6 +82,9 @@ class TracingOptimizer(Delegating):
         }
         self._log = StepLogger(path, optimizer, inner, self._recorder, attributes)
         self._finalizer = weakref.finalize(self, _close, self._log, self._recorder)
+
+    def _require(self, optimizer: Optimizer) -> None:
+        """Raise TracingError if this class does not wrap that optimizer."""
 
     def __enter__(self) -> TracingOptimizer:
         return self
@@ -191,13 +195,12 @@ class TracingSGD(TracingOptimizer):
         TracingError: The optimizer is another one; ``TracingOptimizer`` wraps any.
     """
 
-    def __init__(self, optimizer: Optimizer, model: nn.Module, log: str | Path, **options: Any):
+    def _require(self, optimizer: Optimizer) -> None:
         if type(optimizer) is not torch.optim.SGD:
             raise TracingError(
                 f"TracingSGD wraps a torch.optim.SGD, found {qualified(type(optimizer))}; "
                 "TracingOptimizer wraps any torch optimizer."
             )
-        super().__init__(optimizer, model, log, **options)
 
 
 def _close(log: StepLogger, recorder: Recorder) -> None:
