@@ -108,8 +108,7 @@ class RunLog:
         if len(self):
             meta = self._meta(min(t, len(self) - 1))
             expected = meta["parameters_after_crc" if t == len(self) else "parameters_crc"]
-        row = self._file[schema.WEIGHTS][t]
-        row = row[: schema.row_bytes(self._fields)]
+        row = self._file[schema.WEIGHTS][t][: schema.row_bytes(self._fields)]
         if len(self) and zlib.crc32(row) != expected:
             raise LogError(
                 f"{self.path}: the parameters before step {t} do not match their checksum; "
@@ -191,7 +190,8 @@ class RunLog:
         self._check_index(t, len(self))
         meta = self._file[schema.META][t : t + 1]
         try:
-            sound = meta[0]["record_crc"] == schema.record_crc(self._file, meta)
+            parts = schema.record_parts(self._file, meta)
+            sound = meta[0]["record_crc"] == schema.record_crc(meta, parts)
         except (OSError, ValueError, IndexError, OverflowError):
             sound = False
         if not sound or meta[0]["step"] != t:

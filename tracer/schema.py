@@ -8,7 +8,7 @@ safe under SWMR) and nothing is pickled.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -200,28 +200,30 @@ def _rows(file: h5py.File, name: str, width: int, kind: str) -> None:
     file.create_dataset(name, (0, width), kind, maxshape=(None, width), chunks=(rows, columns))
 
 
-def record_crc(file: h5py.File, meta: NDArray[Any]) -> int:
-    """Return the CRC of everything small that a meta row stands for."""
-    row = meta[0]
+def record_crc(meta: NDArray[Any], parts: Iterable[bytes]) -> int:
+    """Return the CRC of a meta row and of everything small that it stands for."""
     blank = meta.copy()
     blank["record_crc"] = 0
     crc = zlib.crc32(blank.tobytes())
+    for part in parts:
+        crc = zlib.crc32(part, crc)
+    return crc
+
+
+def record_parts(file: h5py.File, meta: NDArray[Any]) -> Iterator[bytes]:
+    """Read what a meta row stands for, in the order of its CRC."""
+    row = meta[0]
     micro = file[MICRO][row["micro"] : row["micro"] + row["micro_count"]]
-    crc = zlib.crc32(micro.tobytes(), crc)
-    ids = slice(row["ids"], row["ids"] + row["count"])
-    crc = zlib.crc32(file[IDS][ids].tobytes(), crc)
     for batch in micro:
-        coefficients = file[COEFFICIENTS][batch["coef"] : batch["coef"] + batch["count"]]
-        crc = zlib.crc32(coefficients.tobytes(), crc)
-        if batch["rng"] >= 0:
-            crc = zlib.crc32(file[SNAP_RANDOM][batch["rng"]].tobytes(), crc)
-    hyper = slice(row["hyper"], row["hyper"] + row["groups"])
-    crc = zlib.crc32(file[HYPER][hyper].tobytes(), crc)
+        rows = slice(batch["ids"], batch["ids"] + batch["count"])
+        yield file[IDS][rows].tobytes()
+        yield file[COEFFICIENTS][batch["coef"] : batch["coef"] + batch["count"]].tobytes()
+        yield b"" if batch["rng"] < 0 else file[SNAP_RANDOM][batch["rng"]].tobytes()
+    yield micro.tobytes()
+    yield file[HYPER][row["hyper"] : row["hyper"] + row["groups"]].tobytes()
     for name, number in (
         (MASKS, row["mask"]),
         (SNAP_BUFFERS, row["buffers"]),
         (SNAP_BUFFERS, row["buffers_after"]),
     ):
-        if number >= 0:
-            crc = zlib.crc32(file[name][number].tobytes(), crc)
-    return crc
+        yield b"" if number < 0 else file[name][number].tobytes()

@@ -7,7 +7,7 @@ of every readable step are readable. The file is written in SWMR mode: it can be
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,17 @@ class LogWriter:
             attributes=dict(attributes),
         )
         self._file.swmr_mode = True
+        # opened once: looking a dataset up costs more than a small write
+        self._tables: dict[str, h5py.Dataset] = {}
+        self._file.visititems(self._keep)
+        self._length = {name: len(table) for name, table in self._tables.items()}
 
     def __len__(self) -> int:
         return self._steps
+
+    def _keep(self, name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            self._tables[name] = item
 
     def begin(self, parameters: Row) -> None:
         """Write ``w_0``."""
@@ -77,14 +85,17 @@ class LogWriter:
         row["step"], row["count"] = step.index, len(step.batch_ids)
         row["epoch"] = schema.NONE if step.epoch is None else step.epoch
         row["gradient_norm"], row["clip_factor"] = step.gradient_norm, step.clip_factor
-        row["buffers"] = self._changed("buffers", schema.SNAP_BUFFERS, before)
-        row["buffers_after"] = self._changed("buffers", schema.SNAP_BUFFERS, after)
-        row["mask"] = self._changed("mask", schema.MASKS, self._mask(step))
-        row["ids"], row["micro"], row["micro_count"] = self._micro_batches(step.micro_batches)
-        row["hyper"], row["groups"] = self._hyper(step.index, step.groups)
+        parts: list[bytes] = []  # as schema.record_parts reads them
+        row["ids"], row["micro"], row["micro_count"] = self._micro_batches(
+            step.micro_batches, parts
+        )
+        row["hyper"], row["groups"] = self._hyper(step.index, step.groups, parts)
+        row["mask"] = self._changed("mask", schema.MASKS, self._mask(step), parts)
+        row["buffers"] = self._changed("buffers", schema.SNAP_BUFFERS, before, parts)
+        row["buffers_after"] = self._changed("buffers", schema.SNAP_BUFFERS, after, parts)
         row["parameters_crc"] = self._crc
         self._crc = self._snapshot(step.index + 1, parameters)
-        self._commit(step.index, meta)
+        self._commit(step.index, meta, parts)
 
     def amend(self, parameters: Row, buffers: Row) -> None:
         """Replace the last row if parameters or buffers are no longer what it says."""
@@ -93,13 +104,12 @@ class LogWriter:
             return
         self._crc = self._snapshot(self._steps, parameters)
         if self._steps:
-            meta = self._file[schema.META][self._steps - 1 : self._steps]
-            meta["buffers_after"] = self._changed("buffers", schema.SNAP_BUFFERS, buffers)
-            self._commit(self._steps - 1, meta)
+            meta = self._tables[schema.META][self._steps - 1 : self._steps]
+            meta["buffers_after"] = self._changed("buffers", schema.SNAP_BUFFERS, buffers, [])
+            self._commit(self._steps - 1, meta, schema.record_parts(self._file, meta))
 
     def state(self, t: int, state: Mapping[int, Mapping[str, Any]]) -> None:
         """Write the optimizer's state as it is before step ``t``, by parameter index."""
-        stream = self._file[schema.SNAP_OPTIMIZER]
         for parameter, entries in state.items():
             for key, value in entries.items():
                 if isinstance(value, Tensor):
@@ -112,9 +122,9 @@ class LogWriter:
                 row = np.zeros(1, schema.STATE_DTYPE)
                 row["step"], row["parameter"], row["key"] = t, parameter, key.encode()
                 row["dtype"] = schema.dtype_name(tensor.dtype).encode()
-                row["dims"], row["offset"], row["bytes"] = tensor.dim(), len(stream), len(data)
+                row["dims"], row["bytes"] = tensor.dim(), len(data)
                 row["shape"][0, : tensor.dim()] = tensor.shape
-                self._extend(schema.SNAP_OPTIMIZER, data)
+                row["offset"] = self._extend(schema.SNAP_OPTIMIZER, data)
                 self._extend(schema.STATE_SCHEMA, row)
         self._file.flush()
 
@@ -129,48 +139,47 @@ class LogWriter:
         self._status(closed=True)
         self._file.close()
 
-    def _commit(self, t: int, meta: NDArray[Any]) -> None:
+    def _commit(self, t: int, meta: NDArray[Any], parts: Iterable[bytes]) -> None:
         meta["parameters_after_crc"] = self._crc
-        meta["record_crc"] = 0
-        meta["record_crc"] = schema.record_crc(self._file, meta)
-        table = self._file[schema.META]
-        if len(table) <= t:
-            table.resize(t + 1, axis=0)
-        self._file.flush()  # everything that the row points at comes before it
-        table[t : t + 1] = meta
+        meta["record_crc"] = schema.record_crc(meta, parts)
+        self._put(schema.META, t, meta)
         self._steps = t + 1
         self._status(closed=False)
         self._file.flush()
 
     def _status(self, *, closed: bool) -> None:
         row = (self._steps, closed, bool(self._interned))
-        self._file[schema.STATUS][:] = np.array([row], schema.STATUS_DTYPE)
+        self._tables[schema.STATUS][:] = np.array([row], schema.STATUS_DTYPE)
 
     def _snapshot(self, t: int, parameters: Row) -> int:
-        table = self._file[schema.WEIGHTS]
-        if len(table) <= t:
-            table.resize(t + 1, axis=0)
         if len(parameters):
-            table[t] = parameters
+            self._put(schema.WEIGHTS, t, parameters[None])
         return zlib.crc32(parameters.data)
 
     def _extend(self, name: str, rows: NDArray[Any]) -> int:
         """Append to a table; return where."""
-        table = self._file[name]
-        start = len(table)
-        table.resize(start + len(rows), axis=0)
-        table[start:] = rows
+        start = self._length[name]
+        self._put(name, start, rows)
         return start
 
-    def _changed(self, kind: str, name: str, row: Row) -> int:
+    def _put(self, name: str, start: int, rows: NDArray[Any]) -> None:
+        """Write rows of a table, which grows if need be."""
+        table, stop = self._tables[name], start + len(rows)
+        if stop > self._length[name]:
+            table.resize(stop, axis=0)
+            self._length[name] = stop
+        table[start:stop] = rows
+
+    def _changed(self, kind: str, name: str, row: Row, parts: list[bytes]) -> int:
         """Append a row if it differs from the table's last one; return the row's number."""
-        if len(row) == 0:
-            return schema.NONE
         data = row.tobytes()
+        parts.append(data)
+        if not data:
+            return schema.NONE
         if data != self._last[kind]:
             self._last[kind] = data
             return self._extend(name, row[None])
-        return len(self._file[name]) - 1
+        return self._length[name] - 1
 
     def _mask(self, step: Step) -> Row:
         mask = np.zeros((2, len(self._names)), np.uint8)
@@ -178,27 +187,35 @@ class LogWriter:
         mask[1, [self._names[name] for name in step.frozen]] = 1
         return mask.reshape(-1)
 
-    def _hyper(self, t: int, groups: Sequence[ParameterGroup]) -> tuple[int, int]:
+    def _hyper(
+        self, t: int, groups: Sequence[ParameterGroup], parts: list[bytes]
+    ) -> tuple[int, int]:
         members = tuple(group.names for group in groups)
         if members != self._groups:
             self._groups = members
             rows = [(t, k, self._names[name]) for k, names in enumerate(members) for name in names]
             self._extend(schema.GROUPS, np.array(rows, schema.GROUP_DTYPE))
-        values = [
+        rates = [
             [group.hyperparameters.get(key, np.nan) for key in self._hyperparameters]
             for group in groups
         ]
-        return self._extend(schema.HYPER, np.array(values, "<f8")), len(groups)
+        values = np.array(rates, "<f8")
+        parts.append(values.tobytes())
+        return self._extend(schema.HYPER, values), len(groups)
 
-    def _micro_batches(self, batches: Sequence[MicroBatch]) -> tuple[int, int, int]:
+    def _micro_batches(
+        self, batches: Sequence[MicroBatch], parts: list[bytes]
+    ) -> tuple[int, int, int]:
         rows = np.zeros(len(batches), schema.MICRO_DTYPE)
-        first = len(self._file[schema.IDS])
+        first = self._length[schema.IDS]
         for row, batch in zip(rows, batches, strict=True):
-            numbers = [self._number(identity) for identity in batch.ids]
-            row["ids"] = self._extend(schema.IDS, np.array(numbers, "<i8"))
-            row["count"] = len(numbers)
-            row["coef"] = self._extend(schema.COEFFICIENTS, batch.coefficients.numpy())
-            row["rng"] = self._random(batch.random_state)
+            numbers = np.array([self._number(identity) for identity in batch.ids], "<i8")
+            coefficients = batch.coefficients.numpy()
+            parts += [numbers.tobytes(), coefficients.tobytes()]
+            row["ids"], row["count"] = self._extend(schema.IDS, numbers), len(numbers)
+            row["coef"] = self._extend(schema.COEFFICIENTS, coefficients)
+            row["rng"] = self._random(batch.random_state, parts)
+        parts.append(rows.tobytes())
         return first, self._extend(schema.MICRO, rows), len(rows)
 
     def _number(self, identity: ID) -> int:
@@ -212,8 +229,9 @@ class LogWriter:
             self._interned[identity] = len(self._interned)
         return self._interned[identity]
 
-    def _random(self, state: RandomState | None) -> int:
+    def _random(self, state: RandomState | None, parts: list[bytes]) -> int:
         if state is None:
+            parts.append(b"")
             return schema.NONE
-        parts = [state.cpu, *(state.cuda[device] for device in sorted(state.cuda))]
-        return self._changed("random", schema.SNAP_RANDOM, torch.cat(parts).numpy())
+        whole = [state.cpu, *(state.cuda[device] for device in sorted(state.cuda))]
+        return self._changed("random", schema.SNAP_RANDOM, torch.cat(whole).numpy(), parts)
