@@ -192,6 +192,8 @@ def _mismatch(
     return (
         f"{where}: the replayed gradient and the logged change of {name!r} differ by "
         f"{relative:.2g} of the gradient's norm.{hint} Look at the task (loss, model, data, order, "
-        "augmentation, collate), at randomness outside torch, at autocast, at clipping, and at "
-        f"parameters changed between steps (clamped, averaged, swapped). {ending}"
+        "collate), at autocast, at clipping, at parameters changed between steps (clamped, "
+        "averaged, swapped), and at randomness outside the model: if training examples are "
+        'augmented at random, trace with record="batches" and step(batch_ids=ids, batch=batch), '
+        f"which logs the batches themselves. {ending}"
     )

@@ -6,6 +6,7 @@ Train mode, buffers ``β_t``, each micro-batch in order under the random state o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -86,14 +87,7 @@ def _micro_batch(
     budget: int,
 ) -> PerExample:
     where = transition.name
-    missing = unknown_ids(task.train, set(micro.ids))
-    if missing:
-        raise TaskError(
-            f"{where} used the training example {missing[0]!r}, which task.train does not have; "
-            "give the task the data (and the keys) of the traced run."
-        )
-    examples = [task.train[identity] for identity in micro.ids]
-    batch = moved(task.collate(examples), device, bound.dtype)
+    batch = moved(_batch(task, micro, where), device, bound.dtype)
     set_random_state(micro.random_state)
 
     def forward() -> Tensor:
@@ -104,6 +98,19 @@ def _micro_batch(
     found = of_batch(bound.module, parameters, forward, weights, budget=budget)
     _require_finite(found, micro.ids, where)
     return found
+
+
+def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
+    """Return the batch that the log recorded, or the one that the task has for its IDs."""
+    if micro.payload is not None:
+        return micro.batch
+    missing = unknown_ids(task.train, set(micro.ids))
+    if missing:
+        raise TaskError(
+            f"{where} used the training example {missing[0]!r}, which task.train does not have; "
+            "give the task the data (and the keys) of the traced run."
+        )
+    return task.collate([task.train[identity] for identity in micro.ids])
 
 
 def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:

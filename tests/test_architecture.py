@@ -11,9 +11,8 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted([*ROOT.glob("tracer/*.py"), *ROOT.glob("replay/**/*.py")])
 KNOWN = {p.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", ".") for p in MODULES}
 SHARED = {"tracer.errors", "tracer.records", "tracer.update_rules", "tracer.reader"}
-HDF5 = {"tracer/schema.py", "tracer/writer.py", "tracer/reader.py", "replay/influence.py"}
-HDF5 |= {"tracer/opening.py"}
-HDF5 |= {"tracer/step_logger.py"}  # its version only
+FILES = ("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume")
+HDF5 = {*(f"tracer/{name}.py" for name in FILES), "replay/influence.py"}
 
 
 def imports(path):

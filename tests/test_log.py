@@ -19,10 +19,14 @@ def path(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     target = tmp_path / "run.h5"
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    with TracingSGD(sgd, model, target, task="no_such_module:task") as optimizer:
+    with TracingSGD(sgd, model, target, task="no_such_module:task", record="batches") as optimizer:
         for t in range(3):
-            model(torch.randn(4, 3)).square().sum().backward()
-            optimizer.step(batch_ids=[t, 1, 2, 3])
+            batch = torch.randn(4, 3)
+            torch.rand(1)
+            model(batch).square().sum().backward()
+            ids = [f"image {k}" for k in (t, 1, 2, 3)]
+            optimizer.observe(ids, weights=[1.0, 1.0, 1.0, 2.0], batch=batch)
+            optimizer.step()
     return target
 
 
@@ -79,15 +83,26 @@ def test_truncated(path):
 @pytest.mark.parametrize(
     ("table", "step", "message"),
     [
-        ("steps/w", 1, "the parameters before step 1 do not match their checksum"),
-        ("steps/w", 3, "the parameters before step 3 do not match their checksum"),
-        ("steps/ids", 0, "the record of step 0 does not match its checksum"),
-        ("steps/hyper", 1, "the record of step 1 does not match its checksum"),
-        ("steps/coef", 0, "the record of step 0 does not match its checksum"),
-        ("steps/micro", 2, "the record of step 2 does not match its checksum"),
-        ("steps/meta", 2, "the record of step 2 does not match its checksum"),
-        ("snap/buf", 1, "the record of step"),
-        ("snap/rng", 1, "the record of step"),
+        ("steps/w", 1, r"the parameters before step 1 \(steps/w\) do not match their checksum"),
+        ("steps/w", 3, r"the parameters before step 3 \(steps/w\) do not match their checksum"),
+        ("steps/ids", 0, r"the record of step 0 \(steps/ids\) does not match its checksum"),
+        ("steps/hyper", 1, r"the record of step 1 \(steps/hyper\) does not match its checksum"),
+        ("steps/coef", 0, r"the record of step 0 \(steps/coef\) does not match its checksum"),
+        ("steps/micro", 2, r"the record of step 2 \(steps/micro\) does not match its checksum"),
+        ("steps/nograd", 0, r"the record of step 0 \(steps/nograd\) does not match its checksum"),
+        ("steps/meta", 2, r"the record of step 2 \(steps/meta\) does not match its checksum"),
+        ("groups", 1, r"the record of step 0 \(groups\) does not match its checksum"),
+        ("snap/buf", 1, r"the record of step 0 \(snap/buf\) does not match its checksum"),
+        ("snap/rng", 1, r"the record of step 1 \(snap/rng\) does not match its checksum"),
+        ("snap/batch", 9, r"the record of step 0 \(snap/batch\) does not match its checksum"),
+        ("snap/opt", 64, r"snap/opt does not match its checksum for the state before step 0"),
+        ("snap/states", 1, r"snap/opt does not match its checksum for the state before step 3"),
+        ("ids/bytes", 0, r"the record of step 0 \(steps/ids\) does not match its checksum"),
+        ("ids/ends", 0, "ids/ends is not in order"),
+        ("status", 0, "status does not match its checksum"),
+        ("layout/parameters", 0, "layout/parameters does not match its checksum"),
+        ("layout/buffers", 0, "layout/buffers does not match its checksum"),
+        ("segments", 0, "segments does not match its checksum"),
     ],
 )
 def test_flipped_byte(path, table, step, message):
@@ -96,7 +111,7 @@ def test_flipped_byte(path, table, step, message):
         raw = row.view(np.uint8)
         raw.reshape(-1)[-1 if raw.size < 100 else -9] ^= 1
         file[table][step : step + 1] = row
-    with open_log(path) as log, pytest.raises(LogError, match=message):
+    with pytest.raises(LogError, match=message), open_log(path) as log:
         read_everything(log)
 
 
@@ -105,7 +120,12 @@ def read_everything(log):
     for t in range(len(log) + 1):
         log.parameters(t)
         log.buffers(t)
-    list(log.steps())
+    for step in log.steps():
+        for batch in step.micro_batches:
+            assert batch.batch is not None
+    for t in log.states():
+        log.state(t)
+    assert log.segments()
 
 
 def test_opening_imports_no_task(path):

@@ -196,8 +196,12 @@ def test_more_id_errors(path):
         ({"task": "module"}, '"package.module:name"'),
         ({"reduction": "max"}, '"mean" or "sum"'),
         ({"snapshot_every": 5}, "snapshot_every other than 1 is not available"),
-        ({"record": "batches"}, "record other than"),
-        ({"resume": True}, "resume other than False"),
+        ({"record": "tensors"}, 'record must be "ids" or "batches", found'),
+        ({"resume": True, "overwrite": True}, "overwrite=True begins anew, resume=True goes on"),
+        ({"compression": "zip"}, 'compression must be "none" or "delta", found'),
+        ({"state_every": 0}, "state_every must be a positive whole number, found 0"),
+        ({"sync_every": -1}, "sync_every must be a positive whole number, found -1"),
+        ({"steps": 1.5}, "steps must be a positive whole number, found 1.5"),
     ],
 )
 def test_wrong_arguments(path, options, message):
@@ -224,7 +228,7 @@ def test_wrong_objects(path, tmp_path):
 def test_existing_log(path):
     path.write_text("precious")
     model = build()
-    with pytest.raises(OutputExistsError, match="exists; choose another path or pass overwrite"):
+    with pytest.raises(OutputExistsError, match="exists; choose another path, pass overwrite=True"):
         TracingSGD(sgd(model), model, path)
     assert path.read_text() == "precious"
     with TracingSGD(sgd(model), model, path, overwrite=True) as optimizer:
@@ -512,10 +516,10 @@ def test_optimizer_state_is_logged_before_and_after(path):
         optimizer.step(batch_ids=[1])
         assert optimizer.position == (1, None)
     with open_log(path) as log:
-        states = {(s, p, k) for s, p, k, _ in log.optimizer_state()}
-        assert {s for s, _, _ in states} == {0, 1}
-        assert {k for _, _, k in states} == {"step", "exp_avg", "exp_avg_sq"}
-        for step, parameter, key, value in log.optimizer_state():
-            if step == 1:
-                expected = inner.state[list(model.parameters())[parameter]][key]
-                assert torch.equal(value, expected)
+        assert log.states() == [0, 1]
+        assert log.state(0)["optimizer"]["state"][0]["step"] == 1
+        final = log.state(1)["optimizer"]
+        for k, parameter in enumerate(model.parameters()):
+            for key in ("step", "exp_avg", "exp_avg_sq"):
+                assert torch.equal(final["state"][k][key], inner.state[parameter][key])
+        assert final["param_groups"][0]["betas"] == (0.9, 0.999)

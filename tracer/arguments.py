@@ -9,15 +9,21 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from tracer.coding import has_zstd
 from tracer.delegation import Delegating
 from tracer.errors import OutputExistsError, TracingError
 
+CODED_FROM = 1_000_000  # parameters
 
-def check_path(path: Path, *, overwrite: bool) -> None:
+
+def check_path(path: Path, *, overwrite: bool, resume: bool) -> None:
     """Raise an error if a log cannot be written there."""
-    if path.exists() and not overwrite:
+    if overwrite and resume:
+        raise TracingError("overwrite=True begins anew, resume=True goes on; pass one of them.")
+    if path.exists() and not (overwrite or resume):
         raise OutputExistsError(
-            f"the log {path} exists; choose another path or pass overwrite=True."
+            f"the log {path} exists; choose another path, pass overwrite=True to replace it, or "
+            "resume=True to go on with it."
         )
     if not path.absolute().parent.is_dir():
         raise TracingError(f"there is no directory {path.absolute().parent} for the log.")
@@ -45,7 +51,6 @@ def check_arguments(
     reduction: str,
     snapshot_every: int,
     record: str,
-    resume: bool,
 ) -> None:
     """Raise TracingError for arguments of ``TracingOptimizer`` that are of no use."""
     if isinstance(optimizer, Delegating) or not isinstance(optimizer, Optimizer):
@@ -56,15 +61,26 @@ def check_arguments(
         raise TracingError(f'task must be "package.module:name" or "file.py:name", found {task!r}.')
     if reduction not in ("mean", "sum"):
         raise TracingError(f'reduction must be "mean" or "sum", found {reduction!r}.')
-    later = {
-        "snapshot_every": snapshot_every != 1,
-        "record": record != "ids",
-        "resume": bool(resume),
-    }
-    for name, asked in later.items():
-        if asked:
-            default = {"snapshot_every": 1, "record": '"ids"', "resume": False}[name]
-            raise TracingError(f"{name} other than {default} is not available in this version.")
+    if record not in ("ids", "batches"):
+        raise TracingError(f'record must be "ids" or "batches", found {record!r}.')
+    if snapshot_every != 1:
+        raise TracingError("snapshot_every other than 1 is not available in this version.")
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raise TracingError unless each is None or a positive whole number."""
+    for name, value in numbers.items():
+        if value is not None and not (type(value) is int and value > 0):
+            raise TracingError(f"{name} must be a positive whole number, found {value!r}.")
+
+
+def checked_compression(compression: str | None, elements: int) -> str:
+    """Return how rows are coded; by default plain below a million parameters."""
+    if compression is None:
+        return "delta" if elements >= CODED_FROM and has_zstd() else "none"
+    if compression not in ("none", "delta"):
+        raise TracingError(f'compression must be "none" or "delta", found {compression!r}.')
+    return compression
 
 
 def check_parameters(optimizer: Optimizer, names: dict[int, str]) -> None:

@@ -10,6 +10,10 @@
     ├── NonFiniteError          a loss or a gradient is NaN or infinite
     └── MismatchError           a replayed step does not reproduce the logged one
 
+    UserWarning
+    ├── LogWarning              a log was repaired, or ends before its run did
+    └── TracingWarning          tracing goes on with less than was asked for, or not at all
+
 A message says what was expected, what was found, where, and what to do.
 """
 
@@ -48,3 +52,11 @@ class NonFiniteError(TracinError):
 
 class MismatchError(TracinError):
     """A replayed step does not reproduce the logged one."""
+
+
+class LogWarning(UserWarning):
+    """A log was not closed by its writer: what was done, and up to which step it is whole."""
+
+
+class TracingWarning(UserWarning):
+    """Tracing stopped or cannot do all that was asked for, while training goes on."""

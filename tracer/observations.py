@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from tracer.batch_ids import plain_ids
 from tracer.errors import TracingError
+from tracer.nested import NestedError, encode
 from tracer.recording import Recorder
 from tracer.records import ID, MicroBatch, RandomState
 
@@ -20,6 +22,7 @@ class Observed:
 
     ids: tuple[ID, ...]
     weights: Tensor | None
+    payload: bytes | None = None
     seen: bool = False
     random_state: RandomState | None = None
 
@@ -30,10 +33,11 @@ class Observations:
     Args:
         recorder: Knows the random state of the forward passes.
         reduction: ``"mean"`` or ``"sum"``.
+        record: ``"ids"`` or ``"batches"``.
     """
 
-    def __init__(self, recorder: Recorder, reduction: str) -> None:
-        self._recorder, self._reduction = recorder, reduction
+    def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
+        self._recorder, self._reduction, self._record = recorder, reduction, record
         self._observed: list[Observed] = []
         self._type: type | None = None
 
@@ -67,9 +71,8 @@ class Observations:
         return observed
 
     def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
-        if batch is not None:
-            raise TracingError('batch= needs record="batches", which this version does not have.')
         ids = plain_ids(batch_ids)
+        payload = self._payload(batch)
         if weights is not None:
             weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
             if weights.shape != (len(ids),):
@@ -77,7 +80,22 @@ class Observations:
                     f"observe() got weights of shape {tuple(weights.shape)} for {len(ids)} IDs; "
                     "give one weight each."
                 )
-        return Observed(ids, weights)
+        return Observed(ids, weights, payload)
+
+    def _payload(self, batch: Any) -> bytes | None:
+        """Return the batch as bytes, copied before anybody changes it."""
+        if (batch is not None) != (self._record == "batches"):
+            raise TracingError(
+                'record="batches" needs batch=, what task.loss takes, at every step or observe.'
+                if batch is None
+                else 'batch= is for record="batches"; pass that to the optimizer, or leave it out.'
+            )
+        if batch is None:
+            return None
+        try:
+            return encode(batch, "batch")
+        except NestedError as error:
+            raise TracingError(f"the batch cannot be recorded: {error}") from error
 
     def finished(self, observed: list[Observed]) -> list[MicroBatch]:
         """Return records of a step's micro-batches, once its forward passes are over."""
@@ -87,6 +105,7 @@ class Observations:
                 one.ids,
                 self._coefficients(one.ids, one.weights, k),
                 one.random_state if one.seen else self._recorder.take(observing=False),
+                None if one.payload is None else partial(bytes, one.payload),
             )
             for one in observed
         ]

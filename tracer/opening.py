@@ -1,36 +1,66 @@
-"""Opening a run log's file, or saying why it cannot be."""
+"""Opening a run log's file, also a killed writer's, or saying why it cannot be."""
 
 from __future__ import annotations
 
+import errno
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
+import numpy as np
 
-from tracer import schema
+from tracer import schema, superblock
 from tracer.errors import LogError
+from tracer.locking import WriterLock, is_being_written
+
+_ATTRIBUTE_BYTES = 1 << 20
+_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 
 
-def open_file(path: Path) -> h5py.File:
-    """Open a run log's file, also one that is being written.
+@dataclass(frozen=True)
+class OpenFile:
+    """A log's open file.
+
+    Attributes:
+        file: The file.
+        live: Whether a writer is at work on it.
+        repair: What was done to open it after its writer was killed, if anything.
+    """
+
+    file: h5py.File
+    live: bool
+    repair: str
+
+
+def open_file(path: Path) -> OpenFile:
+    """Open a run log's file, also one that is being written or whose writer was killed.
+
+    A killed writer's file is repaired in place, under the writer's lock; where that may not be
+    written, it is read as if it were repaired.
 
     Raises:
         LogError: It is missing, unreadable, no run log, or of a newer format.
     """
-    file = _open(path)
+    opened = _open(path)
     try:
-        _check_format(path, file)
+        check_format(path, opened.file)
     except BaseException:
-        file.close()
+        opened.file.close()
         raise
-    return file
+    return opened
 
 
-def _check_format(path: Path, file: h5py.File) -> None:
-    if file.attrs.get("format") != schema.FORMAT:
+def check_format(path: Path, file: h5py.File) -> None:
+    """Raise LogError unless a file is a run log of a format that this version reads."""
+    found = attributes(file)
+    if found.get("format") != schema.FORMAT:
         raise LogError(
             f"{path} is an HDF5 file but not a run log; expected one written by tracer.TracingSGD."
         )
-    version = int(file.attrs["format_version"])
+    version = found.get("format_version")
+    if not isinstance(version, int) or version < 1:
+        raise LogError(f"{path} is a damaged run log: its format version is {version!r}.")
     if version > schema.FORMAT_VERSION:
         raise LogError(
             f"{path} has log format {version}, this version reads up to "
@@ -38,7 +68,21 @@ def _check_format(path: Path, file: h5py.File) -> None:
         )
 
 
-def _open(path: Path) -> h5py.File:
+def attributes(file: h5py.File) -> dict[str, Any]:
+    """Return a file's attributes: numbers and text of fixed length; others are left out."""
+    found: dict[str, Any] = {}
+    for name in file.attrs:
+        attribute = file.attrs.get_id(name)
+        if attribute.get_storage_size() > _ATTRIBUTE_BYTES or attribute.shape != ():
+            continue
+        if attribute.dtype.kind == "S":
+            found[name] = bytes(file.attrs[name]).decode(errors="replace").rstrip("\0")
+        elif attribute.dtype.kind in "biuf":
+            found[name] = np.asarray(file.attrs[name]).item()
+    return found
+
+
+def _open(path: Path) -> OpenFile:
     if not path.exists():
         raise LogError(f"there is no log {path}; check the path.")
     if not path.is_file():
@@ -46,12 +90,29 @@ def _open(path: Path) -> h5py.File:
     try:
         if not h5py.is_hdf5(path):
             raise LogError(f"{path} is not an HDF5 file; expected a run log written by tracer.")
-        try:
-            return h5py.File(path, "r")
-        except OSError as error:
-            if "truncated" in str(error):
-                raise
-            # still open for writing, or its writer was killed
-            return h5py.File(path, "r", libver="latest", swmr=True)
-    except OSError as error:
+        block = superblock.read(path)
+        if block is None or not superblock.is_marked_open(block):
+            return OpenFile(h5py.File(path, "r"), live=False, repair="")
+        return _open_marked(path)
+    except (OSError, RuntimeError) as error:
         raise LogError(f"{path} cannot be read: {error}.") from error
+
+
+def _open_marked(path: Path) -> OpenFile:
+    """Open a file that its writer has open or left so."""
+    if is_being_written(path):
+        file = h5py.File(path, "r", libver="latest", swmr=True)
+        return OpenFile(file, live=True, repair="")
+    try:
+        lock = WriterLock(path)
+        try:
+            superblock.repair(path)
+        finally:
+            lock.release()
+        return OpenFile(h5py.File(path, "r"), live=False, repair="its superblock was repaired")
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
+        file = h5py.File(superblock.RepairedView(path), "r")
+        done = f"it is read as if repaired, not changed ({error.strerror})"
+        return OpenFile(file, live=False, repair=done)

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.arguments import check_arguments, check_parameters, check_path, qualified, rule
+from tracer.arguments import check_arguments, check_parameters, check_path, qualified
 from tracer.delegation import Delegating
 from tracer.errors import TracingError
+from tracer.forecast import Forecast
 from tracer.observations import Observations
 from tracer.recording import Recorder, unwrapped
+from tracer.start import begin, step_logger, warn_unless_fits
 from tracer.step_logger import StepLogger
 
 
@@ -33,16 +35,28 @@ class TracingOptimizer(Delegating):
         task: ``"package.module:name"`` or ``"file.py:name"`` of the replay task, kept in the log.
         reduction: ``"mean"`` or ``"sum"``: how the training loss joins the examples' losses.
         snapshot_every: Steps between parameter snapshots; this version writes every step's.
-        record: ``"ids"``: what of a batch is logged.
-        resume: Continue a killed run's log; not in this version.
+        record: ``"ids"``, or ``"batches"``: the batches' tensors go into the log, too, and a
+            replay takes them from there (random augmentation, streamed data).
+        resume: Go on with the log, if there is one: model, optimizer and torch's random state are
+            put back to its last full state, and what it holds behind that is dropped.
         overwrite: Replace an existing log.
+        steps: How many steps the run will have, if you know: the line printed at the start then
+            says what the log will take.
+        compression: ``"none"``, or ``"delta"``: each snapshot as its difference to the one
+            before; default: ``"delta"`` from a million parameters on where the extra
+            ``compress`` is installed.
+        sync_every: Steps between forced writes to the disk itself, against power cuts; 0 (the
+            default) leaves that to the operating system.
+        state_every: Steps between full states, from which a killed run resumes; default: what
+            takes under 1 % of the log, at least 100.
 
     Attributes:
         epoch: Set it in the loop to enable ``checkpoints="epochs"`` at replay.
 
     Raises:
-        TracingError: An argument is of no use; the message says which.
+        TracingError: An argument is of no use, or the log cannot be resumed; says which and why.
         OutputExistsError: The log exists.
+        LogError: Somebody else is writing the log.
     """
 
     epoch: int | None
@@ -59,11 +73,15 @@ class TracingOptimizer(Delegating):
         record: str = "ids",
         resume: bool = False,
         overwrite: bool = False,
+        steps: int | None = None,
+        compression: str | None = None,
+        sync_every: int = 0,
+        state_every: int | None = None,
     ) -> None:
         path = Path(log)
         self._require(optimizer)
-        check_arguments(optimizer, model, task, reduction, snapshot_every, record, resume)
-        check_path(path, overwrite=overwrite)
+        check_arguments(optimizer, model, task, reduction, snapshot_every, record)
+        check_path(path, overwrite=overwrite, resume=resume)
         inner = unwrapped(model)
         names = {id(p): name for name, p in inner.named_parameters()}
         check_parameters(optimizer, names)
@@ -71,17 +89,26 @@ class TracingOptimizer(Delegating):
         self.epoch = None
         self._clip_factor = 1.0
         self._recorder = Recorder(model, inner)
-        self._observations = Observations(self._recorder, reduction)
-        attributes = {
-            "task": task or "",
-            "reduction": reduction,
-            "snapshot_every": snapshot_every,
-            "record": record,
-            "optimizer": qualified(type(optimizer)),
-            "update_rule": rule(type(optimizer)),
-        }
-        self._log = StepLogger(path, optimizer, inner, self._recorder, attributes)
+        self._observations = Observations(self._recorder, reduction, record)
+        self._log = step_logger(
+            path,
+            optimizer,
+            inner,
+            self._recorder,
+            compression=compression,
+            sync_every=sync_every,
+            state_every=state_every,
+            task=task or "",
+            reduction=reduction,
+            snapshot_every=snapshot_every,
+            record=record,
+        )
         self._finalizer = weakref.finalize(self, _close, self._log, self._recorder)
+        try:
+            self.epoch = begin(self._log, resume=resume, steps=steps)
+        except BaseException:
+            self._log.give_up()
+            raise
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
@@ -108,7 +135,8 @@ class TracingOptimizer(Delegating):
             closure: As for any torch optimizer.
             batch_ids: ID of each example in the batch, ``(b,)``, in order; not together with
                 ``observe``.
-            batch: Only with ``record="batches"``, which this version does not have.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
 
         Raises:
             TracingError: The IDs are missing or wrong; nothing was stepped nor written.
@@ -133,7 +161,8 @@ class TracingOptimizer(Delegating):
             batch_ids: ID of each example, ``(b,)``, in order.
             weights: ``c_i``, each loss's weight in the step's objective, ``(b,)``; default:
                 ``1/(k b)`` with k micro-batches for a mean, 1 for a sum.
-            batch: Only with ``record="batches"``, which this version does not have.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
 
         Raises:
             TracingError: The IDs or weights are wrong.
@@ -174,6 +203,19 @@ class TracingOptimizer(Delegating):
             )
         super().add_param_group({**param_group, "params": found})
 
+    def forecast(self, steps: int) -> Forecast:
+        """Return what a run of so many steps takes on the disk.
+
+        Args:
+            steps: How many.
+
+        Warns:
+            TracingWarning: It will not fit.
+        """
+        forecast = self._log.forecast(steps)
+        warn_unless_fits(forecast)
+        return forecast
+
     def flush(self) -> None:
         """Return when every step so far is on file."""
         self._log.flush()
@@ -184,7 +226,7 @@ class TracingOptimizer(Delegating):
 
     @property
     def position(self) -> tuple[int, int | None]:
-        """(steps taken, epoch)."""
+        """(steps taken, epoch); after ``resume=True``, where the run goes on."""
         return self._log.steps, self.epoch
 
 

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tracer import schema
-from tracer.errors import LogError
-from tracer.opening import open_file
-from tracer.packing import unpack
-from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
-
-_CPU_STATE = len(torch.get_rng_state())
-_CUDA_STATE = 16
+from tracer.coding import Coder
+from tracer.errors import LogError, LogWarning
+from tracer.layout import Row, read_layout, row_bytes, shapes, unpack
+from tracer.opening import attributes, open_file
+from tracer.reading import LogTables, require_filters
+from tracer.records import ID, Step
+from tracer.step_reader import StepReader
 
 
 def open_log(path: str | Path) -> RunLog:
-    """Open a run log for reading, also while training writes it.
+    """Open a run log for reading, also while training writes it or after it was killed.
+
+    A log that its writer did not close is repaired in place, or read as if it were where it may
+    not be written; a ``LogWarning`` says so and names the last whole step.
 
     Args:
         path: The file.
@@ -39,28 +41,48 @@ class RunLog:
 
     Attributes:
         path: The file.
-        metadata: What is known of the run: versions, device, optimizer, task, ...
+        live: Whether training writes it; ``refresh`` then finds new steps.
+        tables: The file's tables.
         parameter_layout: Shape and dtype of every parameter of the model, by name.
         buffer_layout: Likewise for buffers.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._file = open_file(self.path)
+        opened = open_file(self.path)
+        self._file, self.live = opened.file, opened.live
         try:
-            self._fields = schema.read_layout(self._file[schema.PARAMETERS])
-            self._buffer_fields = schema.read_layout(self._file[schema.BUFFERS])
-            self._hyperparameters = str(self._file.attrs["hyperparameters"]).split("\n")
+            self._attributes = attributes(self._file)
+            self.tables = LogTables(self.path, self._file)
+            require_filters(self.path, self._file)
+            self._fields = self._layout(schema.PARAMETERS, schema.WEIGHTS)
+            self._buffer_fields = self._layout(schema.BUFFERS, schema.SNAP_BUFFERS)
+            self._steps = StepReader(
+                self.path, self.tables, [field.name for field in self._fields], self._attributes
+            )
+            self._coder = Coder(
+                self._fields,
+                self._attributes.get("encoding", "none"),
+                self._attributes.get("momentum", 0.0),
+            )
             self._length = self._count()
-            self._group_rows = self._file[schema.GROUPS][:]
-            self._strings: list[str] = []
-        except (KeyError, ValueError, OSError, RuntimeError) as error:
+        except (KeyError, ValueError, OSError, RuntimeError, OverflowError) as error:
             self.close()
             raise LogError(
                 f"{self.path} is a damaged run log: {error}; restore it from a copy."
             ) from error
-        self.parameter_layout = schema.shapes(self._fields)
-        self.buffer_layout = schema.shapes(self._buffer_fields)
+        except BaseException:
+            self.close()
+            raise
+        if opened.repair:
+            warnings.warn(
+                f"{self.path} was not closed by its writer: {opened.repair}. It holds "
+                f"{len(self)} whole steps.",
+                LogWarning,
+                stacklevel=3,
+            )
+        self.parameter_layout = shapes(self._fields)
+        self.buffer_layout = shapes(self._buffer_fields)
 
     def __len__(self) -> int:
         return self._length
@@ -75,23 +97,26 @@ class RunLog:
         """Close the file."""
         self._file.close()
 
+    def refresh(self) -> int:
+        """See what a live writer has added; return the number of steps."""
+        if self.live:
+            self.tables.refresh()
+            self._length = max(self._length, self._count())
+        return self._length
+
     @property
     def metadata(self) -> dict[str, Any]:
         """Return the run's metadata; ``closed`` says whether the log was ended cleanly."""
-        found = {
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in self._file.attrs.items()
-        }
+        found = dict(self._attributes)
         found["task"] = found.get("task") or None
-        status = self._file[schema.STATUS][0]
+        status = self._steps.status()
         found["closed"] = bool(status["closed"])
         found["id_type"] = "str" if status["strings"] else "int"
         return found
 
     def batch_ids(self, t: int) -> list[ID]:
         """Return the IDs of step ``t``, in order, with repeats."""
-        meta = self._meta(t)
-        return self._ids(meta["ids"], meta["count"])
+        return self.step(t).batch_ids
 
     def learning_rate(self, t: int) -> tuple[float, ...]:
         """Return the learning rate that step ``t`` used, one for each group."""
@@ -105,14 +130,15 @@ class RunLog:
             LogError: The row does not match its checksum.
         """
         self._check_index(t, len(self) + 1)
+        expected = None
         if len(self):
-            meta = self._meta(min(t, len(self) - 1))
+            meta = self._steps.meta(min(t, len(self) - 1))
             expected = meta["parameters_after_crc" if t == len(self) else "parameters_crc"]
-        row = self._file[schema.WEIGHTS][t][: schema.row_bytes(self._fields)]
-        if len(self) and zlib.crc32(row) != expected:
+        row = self._parameter_row(t)
+        if expected is not None and zlib.crc32(row.data) != expected:
             raise LogError(
-                f"{self.path}: the parameters before step {t} do not match their checksum; "
-                "the file is damaged, restore it from a copy."
+                f"{self.path}: the parameters before step {t} ({schema.WEIGHTS}) do not match "
+                "their checksum; the file is damaged, restore it from a copy."
             )
         return unpack(row, self._fields)
 
@@ -121,9 +147,8 @@ class RunLog:
         self._check_index(t, len(self) + 1)
         if not self._buffer_fields or not len(self):
             return {}
-        meta = self._meta(min(t, len(self) - 1))
-        number = meta["buffers_after" if t == len(self) else "buffers"]
-        return unpack(self._row(schema.SNAP_BUFFERS, number, t), self._buffer_fields)
+        found = self._steps.buffers(min(t, len(self) - 1), after=t == len(self))
+        return unpack(found, self._buffer_fields)
 
     def steps(self) -> Iterator[Step]:
         """Yield every step, in order."""
@@ -135,116 +160,77 @@ class RunLog:
 
         Raises:
             IndexError: There is no such step.
-            LogError: The record does not match its checksum.
+            LogError: The record does not match its checksums; names the table.
         """
-        meta = self._meta(t)
-        hyper = self._file[schema.HYPER][meta["hyper"] : meta["hyper"] + meta["groups"]]
-        mask = self._row(schema.MASKS, meta["mask"], t).reshape(2, -1)
-        names = [field.name for field in self._fields]
-        members = self._members(t)
-        return Step(
-            index=t,
-            epoch=None if meta["epoch"] < 0 else int(meta["epoch"]),
-            micro_batches=self._micro_batches(meta, t),
-            groups=tuple(
-                ParameterGroup(
-                    tuple(names[k] for k in members.get(g, [])),
-                    dict(zip(self._hyperparameters, map(float, row), strict=True)),
-                )
-                for g, row in enumerate(hyper)
-            ),
-            gradient_norm=float(meta["gradient_norm"]),
-            clip_factor=float(meta["clip_factor"]),
-            without_gradient=frozenset(n for n, on in zip(names, mask[0], strict=False) if on),
-            frozen=frozenset(n for n, on in zip(names, mask[1], strict=False) if on),
-        )
+        self._check_index(t, len(self))
+        return self._steps.step(t)
 
-    def optimizer_state(self) -> Iterator[tuple[int, int, str, Tensor]]:
-        """Yield what is on file of the optimizer's state.
+    def states(self) -> list[int]:
+        """Return the steps before which the full state is on file, in order."""
+        return [int(row["step"]) for row in self._steps.states() if row["step"] <= len(self)]
 
-        Yields:
-            The step before which it held, the parameter's index, the state's key, its value.
+    def state(self, t: int) -> dict[str, Any]:
+        """Return the full state before step ``t``, one of ``states()``.
+
+        Returns:
+            ``parameters`` and ``buffers`` by name, ``optimizer`` (its ``state_dict``), ``random``
+            (``cpu``, and ``cuda`` by device), ``epoch``.
+
+        Raises:
+            LogError: There is none, or it does not match its checksum.
         """
-        stream = self._file[schema.SNAP_OPTIMIZER]
-        for row in self._file[schema.STATE_SCHEMA][:]:
-            start = int(row["offset"])
-            field = schema.Field(
-                row["key"].decode(),
-                0,
-                tuple(int(n) for n in row["shape"][: row["dims"]]),
-                schema.torch_dtype(row["dtype"].decode()),
-            )
-            value = unpack(stream[start : start + field.nbytes], [field])[field.name]
-            yield int(row["step"]), int(row["parameter"]), field.name, value
+        return self._steps.state(t)
+
+    def segments(self) -> list[tuple[int, str]]:
+        """Return where each process that wrote the log began: the step, and when."""
+        return self._steps.segments()
+
+    def string_ids(self) -> list[str]:
+        """Return every string ID so far, in the order of their first visits."""
+        return self._steps.strings()
+
+    def _layout(self, name: str, rows: str) -> list[Any]:
+        table = self.tables.layout(name)
+        if zlib.crc32(table.tobytes()) != self._attributes[name.replace("/", "_") + "_crc"]:
+            raise self.tables.damage(name, "does not match its checksum")
+        return read_layout(table, self.tables.width(rows))
 
     def _count(self) -> int:
-        """Return how many steps have their meta row and the parameters after it."""
-        steps, rows = len(self._file[schema.META]), len(self._file[schema.WEIGHTS])
-        return int(max(0, min(steps, rows - 1)))
+        """Return how many steps are whole: all of a closed log, else up to the last valid one."""
+        status = self._steps.status()
+        rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
+        if not self._fields:
+            snapshots = rows + 1
+        if status["closed"]:
+            if rows != status["steps"] or snapshots < rows + min(rows, 1):
+                raise self.tables.damage(
+                    schema.META, f"has {rows} of {status['steps']} steps that were closed with it"
+                )
+            return rows
+        steps = max(0, min(rows, snapshots - 1))
+        while steps > 0 and not self._is_whole(steps - 1):
+            steps -= 1
+        return steps
+
+    def _is_whole(self, t: int) -> bool:
+        """Return whether a step and the parameters after it match their checksums."""
+        try:
+            self._steps.step(t)
+            row = self._parameter_row(t + 1)
+        except LogError:
+            return False
+        return bool(zlib.crc32(row.data) == self._steps.meta(t)["parameters_after_crc"])
+
+    def _parameter_row(self, t: int) -> Row:
+        width = row_bytes(self._fields)
+
+        def load(k: int) -> Row:
+            if not width:
+                return np.zeros(0, np.uint8)
+            return self.tables.rows(schema.WEIGHTS, k, 1, f"snapshot {k}")[0, :width]
+
+        return self._coder.read(t, load)
 
     def _check_index(self, t: int, count: int) -> None:
         if not 0 <= t < count:
             raise IndexError(f"{self.path} holds {len(self)} steps; there is no number {t}.")
-
-    def _meta(self, t: int) -> Any:
-        self._check_index(t, len(self))
-        meta = self._file[schema.META][t : t + 1]
-        try:
-            parts = schema.record_parts(self._file, meta)
-            sound = meta[0]["record_crc"] == schema.record_crc(meta, parts)
-        except (OSError, ValueError, IndexError, OverflowError):
-            sound = False
-        if not sound or meta[0]["step"] != t:
-            raise LogError(
-                f"{self.path}: the record of step {t} does not match its checksum; the file is "
-                "damaged, restore it from a copy."
-            )
-        return meta[0]
-
-    def _row(self, name: str, number: int, t: int) -> NDArray[np.uint8]:
-        table = self._file[name]
-        if not 0 <= number < len(table):
-            raise LogError(f"{self.path}: step {t} points at a row of {name} that is not there.")
-        return np.asarray(table[number])
-
-    def _ids(self, start: int, count: int) -> list[ID]:
-        numbers = self._file[schema.IDS][start : start + count].tolist()
-        if not self._file[schema.STATUS][0]["strings"]:
-            return list(numbers)
-        if max(numbers) >= len(self._strings):
-            ends = self._file[schema.STRING_ENDS][:].tolist()
-            data = self._file[schema.STRINGS][:].tobytes()
-            starts = [0, *ends[:-1]]
-            self._strings = [data[a:b].decode() for a, b in zip(starts, ends, strict=True)]
-        return [self._strings[k] for k in numbers]
-
-    def _micro_batches(self, meta: Any, t: int) -> tuple[MicroBatch, ...]:
-        rows = self._file[schema.MICRO][meta["micro"] : meta["micro"] + meta["micro_count"]]
-        return tuple(
-            MicroBatch(
-                tuple(self._ids(row["ids"], row["count"])),
-                torch.from_numpy(
-                    self._file[schema.COEFFICIENTS][row["coef"] : row["coef"] + row["count"]]
-                ),
-                self._random(row["rng"], t),
-            )
-            for row in rows
-        )
-
-    def _random(self, number: int, t: int) -> RandomState | None:
-        if number < 0:
-            return None
-        row = torch.from_numpy(self._row(schema.SNAP_RANDOM, number, t))
-        devices = [int(k) for k in str(self._file.attrs["cuda_devices"]).split()]
-        cuda = torch.split(row[_CPU_STATE:], _CUDA_STATE)
-        return RandomState(row[:_CPU_STATE], dict(zip(devices, cuda, strict=False)))
-
-    def _members(self, t: int) -> dict[int, list[int]]:
-        """Return each group's parameters at a step: the last table that began by then."""
-        rows = self._group_rows
-        began = rows["step"][rows["step"] <= t]
-        current = rows[rows["step"] == began.max()] if len(began) else rows[:0]
-        members: dict[int, list[int]] = {}
-        for row in current:
-            members.setdefault(int(row["group"]), []).append(int(row["parameter"]))
-        return members

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
+
+from tracer.nested import decode
 
 ID: TypeAlias = int | str
 
@@ -32,11 +35,18 @@ class MicroBatch:
         coefficients: ``c_i``, each loss's weight in the step's objective, float64 ``(b,)``.
         random_state: As it was when the forward began; None if no forward was seen, so
             that the pass counts as deterministic.
+        payload: Gives the recorded batch, encoded; None unless ``record="batches"``.
     """
 
     ids: tuple[ID, ...]
     coefficients: Tensor
     random_state: RandomState | None
+    payload: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def batch(self) -> Any:
+        """The recorded batch as the loss took it, on the CPU; None if it is not recorded."""
+        return None if self.payload is None else decode(self.payload())
 
 
 @dataclass(frozen=True)

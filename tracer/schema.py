@@ -1,163 +1,125 @@
-"""Names, dtypes and creation of everything in a run log: the only spelling of the layout.
+"""Names, dtypes and creation of everything in a run log: the only spelling of the format.
 
 Parameters lie in one flat byte row per snapshot; what varies lies in sparse tables, each step's
-meta row saying which rows are its own. Nothing is a variable-length HDF5 type (their heap is not
-safe under SWMR) and nothing is pickled.
+meta row saying which rows are its own, with a checksum for each table. Nothing is of a
+variable-length HDF5 type (their heap is not safe under SWMR) and nothing is pickled.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
+
+from tracer.layout import Field, layout_table, row_bytes
 
 FORMAT = "tracin-run"
 FORMAT_VERSION = 1
 
 PARAMETERS = "layout/parameters"
 BUFFERS = "layout/buffers"
-GROUPS = "groups"
-STATE_SCHEMA = "state_schema"
 STATUS = "status"
+SEGMENTS = "segments"
+GROUPS = "groups"
 META = "steps/meta"
 HYPER = "steps/hyper"
 IDS = "steps/ids"
-STRINGS = "ids/bytes"
-STRING_ENDS = "ids/ends"
 COEFFICIENTS = "steps/coef"
 MICRO = "steps/micro"
 MASKS = "steps/nograd"
 WEIGHTS = "steps/w"
+STRINGS = "ids/bytes"
+STRING_ENDS = "ids/ends"
 SNAP_BUFFERS = "snap/buf"
 SNAP_RANDOM = "snap/rng"
-SNAP_OPTIMIZER = "snap/opt"
+SNAP_BATCHES = "snap/batch"
+STATES = "snap/states"
+SNAP_STATE = "snap/opt"
 
-NONE = -1  # "no row": deterministic pass, default coefficients, no epoch
+NONE = -1  # "no row": deterministic pass, equal coefficients, no epoch
 CHUNK = 1 << 20
+WORD = np.dtype("<u4")  # what recorded batches are stored in: shuffled by HDF5, then deflated
 
+# checksum in a meta row -> the table that it guards
+CHECKSUMS = {
+    "micro_crc": MICRO,
+    "ids_crc": IDS,
+    "coef_crc": COEFFICIENTS,
+    "rng_crc": SNAP_RANDOM,
+    "hyper_crc": HYPER,
+    "groups_crc": GROUPS,
+    "nograd_crc": MASKS,
+    "buffers_crc": SNAP_BUFFERS,
+}
 META_DTYPE = np.dtype(
     [
-        ("step", "<i8"),
-        ("epoch", "<i8"),
-        ("ids", "<i8"),
-        ("count", "<i8"),
-        ("micro", "<i8"),
-        ("micro_count", "<i8"),
-        ("hyper", "<i8"),
-        ("groups", "<i8"),
-        ("mask", "<i8"),
-        ("buffers", "<i8"),
-        ("buffers_after", "<i8"),
+        *(
+            (name, "<i8")
+            for name in (
+                *("step", "epoch", "ids", "count", "micro", "micro_count", "hyper", "groups"),
+                *("members", "member_count", "mask", "buffers", "buffers_after"),
+            )
+        ),
         ("gradient_norm", "<f8"),
         ("clip_factor", "<f8"),
         ("parameters_crc", "<u4"),
         ("parameters_after_crc", "<u4"),
+        *((name, "<u4") for name in CHECKSUMS),
         ("record_crc", "<u4"),
     ]
 )
-MICRO_DTYPE = np.dtype([("ids", "<i8"), ("count", "<i8"), ("coef", "<i8"), ("rng", "<i8")])
-GROUP_DTYPE = np.dtype([("step", "<i8"), ("group", "<i8"), ("parameter", "<i8")])
-STATE_DTYPE = np.dtype(
+MICRO_DTYPE = np.dtype(
     [
-        ("step", "<i8"),
-        ("parameter", "<i8"),
-        ("key", "S64"),
-        ("dtype", "S16"),
-        ("shape", "<i8", (8,)),
-        ("dims", "<i8"),
-        ("offset", "<i8"),
-        ("bytes", "<i8"),
+        ("ids", "<i8"),
+        ("count", "<i8"),
+        ("coef", "<i8"),
+        ("weight", "<f8"),
+        ("rng", "<i8"),
+        ("batch", "<i8"),
+        ("batch_bytes", "<i8"),
+        ("batch_crc", "<u4"),
     ]
 )
-STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8"), ("strings", "<i8")])
+GROUP_DTYPE = np.dtype([("group", "<i8"), ("parameter", "<i8")])
+STATE_DTYPE = np.dtype([("step", "<i8"), ("offset", "<i8"), ("bytes", "<i8"), ("crc", "<u4")])
+STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8"), ("strings", "<i8"), ("crc", "<u4")])
+SEGMENT_DTYPE = np.dtype(
+    [("step", "<i8"), ("began", "S32"), ("torch", "S32"), ("threads", "<i8"), ("crc", "<u4")]
+)
 
 
 @dataclass(frozen=True)
-class Field:
-    """One tensor in a flat byte row."""
+class Table:
+    """A growing dataset: its element type, and whether its rows have a width of their own."""
 
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Its bytes."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+    dtype: np.dtype[Any]
+    wide: bool = False
+    chunk: int = 256
 
 
-def fields(tensors: dict[str, torch.Tensor]) -> list[Field]:
-    """Lay tensors out one after the other."""
-    found, offset = [], 0
-    for name, tensor in tensors.items():
-        field = Field(name, offset, tuple(tensor.shape), tensor.dtype)
-        found.append(field)
-        offset += field.nbytes
-    return found
-
-
-def row_bytes(layout: Sequence[Field]) -> int:
-    """Return the length of a row."""
-    return sum(field.nbytes for field in layout)
-
-
-def shapes(layout: Sequence[Field]) -> dict[str, tuple[torch.Size, torch.dtype]]:
-    """Return shape and dtype of each tensor, by name."""
-    return {field.name: (torch.Size(field.shape), field.dtype) for field in layout}
-
-
-def layout_table(layout: Sequence[Field]) -> np.ndarray[Any, Any]:
-    """Return a layout as rows; names are UTF-8 of the longest one's length."""
-    longest = max([len(field.name.encode()) for field in layout], default=1)
-    deepest = max([len(field.shape) for field in layout], default=0)
-    dtype = np.dtype(
-        [
-            ("name", f"S{longest}"),
-            ("offset", "<i8"),
-            ("dims", "<i8"),
-            ("shape", "<i8", (max(1, deepest),)),
-            ("dtype", "S16"),
-        ]
-    )
-    table = np.zeros(len(layout), dtype)
-    for row, field in zip(table, layout, strict=True):
-        row["name"], row["offset"] = field.name.encode(), field.offset
-        row["dims"], row["shape"][: len(field.shape)] = len(field.shape), field.shape
-        row["dtype"] = dtype_name(field.dtype).encode()
-    return table
-
-
-def read_layout(dataset: h5py.Dataset) -> list[Field]:
-    """Read what ``layout_table`` made."""
-    return [
-        Field(
-            row["name"].decode(),
-            int(row["offset"]),
-            tuple(int(n) for n in row["shape"][: row["dims"]]),
-            torch_dtype(row["dtype"].decode()),
-        )
-        for row in dataset[:]
-    ]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return ``"float32"`` for ``torch.float32``."""
-    return str(dtype).removeprefix("torch.")
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    """Return ``torch.float32`` for ``"float32"``."""
-    dtype = getattr(torch, name, None)
-    if not isinstance(dtype, torch.dtype):
-        raise ValueError(f"unknown dtype {name!r}")
-    return dtype
+TABLES = {
+    SEGMENTS: Table(SEGMENT_DTYPE, chunk=16),
+    GROUPS: Table(GROUP_DTYPE),
+    META: Table(META_DTYPE),
+    MICRO: Table(MICRO_DTYPE),
+    STATES: Table(STATE_DTYPE, chunk=16),
+    IDS: Table(np.dtype("<i8"), chunk=4096),
+    COEFFICIENTS: Table(np.dtype("<f8"), chunk=4096),
+    STRINGS: Table(np.dtype("u1"), chunk=4096),
+    STRING_ENDS: Table(np.dtype("<i8"), chunk=4096),
+    SNAP_STATE: Table(np.dtype("u1"), chunk=CHUNK),
+    SNAP_BATCHES: Table(WORD, chunk=1 << 14),
+    HYPER: Table(np.dtype("<f8"), wide=True),
+    MASKS: Table(np.dtype("u1"), wide=True),
+    WEIGHTS: Table(np.dtype("u1"), wide=True),
+    SNAP_BUFFERS: Table(np.dtype("u1"), wide=True),
+    SNAP_RANDOM: Table(np.dtype("u1"), wide=True),
+}
 
 
 def create(
@@ -167,63 +129,80 @@ def create(
     *,
     hyperparameters: Sequence[str],
     random_bytes: int,
-    attributes: dict[str, Any],
+    attributes: Mapping[str, Any],
+    filters: Mapping[str, Any],
 ) -> None:
-    """Create every object of an empty log; nothing is created afterwards."""
-    file.attrs["format"], file.attrs["format_version"] = FORMAT, FORMAT_VERSION
-    file.attrs.update(attributes)
-    file.attrs["hyperparameters"] = "\n".join(hyperparameters)
+    """Create every object of an empty log; nothing is created afterwards.
+
+    Args:
+        file: A new file.
+        parameters: Layout of a row of parameters.
+        buffers: Layout of a row of buffers.
+        hyperparameters: Names of the columns of ``steps/hyper``.
+        random_bytes: Length of a row of random state.
+        attributes: Metadata of the run.
+        filters: HDF5 compression of the rows of parameters.
+    """
+    known = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        **attributes,
+        "hyperparameters": "\n".join(hyperparameters),
+    }
     for name, layout in ((PARAMETERS, parameters), (BUFFERS, buffers)):
-        file.create_dataset(name, data=layout_table(layout))
+        table = layout_table(layout)
+        file.create_dataset(name, data=table)
+        known[name.replace("/", "_") + "_crc"] = zlib.crc32(table.tobytes())
+    for name, value in known.items():
+        if isinstance(value, str):  # of fixed length
+            file.attrs[name] = np.bytes_(value.encode() or b"\0")
+        else:
+            file.attrs[name] = value
     file.create_dataset(STATUS, data=np.zeros(1, STATUS_DTYPE))
-    tables = {META: META_DTYPE, MICRO: MICRO_DTYPE, GROUPS: GROUP_DTYPE, STATE_SCHEMA: STATE_DTYPE}
-    for name, dtype in tables.items():
-        file.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(256,))
-    flat = {IDS: "<i8", COEFFICIENTS: "<f8", STRINGS: "u1", STRING_ENDS: "<i8"}
-    for name, kind in flat.items():
-        file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(4096,))
-    file.create_dataset(SNAP_OPTIMIZER, (0,), "u1", maxshape=(None,), chunks=(CHUNK,))
-    _rows(file, HYPER, len(hyperparameters), "<f8")
-    _rows(file, MASKS, 2 * len(parameters), "u1")
-    _rows(file, WEIGHTS, row_bytes(parameters), "u1")
-    _rows(file, SNAP_BUFFERS, row_bytes(buffers), "u1")
-    _rows(file, SNAP_RANDOM, random_bytes, "u1")
+    widths = {
+        HYPER: len(hyperparameters),
+        MASKS: 2 * len(parameters),
+        WEIGHTS: row_bytes(parameters),
+        SNAP_BUFFERS: row_bytes(buffers),
+        SNAP_RANDOM: random_bytes,
+    }
+    for name, kind in TABLES.items():
+        if kind.wide:
+            options = filters if name == WEIGHTS else {}
+            _create_rows(file, name, max(1, widths[name]), kind.dtype, options)
+        else:
+            options = {"compression": 1, "shuffle": True} if name == SNAP_BATCHES else {}
+            file.create_dataset(
+                name, (0,), kind.dtype, maxshape=(None,), chunks=(kind.chunk,), **options
+            )
 
 
-def _rows(file: h5py.File, name: str, width: int, kind: str) -> None:
-    """Create a table of rows in balanced chunks of about 1 MiB."""
-    width = max(1, width)
-    pieces = -(-width * np.dtype(kind).itemsize // CHUNK)
+def _create_rows(
+    file: h5py.File, name: str, width: int, dtype: np.dtype[Any], options: Mapping[str, Any]
+) -> None:
+    """Create a table of rows in balanced chunks of about 1 MiB; a snapshot shares none."""
+    pieces = -(-width * dtype.itemsize // CHUNK)
     columns = -(-width // pieces)
-    rows = max(1, min(256, CHUNK // (columns * np.dtype(kind).itemsize)))
-    rows = 1 if name == WEIGHTS else rows
-    file.create_dataset(name, (0, width), kind, maxshape=(None, width), chunks=(rows, columns))
+    rows = 1 if name == WEIGHTS else max(1, min(256, CHUNK // (columns * dtype.itemsize)))
+    file.create_dataset(
+        name, (0, width), dtype, maxshape=(None, width), chunks=(rows, columns), **options
+    )
 
 
-def record_crc(meta: NDArray[Any], parts: Iterable[bytes]) -> int:
-    """Return the CRC of a meta row and of everything small that it stands for."""
-    blank = meta.copy()
-    blank["record_crc"] = 0
-    crc = zlib.crc32(blank.tobytes())
-    for part in parts:
-        crc = zlib.crc32(part, crc)
-    return crc
+def sealed(row: NDArray[Any], field: str = "crc") -> NDArray[Any]:
+    """Return a row with its own checksum."""
+    blank = row.copy()
+    blank[field] = 0
+    blank[field] = zlib.crc32(blank.tobytes())
+    return blank
 
 
-def record_parts(file: h5py.File, meta: NDArray[Any]) -> Iterator[bytes]:
-    """Read what a meta row stands for, in the order of its CRC."""
-    row = meta[0]
-    micro = file[MICRO][row["micro"] : row["micro"] + row["micro_count"]]
-    for batch in micro:
-        rows = slice(batch["ids"], batch["ids"] + batch["count"])
-        yield file[IDS][rows].tobytes()
-        yield file[COEFFICIENTS][batch["coef"] : batch["coef"] + batch["count"]].tobytes()
-        yield b"" if batch["rng"] < 0 else file[SNAP_RANDOM][batch["rng"]].tobytes()
-    yield micro.tobytes()
-    yield file[HYPER][row["hyper"] : row["hyper"] + row["groups"]].tobytes()
-    for name, number in (
-        (MASKS, row["mask"]),
-        (SNAP_BUFFERS, row["buffers"]),
-        (SNAP_BUFFERS, row["buffers_after"]),
-    ):
-        yield b"" if number < 0 else file[name][number].tobytes()
+def state_crc(row: Any, data: bytes) -> int:
+    """Return the checksum of a full state: of its row in ``snap/states`` and of its bytes."""
+    numbers = np.array([row["step"], row["offset"], row["bytes"]], "<i8")
+    return zlib.crc32(data, zlib.crc32(numbers.tobytes()))
+
+
+def is_sealed(row: NDArray[Any], field: str = "crc") -> bool:
+    """Return whether a row matches its own checksum."""
+    return bool(sealed(row, field)[field] == row[field])

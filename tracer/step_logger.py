@@ -9,28 +9,54 @@ from __future__ import annotations
 
 import math
 import os
-import platform
-import uuid
 from collections.abc import Callable, Mapping
-from datetime import datetime, timezone
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import h5py
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
-from tracer.packing import Row, pack
+from tracer.feed import Feed
+from tracer.forecast import Forecast, free_bytes
+from tracer.full_state import States, restore
+from tracer.layout import Row, fields, pack, row_bytes
+from tracer.log_file import LogOptions, create_log, environment
+from tracer.measurement import Gradients, Measurement
 from tracer.recording import Recorder
-from tracer.records import MicroBatch, ParameterGroup, Step
+from tracer.records import MicroBatch, Step
+from tracer.resume import Resumption, last_state, reopen
 from tracer.writer import LogWriter
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose parameters are not final yet."""
+
+    step: Step
+    norm: Callable[[], float]
+    buffers: Row
+    state: bytes | None
+
+    def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
+        """Append the step to the log."""
+        step = replace(self.step, gradient_norm=self.norm())
+        writer.append(step, parameters, self.buffers, buffers)
 
 
 class StepLogger:
     """Steps one optimizer and logs it.
+
+    Args:
+        path: The log.
+        optimizer: Does the steps.
+        model: The module that owns the parameters.
+        recorder: Watches the model.
+        attributes: Metadata of the run.
+        options: How the log is written.
 
     Attributes:
         path: The log.
@@ -45,21 +71,50 @@ class StepLogger:
         model: nn.Module,
         recorder: Recorder,
         attributes: Mapping[str, Any],
+        options: LogOptions,
     ) -> None:
         self.path, self.model, self.steps = path, model, 0
         self._optimizer, self._recorder = optimizer, recorder
-        self._attributes = dict(attributes)
-        self._writer: LogWriter | None = None
-        self._pending: tuple[Step, Row] | None = None
-        self._closed = False
+        self._measurement = Measurement(optimizer, model)
+        self._attributes, self._options = dict(attributes), options
+        self._states = States(model, optimizer, options.state_every, self._row_bytes())
+        self._pending: _Pending | None = None
+        self._random = recorder.random_state()  # after the last step
+        self._epoch: int | None = None  # of the last step
+        self._closed = self._updating = False
         self._owner = os.getpid()
+        self._feed = Feed(path)
 
     def require_open(self) -> None:
-        """Raise TracingError after ``close``."""
+        """Raise TracingError after ``close``, and in a forked process."""
         if self._closed:
             raise TracingError(
                 f"the log {self.path} is closed; keep training steps inside the with block."
             )
+        if os.getpid() != self._owner:
+            raise TracingError(
+                f"the log {self.path} belongs to process {self._owner}, which forked this one; "
+                "only that one can step the traced optimizer."
+            )
+
+    def resume(self) -> Resumption | None:
+        """Go back to the log's last full state and go on from there; None if there is no log.
+
+        Raises:
+            TracingError: The log is of another run, holds no state, or a reader has it open.
+        """
+        if self._feed.stopped or not self.path.exists():
+            return None
+        shared = ("optimizer", "reduction", "record", "cuda_devices")
+        found = last_state(self.path, {name: self._attributes[name] for name in shared})
+        restore(found.state, self.model, self._optimizer)
+        self._random, self.steps = self._recorder.random_state(), found.step
+        self._epoch = found.state["epoch"]
+        if found.step:
+            every, sync = self._states.every, self._options.sync_every
+            writer = reopen(self.path, found.step, state_every=every, sync_every=sync)
+            self._feed.start(lambda: writer, self._measurement.parameters)
+        return found
 
     def run(
         self,
@@ -74,18 +129,21 @@ class StepLogger:
         Returns:
             What the optimizer returned, and whether it stepped (AMP may skip).
         """
-        before = pack(dict(self.model.named_parameters()))
-        groups = self._groups()
-        measured: list[tuple[float, frozenset[str]]] = []
+        self._feed.report()
+        if self._feed.stopped:
+            self._pending = None
+            return self._optimizer.step(closure), True
+        groups = self._measurement.groups()
+        found: list[Gradients] = []
 
         def measure() -> None:
-            """Look at what is about to be applied; the last step has led to ``before``."""
-            if not measured:
-                self._settle(before, self._buffers())
-            measured.append(self._gradients())
+            if not found:  # the last step has led to where this one begins
+                self._settle(self._buffers())
+            found.append(self._measurement.gradients())
+            self._updating = True
 
         def evaluate() -> Any:
-            loss = None if closure is None else closure()
+            loss = closure() if closure is not None else None
             measure()
             return loss
 
@@ -94,145 +152,99 @@ class StepLogger:
             result = self._optimizer.step()
         else:
             result = self._optimizer.step(evaluate)
-        buffers = self._buffers()
-        if self._skipped():
+        self._updating = False
+        if self._measurement.skipped():
             return result, False
-        norm, without_gradient = measured[-1]
         step = Step(
             index=self.steps,
             epoch=epoch,
             micro_batches=tuple(batches()),
             groups=groups,
-            gradient_norm=norm,
+            gradient_norm=math.nan,  # follows
             clip_factor=clip_factor,
-            without_gradient=without_gradient,
-            frozen=frozenset(
-                name for name, p in self.model.named_parameters() if not p.requires_grad
-            ),
+            without_gradient=found[-1].without,
+            frozen=self._measurement.frozen(),
         )
-        self._pending = (step, buffers)
         self.steps += 1
+        self._epoch = epoch
+        self._random = self._recorder.random_state()
+        state = self._states.capture(self._random, epoch) if self._states.due(self.steps) else None
+        self._pending = _Pending(step, found[-1].norm, self._buffers(), state)
         return result, True
 
     def flush(self) -> None:
-        """Write the last step with the parameters as they are now."""
-        if self._writer is not None:
-            self._settle(*self._current())
-            self._writer.flush()
+        """Return when every step so far is on file, the last one as parameters are now."""
+        if self._feed.started and not self._feed.stopped:
+            self._settle(pack(self._recorder.current_buffers()))
+            self._feed.flush()
 
     def close(self) -> None:
         """Write what is left and close the file; a forked copy of the process leaves it alone."""
         if self._closed:
             return
         self._closed = True
-        if os.getpid() != self._owner:
+        if os.getpid() != self._owner or self._feed.stopped:
             return
-        self._settle(*self._current())
-        if self._writer is not None:
-            if self.steps:
-                self._writer.state(self.steps, self._state())
-            self._writer.close()
+        if not self._updating:  # an exception inside a step leaves parameters half moved
+            self._settle(pack(self._recorder.current_buffers()))
+            if self.steps and not self._states.due(self.steps):
+                self._submit_state(self.steps, passing=True)
+        self._feed.close()
+
+    def give_up(self) -> None:
+        """Write nothing, and let others write the log."""
+        self._closed = True
+        self._feed.release()
+
+    def forecast(self, steps: int) -> Forecast:
+        """Return what a run of so many steps takes."""
+        buffers = row_bytes(fields(dict(self.model.named_buffers())))
+        random = sum(len(s) for s in (self._random.cpu, *self._random.cuda.values()))
+        step = row_bytes(fields(self._measurement.parameters)) + buffers + random + 1024
+        return Forecast(self.path, steps, step, step * (steps + 1), free_bytes(self.path))
 
     def _buffers(self) -> Row:
         """Return ``β_t``: the buffers before the step's first training forward, if one was seen."""
         seen = self._recorder.buffers
         return pack(self._recorder.current_buffers() if seen is None else seen)
 
-    def _current(self) -> tuple[Row, Row]:
-        return pack(dict(self.model.named_parameters())), pack(self._recorder.current_buffers())
-
-    def _settle(self, parameters: Row, buffers: Row) -> None:
-        """Write the pending step, which led to these; begin the log if there is none."""
-        if self._writer is None:
-            self._writer = self._create()
-            self._writer.begin(parameters)
-            if any(self._optimizer.state.values()):
-                self._writer.state(0, self._state())
-        elif self._pending is not None:
-            step, before = self._pending
-            self._writer.append(step, parameters, before, buffers)
-            self._pending = None
+    def _settle(self, buffers: Row) -> None:
+        """Write the pending step, which led to where we are; begin the log if there is none."""
+        pending = self._pending
+        if not self._feed.started:
+            threads = torch.get_num_threads()
+            self._feed.start(self._creation(), self._measurement.parameters)
+            self._feed.put(lambda writer, row: writer.begin(row, threads))
+            self._submit_state(0, passing=False)
+        elif pending is None:
+            self._feed.put(lambda writer, row: writer.amend(row, buffers))
         else:
-            self._writer.amend(parameters, buffers)
+            self._feed.put(lambda writer, row: pending.write(writer, row, buffers))
+            self._pending = None
+            if pending.state is not None:
+                self._submit_state(pending.step.index + 1, pending.state, passing=False)
 
-    def _create(self) -> LogWriter:
-        parameters = {n: p.detach() for n, p in self.model.named_parameters()}
-        buffers = {n: b.detach() for n, b in self.model.named_buffers()}
+    def _creation(self) -> Callable[[], LogWriter]:
+        """Return what creates the log; all it needs is looked up here, in the training thread."""
         random = self._recorder.random_state()
-        return LogWriter(
+        return partial(
+            create_log,
             self.path,
-            parameters,
-            buffers,
-            hyperparameters=self._hyperparameter_names(),
+            {n: p.detach() for n, p in self._measurement.parameters.items()},
+            {n: b.detach() for n, b in self.model.named_buffers()},
+            hyperparameters=self._measurement.hyperparameters(),
             random_bytes=len(random.cpu) + sum(len(s) for s in random.cuda.values()),
-            attributes={
-                **self._attributes,
-                **_environment(),
-                "device": str(next((p.device for p in parameters.values()), "cpu")),
-                "cuda_devices": " ".join(map(str, self._recorder.devices)),
-                "model": type(self.model).__name__,
-            },
+            attributes={**self._attributes, **environment()},
+            options=self._options,
         )
 
-    def _hyperparameter_names(self) -> list[str]:
-        names: dict[str, None] = {}
-        for group in self._optimizer.param_groups:
-            names.update(dict.fromkeys(self._numbers(group)))
-        return list(names)
+    def _row_bytes(self) -> int:
+        """Return what a step adds to the log; coded rows are about a third."""
+        row = row_bytes(fields(self._measurement.parameters))
+        return row if self._options.compression == "none" else row // 3
 
-    def _numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """Return a group's numeric hyperparameters; tuples are spread, None is NaN."""
-        found: dict[str, float] = {}
-        for key in ("lr", *self._optimizer.defaults):
-            value = group.get(key)
-            if isinstance(value, (tuple, list)):
-                found.update({f"{key}.{k}": float(v) for k, v in enumerate(value)})
-            elif isinstance(value, (bool, int, float)) or (
-                isinstance(value, Tensor) and value.numel() == 1
-            ):
-                found[key] = float(value)
-            elif value is None:
-                found[key] = math.nan
-        return found
-
-    def _groups(self) -> tuple[ParameterGroup, ...]:
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        return tuple(
-            ParameterGroup(tuple(names[id(p)] for p in group["params"]), self._numbers(group))
-            for group in self._optimizer.param_groups
-        )
-
-    def _gradients(self) -> tuple[float, frozenset[str]]:
-        """Return the norm of the gradient that is about to be applied, and who has none."""
-        names = {id(p): name for name, p in self.model.named_parameters()}
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        gradients = [p.grad.detach() for p in parameters if p.grad is not None]
-        without = frozenset(names[id(p)] for p in parameters if p.grad is None)
-        dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
-        norms = torch._foreach_norm(dense) if dense else ()
-        squares = [float(norm) ** 2 for norm in norms]
-        scale = getattr(self._optimizer, "grad_scale", None)
-        return math.sqrt(math.fsum(squares)) / (1.0 if scale is None else float(scale)), without
-
-    def _skipped(self) -> bool:
-        found_inf = getattr(self._optimizer, "found_inf", None)
-        return found_inf is not None and bool(found_inf)
-
-    def _state(self) -> dict[int, Mapping[str, Any]]:
-        index = {id(p): k for k, p in enumerate(self.model.parameters())}
-        return {index[id(p)]: entries for p, entries in self._optimizer.state.items()}
-
-
-def _environment() -> dict[str, Any]:
-    return {
-        "run_uuid": str(uuid.uuid4()),
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "torch": str(torch.__version__),
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "hdf5": h5py.version.hdf5_version,
-        "python": platform.python_version(),
-        "num_threads": torch.get_num_threads(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "onednn": bool(torch.backends.mkldnn.enabled),
-    }
+    def _submit_state(self, t: int, state: bytes | None = None, *, passing: bool) -> None:
+        """Write the full state before step ``t``: the one given, or as it is now."""
+        data = self._states.capture(self._random, self._epoch) if state is None else state
+        if data is not None:
+            self._feed.submit(lambda writer: writer.state(t, data, passing=passing))

@@ -1,0 +1,240 @@
+"""Steps and full states out of a log's tables, each row checked against its checksum."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tracer import schema
+from tracer.errors import LogError
+from tracer.layout import Row
+from tracer.nested import NestedError, decode
+from tracer.reading import LogTables
+from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
+
+_CPU_STATE = len(torch.get_rng_state())
+_CUDA_STATE = 16
+_BLOCK = 256  # meta rows read at once
+
+
+class StepReader:
+    """Reads the records of one log.
+
+    Args:
+        path: The log, for messages.
+        tables: Its tables.
+        names: Names of the parameters, in order.
+        attributes: The run's metadata.
+    """
+
+    def __init__(
+        self, path: Path, tables: LogTables, names: Sequence[str], attributes: Mapping[str, Any]
+    ) -> None:
+        self._path, self._tables, self._names = path, tables, list(names)
+        self._hyperparameters = str(attributes["hyperparameters"]).split("\n")
+        self._devices = [int(k) for k in str(attributes["cuda_devices"]).split()]
+        self._strings: list[str] = []
+        self._has_strings = False
+        self._first, self._block = 0, np.zeros(0, schema.META_DTYPE)
+
+    def status(self) -> Any:
+        """Return the status row."""
+        for _ in range(100):  # a live writer may be at it
+            row = self._tables.rows(schema.STATUS, 0, 1, "the status")
+            if schema.is_sealed(row):
+                self._has_strings = bool(row[0]["strings"])
+                return row[0]
+        raise self._tables.damage(schema.STATUS, "does not match its checksum")
+
+    def meta(self, t: int) -> Any:
+        """Return the meta row of step ``t``."""
+        if not self._first <= t < self._first + len(self._block):
+            self._first = t - t % _BLOCK
+            count = min(_BLOCK, self._tables.length(schema.META) - self._first)
+            self._block = self._tables.rows(schema.META, self._first, count, f"step {t}")
+        row = self._block[t - self._first : t - self._first + 1]
+        if row[0]["step"] != t or not schema.is_sealed(row, "record_crc"):
+            self._block = self._block[:0]  # a live writer may yet complete it
+            raise self._broken(t, schema.META)
+        return row[0]
+
+    def step(self, t: int) -> Step:
+        """Return step ``t``."""
+        meta = self.meta(t)
+        where = f"step {t}"
+        hyper = self._tables.rows(schema.HYPER, meta["hyper"], meta["groups"], where)
+        self._check(t, meta, "hyper_crc", hyper)
+        mask = self._row(t, schema.MASKS, meta["mask"])
+        self._check(t, meta, "nograd_crc", mask)
+        off, frozen = (
+            frozenset(name for name, on in zip(self._names, half, strict=True) if on)
+            for half in mask.reshape(2, -1)
+        )
+        members = self._members(t, meta, len(hyper))
+        return Step(
+            index=t,
+            epoch=None if meta["epoch"] < 0 else int(meta["epoch"]),
+            micro_batches=self._micro_batches(t, meta),
+            groups=tuple(
+                ParameterGroup(
+                    tuple(members[g]),
+                    dict(zip(self._hyperparameters, map(float, row), strict=True)),
+                )
+                for g, row in enumerate(hyper)
+            ),
+            gradient_norm=float(meta["gradient_norm"]),
+            clip_factor=float(meta["clip_factor"]),
+            without_gradient=off,
+            frozen=frozen,
+        )
+
+    def buffers(self, t: int, *, after: bool) -> Row:
+        """Return the buffers before step ``t``, or after it, as a byte row."""
+        meta = self.meta(t)
+        before = self._row(t, schema.SNAP_BUFFERS, meta["buffers"])
+        later = self._row(t, schema.SNAP_BUFFERS, meta["buffers_after"])
+        self._check(t, meta, "buffers_crc", before, later)
+        return later if after else before
+
+    def states(self) -> NDArray[Any]:
+        """Return the rows of the full states on file."""
+        count = self._tables.length(schema.STATES)
+        return self._tables.rows(schema.STATES, 0, count, "the list of states")
+
+    def state(self, t: int) -> dict[str, Any]:
+        """Return the full state before step ``t``."""
+        found = [row for row in self.states() if row["step"] == t]
+        if not found:
+            raise LogError(f"{self._path} holds no full state before step {t}; see states().")
+        row = found[-1:][0]
+        where = f"the state before step {t}"
+        data = self._tables.rows(schema.SNAP_STATE, row["offset"], row["bytes"], where).tobytes()
+        if row["crc"] != schema.state_crc(row, data):
+            raise self._tables.damage(schema.SNAP_STATE, f"does not match its checksum for {where}")
+        try:
+            value = decode(data)
+        except NestedError as error:
+            raise self._tables.damage(schema.SNAP_STATE, f"holds no state: {error}") from error
+        if not isinstance(value, dict):
+            raise self._tables.damage(schema.SNAP_STATE, "holds no state")
+        return value
+
+    def segments(self) -> list[tuple[int, str]]:
+        """Return the first step and the time of each segment."""
+        count = self._tables.length(schema.SEGMENTS)
+        rows = self._tables.rows(schema.SEGMENTS, 0, count, "the list of segments")
+        if not all(schema.is_sealed(rows[k : k + 1]) for k in range(count)):
+            raise self._tables.damage(schema.SEGMENTS, "does not match its checksum")
+        return [(int(row["step"]), row["began"].decode(errors="replace")) for row in rows]
+
+    def strings(self, count: int | None = None) -> list[str]:
+        """Return the string IDs, at least ``count`` of them."""
+        if count is None or count > len(self._strings):
+            ends = self._tables.length(schema.STRING_ENDS)
+            where = "the list of string IDs"
+            table = self._tables.rows(schema.STRING_ENDS, 0, ends, where).tolist()
+            size = self._tables.length(schema.STRINGS)
+            data = self._tables.rows(schema.STRINGS, 0, size, where).tobytes()
+            starts = [0, *table[:-1]]
+            if any(not 0 <= a <= b <= size for a, b in zip(starts, table, strict=True)):
+                raise self._tables.damage(schema.STRING_ENDS, "is not in order")
+            self._strings = [
+                data[a:b].decode(errors="replace") for a, b in zip(starts, table, strict=True)
+            ]
+        return self._strings
+
+    def _broken(self, t: int, name: str) -> LogError:
+        return LogError(
+            f"{self._path}: the record of step {t} ({name}) does not match its checksum; the file "
+            "is damaged, restore it from a copy."
+        )
+
+    def _check(self, t: int, meta: Any, field: str, *parts: NDArray[Any] | bytes) -> None:
+        crc = 0
+        for part in parts:
+            crc = zlib.crc32(part if isinstance(part, bytes) else part.tobytes(), crc)
+        if crc != meta[field]:
+            raise self._broken(t, schema.CHECKSUMS[field])
+
+    def _row(self, t: int, name: str, number: int) -> Row:
+        if number == schema.NONE:
+            return np.zeros(0, np.uint8)
+        return np.asarray(self._tables.rows(name, number, 1, f"step {t}")[0])
+
+    def _members(self, t: int, meta: Any, groups: int) -> list[list[str]]:
+        """Return each group's parameter names at a step."""
+        rows = self._tables.rows(schema.GROUPS, meta["members"], meta["member_count"], f"step {t}")
+        self._check(t, meta, "groups_crc", rows)
+        members: list[list[str]] = [[] for _ in range(groups)]
+        for g, parameter in rows.tolist():
+            if not (0 <= g < groups and 0 <= parameter < len(self._names)):
+                raise self._broken(t, schema.GROUPS)
+            members[g].append(self._names[parameter])
+        return members
+
+    def _micro_batches(self, t: int, meta: Any) -> tuple[MicroBatch, ...]:
+        where = f"step {t}"
+        rows = self._tables.rows(schema.MICRO, meta["micro"], meta["micro_count"], where)
+        self._check(t, meta, "micro_crc", rows)
+        whole = self._tables.rows(schema.IDS, meta["ids"], meta["count"], where)
+        found, names, weights, random = [], [], [], []
+        for row in rows:
+            first = int(row["ids"] - meta["ids"])
+            numbers = whole[first : first + row["count"]] if first >= 0 else whole[:0]
+            if len(numbers) != row["count"]:
+                raise self._broken(t, schema.MICRO)
+            ids = self._ids(t, numbers.tolist())
+            names += [numbers, *(i.encode() for i in ids if isinstance(i, str))]
+            state = self._row(t, schema.SNAP_RANDOM, row["rng"])
+            random.append(state)
+            if row["coef"] == schema.NONE:
+                coefficients = np.full(len(ids), row["weight"])
+            else:
+                coefficients = self._tables.rows(
+                    schema.COEFFICIENTS, row["coef"], row["count"], where
+                )
+                weights.append(coefficients)
+            found.append(
+                MicroBatch(
+                    tuple(ids),
+                    torch.from_numpy(coefficients),
+                    self._random(state) if len(state) else None,
+                    self._payload(t, row) if row["batch"] != schema.NONE else None,
+                )
+            )
+        for field, parts in (("ids_crc", names), ("coef_crc", weights), ("rng_crc", random)):
+            self._check(t, meta, field, *parts)
+        return tuple(found)
+
+    def _ids(self, t: int, numbers: list[int]) -> list[ID]:
+        if not self._has_strings:
+            return list(numbers)
+        known = self.strings(max(numbers, default=-1) + 1)
+        if any(not 0 <= k < len(known) for k in numbers):
+            raise self._broken(t, schema.IDS)
+        return [known[k] for k in numbers]
+
+    def _payload(self, t: int, row: Any) -> Any:
+        start, size, crc = int(row["batch"]), int(row["batch_bytes"]), int(row["batch_crc"])
+
+        def read() -> bytes:
+            words = -(-size // schema.WORD.itemsize)
+            found = self._tables.rows(schema.SNAP_BATCHES, start, words, f"step {t}")
+            data = found.tobytes()[:size]
+            if zlib.crc32(data) != crc:
+                raise self._broken(t, schema.SNAP_BATCHES)
+            return data
+
+        return read
+
+    def _random(self, state: Row) -> RandomState:
+        row: Tensor = torch.from_numpy(state)
+        cuda = torch.split(row[_CPU_STATE:], _CUDA_STATE)
+        return RandomState(row[:_CPU_STATE], dict(zip(self._devices, cuda, strict=False)))
