@@ -1,14 +1,14 @@
 """The writer thread: does checksums, coding and writing while training goes on.
 
-What it wrote is committed when it has caught up for a moment, or is asked to. After the first
-error it writes nothing more: the file is closed at the last good step.
+It works in bursts, since each call into HDF5 costs the training thread the interpreter's lock.
+After the first error it writes nothing more: the file is closed at the last good step.
 """
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeAlias
 
@@ -17,7 +17,7 @@ from tracer.writer import LogWriter
 
 Job: TypeAlias = Callable[[LogWriter], None]
 
-_COMMIT_EVERY = 0.05  # seconds: what a kill may cost
+_BURST = 0.02  # seconds that jobs are collected for; what a kill may cost, about
 
 
 class Background:
@@ -37,79 +37,69 @@ class Background:
         self.failure: Exception | None = None
         self.committed = 0
         self._open, self.ring = open_writer, ring
-        self._jobs: queue.SimpleQueue[tuple[Job | None, Slot | None, threading.Event | None]]
-        self._jobs = queue.SimpleQueue()
+        self._writer: LogWriter | None = None
+        self._hurry = threading.Event()
+        self._jobs: queue.SimpleQueue[tuple[Job | None, Slot | None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="tracer-writer", daemon=True)
         self._thread.start()
 
+    def take(self) -> Slot:
+        """Return a free slot of the ring; hurries the writer when half of them are in use."""
+        if self.ring.is_short():
+            self._hurry.set()
+        return self.ring.take()
+
     def submit(self, job: Job, slot: Slot | None = None) -> None:
         """Have a job done; the slot is given back afterwards."""
-        self._jobs.put((job, slot, None))
+        self._jobs.put((job, slot))
 
     def flush(self) -> None:
         """Return when everything submitted is on file, or writing has failed."""
-        self._wait(_commit_and_sync)
+        done = threading.Event()
+
+        def finish(writer: LogWriter) -> None:
+            writer.commit()
+            writer.sync()
+            done.set()
+
+        self._jobs.put((finish, None))
+        self._hurry.set()
+        while self.failure is None and not done.wait(0.1):
+            pass
 
     def close(self) -> None:
         """Close the log and end the thread."""
         if self._thread.is_alive():
-            self._jobs.put((None, None, None))
+            self._jobs.put((None, None))
+            self._hurry.set()
             self._thread.join()
 
-    def _wait(self, job: Job) -> None:
-        done = threading.Event()
-        self._jobs.put((job, None, done))
-        while not done.wait(0.1):
-            if not self._thread.is_alive():
-                return
-
     def _run(self) -> None:
-        writer: LogWriter | None = None
-        due = 0.0  # when to commit; 0 if there is nothing to
         while True:
-            try:
-                left = max(0.0, due - time.monotonic()) if due else None
-                job, slot, done = self._jobs.get(timeout=left)
-            except queue.Empty:
-                due = 0.0
-                writer = self._attempt(writer, LogWriter.commit)
-                continue
-            if job is None:
-                self._attempt(writer, LogWriter.close)
+            burst = [self._jobs.get()]
+            self._hurry.wait(_BURST)
+            self._hurry.clear()
+            with contextlib.suppress(queue.Empty):
+                while burst[-1][0] is not None:
+                    burst.append(self._jobs.get_nowait())
+            for job, slot in burst:
+                self._do(LogWriter.close if job is None else job)
+                if slot is not None:
+                    self.ring.give(slot)
+            if burst[-1][0] is None:
                 return
-            if writer is None and self.failure is None:
-                writer = self._opened()
-            writer = self._attempt(writer, job)
-            if slot is not None:
-                self.ring.give(slot)
-            if done is not None:
-                done.set()
-            due = due or time.monotonic() + _COMMIT_EVERY
-            if time.monotonic() > due:
-                due = 0.0
-                writer = self._attempt(writer, LogWriter.commit)
+            self._do(LogWriter.commit)
 
-    def _opened(self) -> LogWriter | None:
-        try:
-            return self._open()
-        except Exception as error:
-            self.failure = error
-            return None
-
-    def _attempt(self, writer: LogWriter | None, job: Job) -> LogWriter | None:
+    def _do(self, job: Job) -> None:
         """Do a job; after a failure, give the writer up."""
-        if writer is None:
-            return None
+        if self.failure is not None:
+            return
         try:
-            job(writer)
+            if self._writer is None:
+                self._writer = self._open()
+            job(self._writer)
+            self.committed = self._writer.committed
         except Exception as error:
             self.failure = error
-            writer.abandon()
-            return None
-        self.committed = writer.committed
-        return writer
-
-
-def _commit_and_sync(writer: LogWriter) -> None:
-    writer.commit()
-    writer.sync()
+            if self._writer is not None:
+                self._writer.abandon()

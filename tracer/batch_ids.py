@@ -36,6 +36,8 @@ def plain_ids(batch_ids: Any) -> tuple[ID, ...]:
         raise TracingError(
             f"batch IDs must be a list, one for each example; found {type(batch_ids).__name__}."
         )
+    if type(batch_ids) is list and set(map(type, batch_ids)) == {int} and _fit(batch_ids):
+        return tuple(batch_ids)
     found = tuple(_plain(identity) for identity in batch_ids)
     if not found:
         raise TracingError("batch IDs are empty: a step has at least one example.")
@@ -44,6 +46,11 @@ def plain_ids(batch_ids: Any) -> tuple[ID, ...]:
             "batch IDs must be all integers or all strings; found both in one batch."
         )
     return found
+
+
+def _fit(numbers: list[int]) -> bool:
+    """Return whether integers fit into 64 bits."""
+    return min(numbers) >= -(2**63) and max(numbers) < 2**63
 
 
 def _plain(identity: Any) -> ID:
@@ -60,6 +67,6 @@ def _plain(identity: Any) -> ID:
             f"batch IDs must be integers or strings; found {identity!r} of type "
             f"{type(identity).__name__}."
         )
-    if isinstance(identity, int) and not -(2**63) <= identity < 2**63:
+    if isinstance(identity, int) and not _fit([identity]):
         raise TracingError(f"batch IDs must fit into 64 bits; found {identity}.")
     return identity

@@ -65,7 +65,7 @@ class Feed:
     def put(self, job: Callable[[LogWriter, Row], None]) -> None:
         """Copy the parameters as they are, and have a job done with the copy."""
         assert self._background is not None
-        slot = self._background.ring.take()
+        slot = self._background.take()
         slot.fill(self._parameters)
         self._background.submit(lambda writer: job(writer, slot.row()), slot)
 

@@ -48,11 +48,13 @@ class States:
         """Return whether the state before a step is one of the regular ones."""
         return step % self.every == 0
 
-    def capture(self, random: RandomState, epoch: int | None) -> bytes | None:
+    def capture(
+        self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor]
+    ) -> bytes | None:
         """Return the state, encoded; None, with one warning, if a log cannot store it."""
         whole = {
             "parameters": dict(self._model.named_parameters()),
-            "buffers": dict(self._model.named_buffers()),
+            "buffers": dict(buffers),
             "optimizer": self._optimizer_state(),
             "random": {"cpu": random.cpu, "cuda": random.cuda},
             "epoch": epoch,

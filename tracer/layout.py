@@ -68,6 +68,8 @@ def views(row: Tensor, layout: Sequence[Field]) -> list[Tensor]:
 
 def pack(tensors: Mapping[str, Tensor]) -> Row:
     """Return tensors as one flat byte row, in order."""
+    if not tensors:
+        return np.zeros(0, np.uint8)
     layout = fields(tensors)
     row = torch.zeros(row_bytes(layout), dtype=torch.uint8)
     for view, tensor in zip(views(row, layout), tensors.values(), strict=True):

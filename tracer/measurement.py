@@ -69,7 +69,7 @@ class Measurement:
         scale = scale.clone() if isinstance(scale, Tensor) else scale
 
         def norm() -> float:
-            squares = math.fsum(float(part.double().square().sum()) for part in norms)
+            squares = math.fsum(n * n for part in norms for n in part.tolist())
             return math.sqrt(squares) / (1.0 if scale is None else float(scale))
 
         return Gradients(norm, without)

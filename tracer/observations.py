@@ -114,7 +114,7 @@ class Observations:
         if weights is not None:
             return weights
         value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
-        return torch.full((len(ids),), value, dtype=torch.float64)
+        return torch.tensor(value, dtype=torch.float64).expand(len(ids))
 
     def _check_type(self, identity: ID) -> None:
         if self._type is None:

@@ -37,7 +37,12 @@ class Recorder:
     def __init__(self, model: nn.Module, inner: nn.Module) -> None:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
         self.buffers: dict[str, Tensor] | None = None
-        self._inner = inner
+        self._buffers = [
+            (f"{prefix}.{key}" if prefix else key, module._buffers, key)
+            for prefix, module in inner.named_modules()
+            for key, buffer in module._buffers.items()
+            if buffer is not None
+        ]
         self._captures: list[Capture] = []
         self._observe_first = False
         hook = _Hook(self, model)
@@ -83,12 +88,18 @@ class Recorder:
 
     def current_buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers."""
-        return {name: b.detach().clone() for name, b in self._inner.named_buffers()}
+        return {name: _copied(held, key) for name, held, key in self._buffers}
 
     def random_state(self) -> RandomState:
         """Return torch's generators as they are now."""
         cuda = {device: torch.cuda.get_rng_state(device) for device in self.devices}
         return RandomState(torch.get_rng_state(), cuda)
+
+
+def _copied(held: Mapping[str, Tensor | None], key: str) -> Tensor:
+    buffer = held[key]
+    assert buffer is not None
+    return buffer.detach().clone()
 
 
 class _Hook:

@@ -20,6 +20,7 @@ class Slot:
     def __init__(self, layout: Sequence[Field], *, pinned: bool) -> None:
         memory = torch.zeros(row_bytes(layout), dtype=torch.uint8)
         self._memory = memory.pin_memory() if pinned else memory
+        self._row: Row = self._memory.numpy()
         self._views = views(self._memory, layout)
         self._events: list[torch.cuda.Event] = []
 
@@ -36,7 +37,7 @@ class Slot:
         """Return the bytes, once the copy is over."""
         for event in self._events:
             event.synchronize()
-        return self._memory.numpy()
+        return self._row
 
 
 class Ring:
@@ -49,8 +50,12 @@ class Ring:
 
     def __init__(self, layout: Sequence[Field], *, pinned: bool) -> None:
         self._make: Callable[[], Slot] = lambda: Slot(layout, pinned=pinned)
-        self._left = max(2, min(_MOST, _BYTES // max(1, row_bytes(layout))))
+        self._size = self._left = max(2, min(_MOST, _BYTES // max(1, row_bytes(layout))))
         self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+
+    def is_short(self) -> bool:
+        """Return whether half of the slots are in use."""
+        return 2 * (self._left + self._free.qsize()) <= self._size
 
     def take(self) -> Slot:
         """Return a free slot; waits for the writer if there is none."""

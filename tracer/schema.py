@@ -7,6 +7,7 @@ variable-length HDF5 type (their heap is not safe under SWMR) and nothing is pic
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ STATES = "snap/states"
 SNAP_STATE = "snap/opt"
 
 NONE = -1  # "no row": deterministic pass, equal coefficients, no epoch
-CHUNK = 1 << 20
+CHUNK = 1 << 20  # of rows of parameters; others take an HDF5 chunk of a sixteenth
 WORD = np.dtype("<u4")  # what recorded batches are stored in: shuffled by HDF5, then deflated
 
 # checksum in a meta row -> the table that it guards
@@ -73,6 +74,7 @@ META_DTYPE = np.dtype(
         ("record_crc", "<u4"),
     ]
 )
+META_STRUCT = struct.Struct("<13q2d11I")  # the same bytes, packed in a microsecond
 MICRO_DTYPE = np.dtype(
     [
         ("ids", "<i8"),
@@ -85,6 +87,7 @@ MICRO_DTYPE = np.dtype(
         ("batch_crc", "<u4"),
     ]
 )
+MICRO_STRUCT = struct.Struct("<3qd3qI")
 GROUP_DTYPE = np.dtype([("group", "<i8"), ("parameter", "<i8")])
 STATE_DTYPE = np.dtype([("step", "<i8"), ("offset", "<i8"), ("bytes", "<i8"), ("crc", "<u4")])
 STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8"), ("strings", "<i8"), ("crc", "<u4")])
@@ -108,11 +111,11 @@ TABLES = {
     META: Table(META_DTYPE),
     MICRO: Table(MICRO_DTYPE),
     STATES: Table(STATE_DTYPE, chunk=16),
-    IDS: Table(np.dtype("<i8"), chunk=4096),
-    COEFFICIENTS: Table(np.dtype("<f8"), chunk=4096),
+    IDS: Table(np.dtype("<i8"), chunk=1024),
+    COEFFICIENTS: Table(np.dtype("<f8"), chunk=1024),
     STRINGS: Table(np.dtype("u1"), chunk=4096),
-    STRING_ENDS: Table(np.dtype("<i8"), chunk=4096),
-    SNAP_STATE: Table(np.dtype("u1"), chunk=CHUNK),
+    STRING_ENDS: Table(np.dtype("<i8"), chunk=1024),
+    SNAP_STATE: Table(np.dtype("u1"), chunk=CHUNK // 16),
     SNAP_BATCHES: Table(WORD, chunk=1 << 14),
     HYPER: Table(np.dtype("<f8"), wide=True),
     MASKS: Table(np.dtype("u1"), wide=True),
@@ -180,13 +183,19 @@ def create(
 def _create_rows(
     file: h5py.File, name: str, width: int, dtype: np.dtype[Any], options: Mapping[str, Any]
 ) -> None:
-    """Create a table of rows in balanced chunks of about 1 MiB; a snapshot shares none."""
+    """Create a table of rows in balanced chunks of at most 1 MiB; a snapshot shares none."""
     pieces = -(-width * dtype.itemsize // CHUNK)
     columns = -(-width // pieces)
-    rows = 1 if name == WEIGHTS else max(1, min(256, CHUNK // (columns * dtype.itemsize)))
+    rows = 1 if name == WEIGHTS else max(1, min(256, CHUNK // 16 // (columns * dtype.itemsize)))
     file.create_dataset(
         name, (0, width), dtype, maxshape=(None, width), chunks=(rows, columns), **options
     )
+
+
+def packed_meta(values: Sequence[float]) -> bytes:
+    """Return a meta row; its own checksum, the last value, is made anew."""
+    data = META_STRUCT.pack(*values[:-1], 0)
+    return data[:-4] + zlib.crc32(data).to_bytes(4, "little")
 
 
 def sealed(row: NDArray[Any], field: str = "crc") -> NDArray[Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
@@ -59,8 +59,6 @@ class StepLogger:
         options: How the log is written.
 
     Attributes:
-        path: The log.
-        model: The module that owns the parameters.
         steps: How many steps were taken.
     """
 
@@ -168,7 +166,7 @@ class StepLogger:
         self.steps += 1
         self._epoch = epoch
         self._random = self._recorder.random_state()
-        state = self._states.capture(self._random, epoch) if self._states.due(self.steps) else None
+        state = self._state() if self._states.due(self.steps) else None
         self._pending = _Pending(step, found[-1].norm, self._buffers(), state)
         return result, True
 
@@ -188,11 +186,11 @@ class StepLogger:
         if not self._updating:  # an exception inside a step leaves parameters half moved
             self._settle(pack(self._recorder.current_buffers()))
             if self.steps and not self._states.due(self.steps):
-                self._submit_state(self.steps, passing=True)
+                self._submit_state(self.steps, self._state(), passing=True)
         self._feed.close()
 
     def give_up(self) -> None:
-        """Write nothing, and let others write the log."""
+        """Write nothing."""
         self._closed = True
         self._feed.release()
 
@@ -215,7 +213,7 @@ class StepLogger:
             threads = torch.get_num_threads()
             self._feed.start(self._creation(), self._measurement.parameters)
             self._feed.put(lambda writer, row: writer.begin(row, threads))
-            self._submit_state(0, passing=False)
+            self._submit_state(0, self._state(self._recorder.buffers), passing=False)
         elif pending is None:
             self._feed.put(lambda writer, row: writer.amend(row, buffers))
         else:
@@ -243,8 +241,11 @@ class StepLogger:
         row = row_bytes(fields(self._measurement.parameters))
         return row if self._options.compression == "none" else row // 3
 
-    def _submit_state(self, t: int, state: bytes | None = None, *, passing: bool) -> None:
-        """Write the full state before step ``t``: the one given, or as it is now."""
-        data = self._states.capture(self._random, self._epoch) if state is None else state
-        if data is not None:
-            self._feed.submit(lambda writer: writer.state(t, data, passing=passing))
+    def _state(self, buffers: Mapping[str, Tensor] | None = None) -> bytes | None:
+        """Return the full state as it is now; buffers may have moved on and are given then."""
+        buffers = dict(self.model.named_buffers()) if buffers is None else buffers
+        return self._states.capture(self._random, self._epoch, buffers)
+
+    def _submit_state(self, t: int, state: bytes | None, *, passing: bool) -> None:
+        if state is not None:
+            self._feed.submit(lambda writer: writer.state(t, state, passing=passing))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zlib
+from array import array
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -33,8 +35,8 @@ class StepRows:
         self._hyperparameters = list(hyperparameters)
         self._interned: dict[str, int] = {}
         self._groups: tuple[tuple[str, ...], ...] = ()
-        self._members: NDArray[Any] = np.zeros(0, schema.GROUP_DTYPE)
-        self._first_member = 0
+        self._members, self._first_member = b"", 0  # rows of the groups
+        self._chosen: tuple[frozenset[str], ...] = ()  # what the last mask says
         self._last: dict[str, bytes] = {}  # of the tables that grow when something changes
         self._before = b""
         self._pieces: dict[str, list[bytes]] = {}  # what each checksum is taken of
@@ -65,117 +67,161 @@ class StepRows:
         if meta[0]["buffers"] >= 0:
             self._before = self._tables.row(schema.SNAP_BUFFERS, meta[0]["buffers"]).tobytes()
 
-    def append(self, step: Step, before: Row, after: Row) -> NDArray[Any]:
-        """Append a step's rows; return its meta row ``(1,)``, without the parameters' checksums."""
-        meta = np.zeros(1, schema.META_DTYPE)
-        row = meta[0]
+    def append(
+        self, step: Step, before: Row, after: Row, checksums: tuple[int, int]
+    ) -> list[float]:
+        """Append a step's rows.
+
+        Args:
+            step: The step.
+            before: The buffers before it.
+            after: The buffers after it.
+            checksums: Of the parameters before and after it.
+
+        Returns:
+            Its meta row.
+        """
         self._pieces = {name: [] for name in schema.CHECKSUMS.values()}
-        row["step"], row["count"] = step.index, len(step.batch_ids)
-        row["epoch"] = schema.NONE if step.epoch is None else step.epoch
-        row["gradient_norm"], row["clip_factor"] = step.gradient_norm, step.clip_factor
-        row["ids"] = self._tables[schema.IDS]
-        row["micro"], row["micro_count"] = self._micro_batches(step.micro_batches)
-        row["hyper"], row["groups"] = self._hyper(step.groups)
-        row["members"], row["member_count"] = self._first_member, len(self._members)
-        row["mask"] = self._changed(schema.MASKS, self._mask(step))
-        row["buffers"] = self._changed(schema.SNAP_BUFFERS, before)
-        row["buffers_after"] = self._changed(schema.SNAP_BUFFERS, after)
+        ids = self._tables[schema.IDS]
+        micro = self._micro_batches(step.micro_batches)
+        hyper = self._hyper(step.groups)
+        mask = self._mask(step)
         self._before = before.tobytes()
-        for field, name in schema.CHECKSUMS.items():
-            row[field] = zlib.crc32(b"".join(self._pieces[name]))
-        return meta
+        buffers = self._changed(schema.SNAP_BUFFERS, self._before)
+        buffers_after = self._changed(schema.SNAP_BUFFERS, after.tobytes())
+        return [
+            step.index,
+            schema.NONE if step.epoch is None else step.epoch,
+            ids,
+            self._tables[schema.IDS] - ids,
+            micro,
+            len(step.micro_batches),
+            hyper,
+            len(step.groups),
+            self._first_member,
+            len(self._members) // schema.GROUP_DTYPE.itemsize,
+            mask,
+            buffers,
+            buffers_after,
+            step.gradient_norm,
+            step.clip_factor,
+            *checksums,
+            *(zlib.crc32(b"".join(pieces)) for pieces in self._pieces.values()),
+            0,
+        ]
 
     def buffers_are(self, buffers: Row) -> bool:
         """Return whether these are the last buffers logged."""
         return buffers.tobytes() == self._last.get(schema.SNAP_BUFFERS, b"")
 
-    def amend_buffers(self, meta: NDArray[Any], after: Row) -> None:
-        """Change what the last step's meta row says of the buffers after it."""
+    def amend(self, meta: list[float], after: Row, parameters_after_crc: int) -> None:
+        """Change what the last step's meta row says of what came after it."""
         name = schema.SNAP_BUFFERS
         self._pieces = {name: [self._before]}
-        meta["buffers_after"] = self._changed(name, after)
-        meta["buffers_crc"] = zlib.crc32(b"".join(self._pieces[name]))
+        changed = {
+            "buffers_after": self._changed(name, after.tobytes()),
+            "buffers_crc": zlib.crc32(b"".join(self._pieces[name])),
+            "parameters_after_crc": parameters_after_crc,
+        }
+        for field, value in changed.items():
+            meta[list(schema.META_DTYPE.names or ()).index(field)] = value
 
-    def _add(self, name: str, rows: NDArray[Any]) -> int:
-        self._pieces[name].append(rows.tobytes())
-        return self._tables.extend(name, rows)
+    def _add(self, name: str, data: bytes, rows: int) -> int:
+        self._pieces[name].append(data)
+        return self._tables.extend(name, data, rows)
 
-    def _changed(self, name: str, row: Row) -> int:
+    def _changed(self, name: str, data: bytes) -> int:
         """Append a row if it differs from the table's last one; return the row's number."""
-        data = row.tobytes()
         if not data:
             return schema.NONE
         self._pieces[name].append(data)
         if data == self._last.get(name):
             return self._tables[name] - 1
         self._last[name] = data
-        return self._tables.extend(name, row[None])
+        return self._tables.extend(name, data, 1)
 
-    def _mask(self, step: Step) -> Row:
+    def _mask(self, step: Step) -> int:
+        chosen = (step.without_gradient, step.frozen)
+        name = schema.MASKS
+        if chosen == self._chosen:
+            return self._changed(name, self._last[name])
+        self._chosen = chosen
         mask = np.zeros((2, len(self._names)), np.uint8)
-        for row, chosen in zip(mask, (step.without_gradient, step.frozen), strict=True):
-            row[[self._names[name] for name in chosen]] = 1
-        return mask.reshape(-1)
+        for row, names in zip(mask, chosen, strict=True):
+            row[[self._names[one] for one in names]] = 1
+        return self._changed(name, mask.tobytes())
 
-    def _hyper(self, groups: Sequence[ParameterGroup]) -> tuple[int, int]:
-        names = tuple(group.names for group in groups)
+    def _hyper(self, groups: Sequence[ParameterGroup]) -> int:
+        names = tuple([group.names for group in groups])
         if names != self._groups:
             self._groups, self._members = names, self._member_rows(names)
-            self._first_member = self._tables.extend(schema.GROUPS, self._members)
-        self._pieces[schema.GROUPS].append(self._members.tobytes())
+            count = len(self._members) // schema.GROUP_DTYPE.itemsize
+            self._first_member = self._tables.extend(schema.GROUPS, self._members, count)
+        self._pieces[schema.GROUPS].append(self._members)
         rates = [
-            [group.hyperparameters.get(key, np.nan) for key in self._hyperparameters]
+            group.hyperparameters.get(key, math.nan)
             for group in groups
+            for key in self._hyperparameters
         ]
-        return self._add(schema.HYPER, np.array(rates, "<f8")), len(groups)
+        return self._add(schema.HYPER, array("d", rates).tobytes(), len(groups))
 
-    def _member_rows(self, groups: Sequence[Sequence[str]]) -> NDArray[Any]:
+    def _member_rows(self, groups: Sequence[Sequence[str]]) -> bytes:
         rows = [(g, self._names[name]) for g, names in enumerate(groups) for name in names]
-        return np.array(rows, schema.GROUP_DTYPE)
+        return np.array(rows, schema.GROUP_DTYPE).tobytes()
 
-    def _micro_batches(self, batches: Sequence[MicroBatch]) -> tuple[int, int]:
-        rows = np.zeros(len(batches), schema.MICRO_DTYPE)
-        for row, batch in zip(rows, batches, strict=True):
-            row["ids"], row["count"] = self._ids(batch.ids), len(batch.ids)
-            row["coef"], row["weight"] = self._coefficients(batch.coefficients)
-            row["rng"] = self._random(batch.random_state)
-            row["batch"], row["batch_bytes"], row["batch_crc"] = self._batch(batch)
-        return self._add(schema.MICRO, rows), len(rows)
+    def _micro_batches(self, batches: Sequence[MicroBatch]) -> int:
+        rows = b"".join(
+            [
+                schema.MICRO_STRUCT.pack(
+                    self._ids(batch.ids),
+                    len(batch.ids),
+                    *self._coefficients(batch.coefficients),
+                    self._random(batch.random_state),
+                    *self._batch(batch),
+                )
+                for batch in batches
+            ]
+        )
+        return self._add(schema.MICRO, rows, len(batches))
 
     def _ids(self, ids: Sequence[ID]) -> int:
-        numbers = np.array([self._number(identity) for identity in ids], "<i8")
-        start = self._add(schema.IDS, numbers)
-        self._pieces[schema.IDS] += [i.encode() for i in ids if isinstance(i, str)]
+        if isinstance(ids[0], int):
+            integers = array("q", cast("Sequence[int]", ids))
+            return self._add(schema.IDS, integers.tobytes(), len(ids))
+        numbers = array("q", [self._number(str(identity)) for identity in ids])
+        start = self._add(schema.IDS, numbers.tobytes(), len(ids))
+        self._pieces[schema.IDS] += [str(identity).encode() for identity in ids]
         return start
 
-    def _number(self, identity: ID) -> int:
-        """Return an integer ID, or the number of an interned string."""
-        if isinstance(identity, int):
-            return identity
+    def _number(self, identity: str) -> int:
+        """Return the number of an interned string."""
         if identity not in self._interned:
-            data = np.frombuffer(identity.encode(), np.uint8)
-            end = self._tables.extend(schema.STRINGS, data) + len(data)
-            self._tables.extend(schema.STRING_ENDS, np.array([end], "<i8"))
+            data = identity.encode()
+            end = self._tables.extend(schema.STRINGS, data, len(data)) + len(data)
+            self._tables.extend(schema.STRING_ENDS, array("q", [end]).tobytes(), 1)
             self._interned[identity] = len(self._interned)
         return self._interned[identity]
 
     def _coefficients(self, values: torch.Tensor) -> tuple[int, float]:
         """Write coefficients unless they are all alike."""
         found = values.numpy()
-        if (found == found[0]).all():
+        if values.stride() == (0,) or (found == found[0]).all():
             return schema.NONE, float(found[0])
-        return self._add(schema.COEFFICIENTS, found), 0.0
+        return self._add(schema.COEFFICIENTS, found.tobytes(), len(found)), 0.0
 
     def _random(self, state: RandomState | None) -> int:
         if state is None:
             return schema.NONE
         whole = [state.cpu, *(state.cuda[device] for device in sorted(state.cuda))]
-        return self._changed(schema.SNAP_RANDOM, torch.cat(whole).numpy())
+        return self._changed(
+            schema.SNAP_RANDOM, b"".join([part.numpy().tobytes() for part in whole])
+        )
 
     def _batch(self, batch: MicroBatch) -> tuple[int, int, int]:
         """Write the recorded batch, filled up to whole words."""
         if batch.payload is None:
             return schema.NONE, 0, 0
         data = batch.payload()
-        words = np.frombuffer(data + bytes(-len(data) % schema.WORD.itemsize), schema.WORD)
-        return self._tables.extend(schema.SNAP_BATCHES, words), len(data), zlib.crc32(data)
+        whole = data + bytes(-len(data) % schema.WORD.itemsize)
+        words = len(whole) // schema.WORD.itemsize
+        return self._tables.extend(schema.SNAP_BATCHES, whole, words), len(data), zlib.crc32(data)

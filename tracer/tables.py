@@ -29,7 +29,10 @@ class Tables:
         self._data = {name: file[name].id for name in (*schema.TABLES, schema.STATUS)}
         self._kept: dict[str, int] = {name: data.shape[0] for name, data in self._data.items()}
         self._length: dict[str, int] = dict(self._kept)
-        self._waiting: dict[str, list[NDArray[Any]]] = {}
+        self._waiting: dict[str, list[bytes]] = {}
+        self._types = {name: data.get_type() for name, data in self._data.items()}
+        self._tails = {name: data.shape[1:] for name, data in self._data.items()}
+        self._dtypes = {name: data.dtype for name, data in self._data.items()}
         weights = file[schema.WEIGHTS]
         self._columns = weights.chunks[1]
         self._plain = (
@@ -40,12 +43,12 @@ class Tables:
         """Return a table's length, with what waits."""
         return self._length[name]
 
-    def extend(self, name: str, rows: NDArray[Any]) -> int:
+    def extend(self, name: str, data: bytes, rows: int) -> int:
         """Append rows at the next commit; return where they begin."""
         start = self._length[name]
-        if len(rows):
-            self._waiting.setdefault(name, []).append(rows)
-            self._length[name] = start + len(rows)
+        if rows:
+            self._waiting.setdefault(name, []).append(data)
+            self._length[name] = start + rows
         return start
 
     def replace(self, name: str, start: int, rows: NDArray[Any]) -> None:
@@ -55,9 +58,15 @@ class Tables:
             self._grow(name, start + len(rows))
         self._put(name, start, rows)
 
+    def cut(self, name: str, length: int) -> None:
+        """Drop the rows behind."""
+        if length < self._kept[name]:
+            self._data[name].set_extent((length, *self._tails[name]))
+            self._kept[name] = self._length[name] = length
+
     def snapshot(self, t: int, row: NDArray[np.uint8]) -> None:
         """Write row ``t`` of the parameters now."""
-        name, width = schema.WEIGHTS, self._data[schema.WEIGHTS].shape[1]
+        name, width = schema.WEIGHTS, self._tails[schema.WEIGHTS][0]
         if t >= self._kept[name]:
             self._grow(name, t + 1)
         if not self._plain or len(row) < width:
@@ -86,15 +95,16 @@ class Tables:
         self._file.flush()
 
     def _write_waiting(self, name: str) -> None:
-        rows = self._waiting.pop(name, None)
-        if rows is None:
+        pieces = self._waiting.pop(name, None)
+        if pieces is None:
             return
         start = self._kept[name]
         self._grow(name, self._length[name])
-        self._put(name, start, rows[0] if len(rows) == 1 else np.concatenate(rows))
+        rows = np.frombuffer(b"".join(pieces), self._dtypes[name])
+        self._put(name, start, rows.reshape(-1, *self._tails[name]))
 
     def _grow(self, name: str, length: int) -> None:
-        self._data[name].set_extent((length, *self._data[name].shape[1:]))
+        self._data[name].set_extent((length, *self._tails[name]))
         self._kept[name] = length
         self._length[name] = max(length, self._length[name])
 
@@ -103,4 +113,6 @@ class Tables:
         space = data.get_space()
         corner = (start, *(0 for _ in rows.shape[1:]))
         space.select_hyperslab(corner, rows.shape)
-        data.write(h5s.create_simple(rows.shape), space, np.ascontiguousarray(rows))
+        # the type is given: finding it out takes longer than the write
+        memory = h5s.create_simple(rows.shape)
+        data.write(memory, space, np.ascontiguousarray(rows), self._types[name])

@@ -12,6 +12,7 @@ import weakref
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -64,12 +65,14 @@ class LogWriter:
         file.swmr_mode = True
         self._tables = Tables(file)
         self._rows = StepRows(self._tables, names, hyperparameters)
-        self._meta: NDArray[Any] = np.zeros(1, schema.META_DTYPE)
+        self._meta: list[float] = []  # the last step's row
         self._crc = 0  # of the last parameters
         self._steps = self._synced = self.committed = 0
         self._sync_every = sync_every
         self._passing_state: int | None = None
         self._descriptor = int(file.id.get_vfd_handle())
+        self._path = Path(file.filename)
+        self._stat = os.fstat(self._descriptor)
         _open_writers.add(self)
 
     def __len__(self) -> int:
@@ -89,7 +92,7 @@ class LogWriter:
         threads: int,
     ) -> None:
         """Go on behind the last step on file: see ``StepRows.restore``."""
-        self._meta = meta
+        self._meta = list(meta[0].item())
         self._steps = self._synced = int(meta[0]["step"]) + 1
         self._crc = int(meta[0]["parameters_after_crc"])
         self._rows.restore(meta, groups, strings)
@@ -100,11 +103,9 @@ class LogWriter:
 
     def append(self, step: Step, parameters: Row, before: Row, after: Row) -> None:
         """Take step ``t`` with ``w_{t+1}``, ``β_t`` and ``β_{t+1}``; on file at ``commit``."""
-        self._meta = self._rows.append(step, before, after)
-        self._meta["parameters_crc"] = self._crc
-        self._crc = self._snapshot(step.index + 1, parameters)
-        self._meta["parameters_after_crc"] = self._crc
-        self._tables.extend(schema.META, schema.sealed(self._meta, "record_crc"))
+        crc, self._crc = self._crc, self._snapshot(step.index + 1, parameters)
+        self._meta = self._rows.append(step, before, after, (crc, self._crc))
+        self._tables.extend(schema.META, schema.packed_meta(self._meta), 1)
         self._steps = step.index + 1
         if self._sync_every and self._steps - self._synced >= self._sync_every:
             self.commit()
@@ -118,11 +119,10 @@ class LogWriter:
         self.commit()
         self._crc = self._snapshot(self._steps, parameters)
         if self._steps:
-            self._rows.amend_buffers(self._meta, buffers)
-            self._meta["parameters_after_crc"] = self._crc
+            self._rows.amend(self._meta, buffers, self._crc)
             self._tables.commit()
-            sealed = schema.sealed(self._meta, "record_crc")
-            self._tables.replace(schema.META, self._steps - 1, sealed)
+            row = np.frombuffer(schema.packed_meta(self._meta), schema.META_DTYPE)
+            self._tables.replace(schema.META, self._steps - 1, row)
         self.commit()
 
     def state(self, t: int, data: bytes, *, passing: bool) -> None:
@@ -142,6 +142,7 @@ class LogWriter:
         row["crc"] = schema.state_crc(row[0], data)
         self._tables.replace(schema.SNAP_STATE, offset, np.frombuffer(data, np.uint8))
         self._tables.replace(schema.STATES, number, row)
+        self._tables.cut(schema.SNAP_STATE, offset + len(data))
         self._passing_state = offset if passing else None
         self.commit()
 
@@ -150,7 +151,13 @@ class LogWriter:
         self._passing_state = offset
 
     def commit(self) -> None:
-        """Hand everything so far to the operating system."""
+        """Hand everything so far to the operating system.
+
+        Raises:
+            FileNotFoundError: The file was removed or replaced meanwhile.
+        """
+        if not os.path.samestat(self._stat, self._path.stat()):
+            raise FileNotFoundError("it is not where it was; another file has its name")
         self._status(closed=False)
         self._tables.commit()
         self.committed = self._steps
@@ -184,7 +191,7 @@ class LogWriter:
         row["step"], row["threads"] = self._steps, threads
         row["began"] = datetime.now(timezone.utc).isoformat(timespec="seconds").encode()
         row["torch"] = str(torch.__version__).encode()
-        self._tables.extend(schema.SEGMENTS, schema.sealed(row))
+        self._tables.extend(schema.SEGMENTS, schema.sealed(row).tobytes(), 1)
 
     def _status(self, *, closed: bool) -> None:
         row = (self._steps, closed, self._rows.has_strings, 0)

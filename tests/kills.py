@@ -1,0 +1,104 @@
+"""Kill training processes at random moments and look at what they leave.
+
+    python tests/kills.py 200
+
+Each run is forked from this process, which has everything imported, trains as fast as it can, and
+says after each ``flush`` which step is on file. When it is killed, every such step must be there,
+bit for bit, and the run must resume.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+import torch
+from training import Run
+
+from tracer import open_log
+
+STEPS, WIDTH = 400, 200
+
+
+def reference():
+    """Return the parameters before each step, and after the last."""
+    run, found = Run(width=WIDTH), []
+    for t in range(STEPS + 1):
+        found.append({n: p.detach().clone() for n, p in run.model.named_parameters()})
+        if t < STEPS:
+            run.step()
+    return found
+
+
+def kill_one(path, rng, expected, **options):
+    """Train in a child, kill it, check the log; return what was found."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read)
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        run = Run(path, width=WIDTH, state_every=20, **options)
+        for _ in range(STEPS):
+            run.step()
+            if run.t % 3 == 0:
+                run.optimizer.flush()
+                os.write(write, run.t.to_bytes(4, "little"))
+        os._exit(0)
+    os.close(write)
+    said = os.read(read, 4)  # the first flush
+    time.sleep(rng.random() * 0.5)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    while piece := os.read(read, 4096):
+        said = piece[-4:]
+    os.close(read)
+    flushed = int.from_bytes(said, "little")
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with open_log(path) as log:
+            steps = len(log)
+            for t in range(steps + 1):
+                found = log.parameters(t)
+                assert all(torch.equal(found[n], p) for n, p in expected[t].items()), t
+            assert [s.index for s in log.steps()] == list(range(steps))
+    assert steps >= flushed, f"{flushed} steps were flushed, {steps} are readable"
+    run = Run(path, width=WIDTH, state_every=20, resume=True)
+    assert run.optimizer.position[0] == steps - steps % 20
+    run.step()
+    run.close()
+    with open_log(path) as log:
+        assert len(log) == run.t
+    repaired = any("superblock was repaired" in str(w.message) for w in seen)
+    return {"flushed": flushed, "readable": steps, "repaired": repaired}
+
+
+def main(count):
+    """Kill so many runs; print the figures."""
+    torch.set_num_threads(1)
+    rng, expected = random.Random(0), reference()
+    beyond, found = 0, []
+    with tempfile.TemporaryDirectory() as folder:
+        for k in range(count):
+            compression = ("none", "delta")[k % 2]
+            one = kill_one(Path(folder) / f"{k}.h5", rng, expected, compression=compression)
+            (Path(folder) / f"{k}.h5").unlink()
+            found.append(one)
+            beyond += one["readable"] - one["flushed"]
+            if k % 20 == 19:
+                print(f"{k + 1} of {count} killed", file=sys.stderr)
+    print(
+        f"{count} runs killed after {min(o['flushed'] for o in found)} to "
+        f"{max(o['flushed'] for o in found)} flushed steps: {sum(o['flushed'] for o in found)} "
+        f"flushed steps, none lost; {beyond} steps beyond the last flush were readable too; "
+        f"{sum(o['repaired'] for o in found)} files needed repair; {count} of {count} resumed"
+    )
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 200)

@@ -1,0 +1,426 @@
+"""Kills, full disks, forks, two writers, forgotten files: no flushed step is lost, training goes on."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+
+import h5py
+import pytest
+import torch
+from kills import kill_one, reference
+from torch.utils.data import DataLoader
+from training import Run, assert_equal_logs
+
+from tracer import open_log, superblock, with_ids
+from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
+from tracer.locking import is_being_written
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return reference()
+
+
+@pytest.mark.parametrize("k", range(20))
+def test_kill(tmp_path, expected, k):
+    rng = random.Random(k)
+    found = kill_one(tmp_path / "run.h5", rng, expected, compression=("none", "delta")[k % 2])
+    assert found["flushed"]
+    assert found["repaired"]
+
+
+def unclosed(path, steps=9, **options):
+    """Return a run whose log is flushed and left as a kill would leave it."""
+    child = os.fork()
+    if child == 0:
+        run = Run(path, **options).train(steps)
+        run.optimizer.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    return path
+
+
+def test_repair_is_in_place_and_said(tmp_path):
+    path = unclosed(tmp_path / "run.h5")
+    with pytest.raises(OSError, match="file is already open"):
+        h5py.File(path, "r")
+    with (
+        pytest.warns(LogWarning, match="was not closed by its writer: its superblock was repaired"),
+        open_log(path) as log,
+    ):
+        assert len(log) == 9
+        assert not log.metadata["closed"]
+    assert not path.with_name("run.h5.lock").exists()
+    with h5py.File(path, "r") as file:
+        assert file["steps/meta"].shape == (9,)
+    with open_log(path) as log:  # no second repair, no second warning
+        assert len(log) == 9
+
+
+def test_a_place_that_cannot_be_written_is_read_as_if_repaired(tmp_path, monkeypatch):
+    path = unclosed(tmp_path / "run.h5")
+    path.with_name("run.h5.lock").unlink()
+    before = path.read_bytes()
+    opened = os.open
+
+    def refuse(file, flags, *rest, **named):
+        if str(file).endswith(".lock") and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied", str(file))
+        return opened(file, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with (
+        pytest.warns(LogWarning, match=r"read as if repaired, not changed \(Permission denied\)"),
+        open_log(path) as log,
+    ):
+        assert len(log) == 9
+        assert [step.index for step in log.steps()] == list(range(9))
+    assert path.read_bytes() == before
+
+
+def test_a_file_shorter_than_its_superblock_says(tmp_path):
+    path = unclosed(tmp_path / "run.h5")
+    os.truncate(path, path.stat().st_size - 100)
+    block = superblock.read(path)
+    fixed, end = superblock.repaired(block, path.stat().st_size)
+    view = superblock.RepairedView(path)
+    assert view.seek(0, os.SEEK_END) == end
+    view.seek(0)
+    assert view.read(48) == fixed
+    view.seek(end - 200)
+    assert len(view.read(500)) == 200
+    view.close()
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_torn_tail(tmp_path, seed):
+    """Whatever the end of the file lacks, what is left is a whole run or a clear error."""
+    path = unclosed(tmp_path / "run.h5", steps=30, width=60)
+    torn_path = shutil.copy(path, tmp_path / "torn.h5")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_log(path) as log:
+            whole = [log.parameters(t) for t in range(31)]
+    rng = random.Random(seed)
+    size = torn_path.stat().st_size
+    with torn_path.open("r+b") as file:
+        if seed % 2:
+            file.truncate(rng.randrange(size // 2, size))
+        else:
+            for _ in range(3):
+                file.seek(rng.randrange(size // 2, size - 4096))
+                file.write(bytes(4096))
+    torn = """
+        import sys, warnings
+        warnings.simplefilter("ignore")
+        from tracer import open_log
+        from tracer.errors import LogError
+        import torch
+        whole = torch.load(sys.argv[2])
+        try:
+            with open_log(sys.argv[1]) as log:
+                for t in range(len(log) + 1):
+                    assert all(torch.equal(p, whole[t][n]) for n, p in log.parameters(t).items())
+                print(len(list(log.steps())), "steps")
+        except LogError as error:
+            print("LogError", error)
+    """
+    torch.save(whole, tmp_path / "whole.pt")
+    done = script(torn, torn_path, tmp_path / "whole.pt")
+    assert done.returncode == 0, done.stderr
+    assert "steps" in done.stdout or "LogError" in done.stdout, done.stdout
+
+
+def script(code, *arguments, **options):
+    """Run Python code in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )
+
+
+FULL = """
+    import resource, sys, torch
+    from training import Run
+    if sys.argv[2] == "limit":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+    run = Run(sys.argv[1], width=200)
+    run.train(200)
+    if sys.argv[3] == "close":
+        run.close()
+    plain = Run(width=200).train(200)
+    for a, b in zip(run.model.state_dict().values(), plain.model.state_dict().values()):
+        assert torch.equal(a, b)
+    print("trained", flush=True)
+"""
+
+
+@pytest.mark.parametrize("ending", ["close", "forget"])
+def test_file_size_limit(tmp_path, ending):
+    path = tmp_path / "run.h5"
+    check_stopped(script(FULL, path, "limit", ending), path)
+
+
+def check_stopped(done, path):
+    """Training went on, one warning came, the log holds what fitted."""
+    assert done.returncode == 0, done.stderr
+    assert "trained" in done.stdout
+    assert done.stderr.count("TracingWarning: tracing stopped") == 1, done.stderr
+    assert "training goes on untraced" in done.stderr
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LogWarning)
+        with open_log(path) as log:
+            steps = len(log)
+            assert 5 < steps < 200
+            assert [step.index for step in log.steps()] == list(range(steps))
+            log.parameters(steps)
+            said = int(done.stderr.split("It holds ")[1].split()[0])
+    assert steps >= said
+
+
+def test_full_disk(tmp_path):
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = shutil.which("mount")
+    if (
+        mount is None
+        or subprocess.run(
+            [mount, "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)],
+            capture_output=True,
+            check=False,
+        ).returncode
+    ):
+        pytest.skip("this test may not mount a file system")
+    try:
+        check_stopped(script(FULL, folder / "run.h5", "", "close"), folder / "run.h5")
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_the_folder_is_gone(tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    run = Run(folder / "run.h5").train(3)
+    run.optimizer.flush()
+    shutil.rmtree(folder)
+    with pytest.warns(
+        TracingWarning, match="tracing stopped: .*run.h5 cannot be written .*No such"
+    ):
+        run.train(5)
+        time.sleep(0.2)
+        run.train(40)
+    run.close()
+    plain = Run().train(40)
+    for a, b in zip(run.model.state_dict().values(), plain.model.state_dict().values()):
+        assert torch.equal(a, b)
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refuse(file, flags, *rest, **named):
+        if str(file).endswith(".lock"):
+            raise PermissionError(13, "Permission denied")
+        return opened(file, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.warns(
+        TracingWarning, match=r"cannot be written .*Permission denied.*0 whole steps"
+    ):
+        run = Run(tmp_path / "run.h5")
+    run.train(3).close()
+    assert not (tmp_path / "run.h5").exists()
+
+
+def test_two_writers_in_one_process(tmp_path):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(2)
+    for options in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(LogError, match="is being written in this process already; close that"):
+            Run(path, **options)
+    run.train(4).close()
+    with open_log(path) as log:
+        assert len(log) == 4
+    Run(path, overwrite=True).close()
+
+
+def test_two_writers_in_two_processes(tmp_path):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(2)
+    run.optimizer.flush()
+    second = script("import sys; from training import Run; Run(sys.argv[1], overwrite=True)", path)
+    assert second.returncode == 1
+    assert f"run.h5 is being written by process {os.getpid()} on " in second.stderr
+    run.close()
+
+
+def test_a_process_that_is_gone_holds_no_lock(tmp_path):
+    path = unclosed(tmp_path / "run.h5")
+    assert path.with_name("run.h5.lock").exists()
+    assert not is_being_written(path)
+    Run(path, overwrite=True).train(1).close()
+
+
+def test_forked_process_leaves_the_log_alone(tmp_path):
+    path, expected = tmp_path / "run.h5", tmp_path / "expected.h5"
+    Run(expected).train(12).close()
+    run = Run(path).train(5)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            run.step()
+        except TracingError as error:
+            code = 0 if "belongs to process" in str(error) else 2
+        run.close()
+        h5py._hl.files.File  # noqa: B018
+        os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert is_being_written(path)
+    run.train(12).close()
+    assert_equal_logs(path, expected)
+
+
+def test_forked_process_that_exits_normally(tmp_path):
+    code = """
+        import os, sys
+        from training import Run, assert_equal_logs
+        Run(sys.argv[2]).train(12).close()
+        run = Run(sys.argv[1]).train(5)
+        child = os.fork()
+        if child == 0:
+            sys.exit(0)  # runs every exit handler
+        os.waitpid(child, 0)
+        run.train(12).close()
+        assert_equal_logs(sys.argv[1], sys.argv[2])
+    """
+    done = script(code, tmp_path / "run.h5", tmp_path / "expected.h5")
+    assert done.returncode == 0, done.stderr
+
+
+class Rows(torch.utils.data.Dataset):
+    """Examples that are read from an HDF5 file, in the workers."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, k):
+        with h5py.File(self.path) as file:
+            return torch.from_numpy(file["x"][k])
+
+
+def test_data_loader_workers(tmp_path):
+    with h5py.File(tmp_path / "data.h5", "w") as file:
+        file["x"] = torch.randn(24, 4).numpy()
+    run = Run(tmp_path / "run.h5")
+    for _ in range(2):
+        loader = DataLoader(with_ids(Rows(tmp_path / "data.h5")), batch_size=6, num_workers=2)
+        for ids, x in loader:
+            run.optimizer.zero_grad()
+            run.model(x).square().mean().backward()
+            run.optimizer.step(batch_ids=ids)
+    run.close()
+    with open_log(tmp_path / "run.h5") as log:
+        assert len(log) == 8
+        assert log.batch_ids(7) == list(range(18, 24))
+
+
+def test_exception_closes_the_log(tmp_path):
+    path = tmp_path / "run.h5"
+    with pytest.raises(RuntimeError, match="mine"), Run(path).optimizer as optimizer:
+        model = optimizer._log.model
+        for t in range(3):
+            model(torch.randn(5, 4)).sum().backward()
+            optimizer.step(batch_ids=list(range(5)))
+            if t == 2:
+                raise RuntimeError("mine")
+    with open_log(path) as log:
+        assert (len(log), log.metadata["closed"]) == (3, True)
+        assert log.states() == [0, 3]
+
+
+def test_exception_inside_the_step_keeps_the_last_whole_one(tmp_path, monkeypatch):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(4)
+    before = {n: p.detach().clone() for n, p in run.model.named_parameters()}
+
+    def half(*_, **__):
+        with torch.no_grad():
+            run.model[0].weight.add_(1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run.inner, "step", half)
+    with pytest.raises(KeyboardInterrupt):
+        run.step()
+    run.close()
+    with open_log(path) as log:
+        assert len(log) == 4
+        assert log.states() == [0]
+        assert all(torch.equal(p, before[n]) for n, p in log.parameters(4).items())
+
+
+def test_forgotten_close(tmp_path):
+    path = tmp_path / "run.h5"
+    done = script("import sys; from training import Run; run = Run(sys.argv[1]).train(5)", path)
+    assert done.returncode == 0, done.stderr
+    with open_log(path) as log:
+        assert (len(log), log.metadata["closed"]) == (5, True)
+
+
+def test_sync_every(tmp_path, monkeypatch):
+    calls = []
+    synced = os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: calls.append(number) or synced(number))
+    Run(tmp_path / "run.h5", sync_every=4).train(17).close()
+    assert len(calls) == 4 + 1
+    calls.clear()
+    run = Run(tmp_path / "run2.h5", sync_every=100).train(3)
+    run.optimizer.flush()
+    assert len(calls) == 1
+    run.close()
+    calls.clear()
+    Run(tmp_path / "run3.h5").train(3).close()
+    assert not calls
+
+
+def test_overwriting_keeps_what_a_reader_has_open(tmp_path):
+    path = tmp_path / "run.h5"
+    Run(path).train(4).close()
+    with open_log(path) as log:
+        Run(path, overwrite=True).train(2).close()
+        assert len(list(log.steps())) == 4
+    with open_log(path) as log:
+        assert len(log) == 2
+
+
+def test_no_room_is_said_before(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 10**6))
+    with pytest.warns(
+        TracingWarning, match=r"the log will not fit: .*run.h5: 6.36 kB a step, 6.37 MB"
+    ):
+        run = Run(tmp_path / "run.h5", steps=1000)
+    assert "run.h5: 6.36 kB a step, 6.37 MB for 1,000 steps; 1 MB free" in capfd.readouterr().err
+    forecast = run.optimizer.forecast(100)
+    assert forecast.fits
+    assert forecast.steps == 100
+    run.train(100).close()
+    real = (tmp_path / "run.h5").stat().st_size
+    assert forecast.bytes < real < forecast.bytes + 400_000

@@ -1,0 +1,105 @@
+"""A small run whose every step is known: dropout, BatchNorm, Adam or SGD, a scheduler, epochs."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import torch
+from torch import nn
+
+from tracer import TracingOptimizer
+
+PER_EPOCH = 7
+RULES = {
+    "Adam": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
+    "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
+}
+
+
+def build(width=6):
+    """Return a model with dropout and buffers."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(4, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Dropout(0.3), nn.Linear(width, 2)
+    )
+
+
+def batch(t):
+    """Return step t's examples and their IDs."""
+    generator = torch.Generator().manual_seed(100 + t)
+    ids = [f"row {k}" for k in torch.randperm(40, generator=generator)[: 5 + t % 2].tolist()]
+    return ids, torch.randn(len(ids), 4, generator=generator)
+
+
+class Run:
+    """Trains step by step, as a user's loop would."""
+
+    def __init__(self, path=None, *, rule="Adam", width=6, **options):
+        self.model = build(width)
+        self.inner = RULES[rule](self.model.parameters())
+        torch.manual_seed(1)
+        self.optimizer = self.inner
+        if path is not None:
+            self.optimizer = TracingOptimizer(self.inner, self.model, path, **options)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.inner, lambda t: 1 / (1 + t))
+        self.t = 0
+        if options.get("resume"):
+            self.t = self.optimizer.position[0]
+            self.scheduler = (
+                torch.optim.lr_scheduler.LambdaLR(
+                    self.inner, lambda t: 1 / (1 + t), last_epoch=self.t - 1
+                )
+                if self.t
+                else self.scheduler
+            )
+
+    def step(self):
+        """Take one step."""
+        ids, x = batch(self.t)
+        self.optimizer.epoch = self.t // PER_EPOCH
+        self.optimizer.zero_grad()
+        self.model(x).square().mean().backward()
+        if isinstance(self.optimizer, TracingOptimizer):
+            self.optimizer.step(batch_ids=ids)
+        else:
+            self.optimizer.step()
+        self.scheduler.step()
+        self.t += 1
+
+    def train(self, until):
+        """Train up to a step."""
+        while self.t < until:
+            self.step()
+        return self
+
+    def close(self):
+        """Close the log."""
+        self.optimizer.close()
+
+
+def tables(path):
+    """Return every dataset of a log, and its metadata, but for what names the process."""
+    found = {}
+    with h5py.File(path) as file:
+        file.visititems(
+            lambda name, item: (
+                found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
+            )
+        )
+        found.update({k: v for k, v in file.attrs.items() if k not in ("run_uuid", "created")})
+    del found["segments"]
+    return found
+
+
+def assert_equal_logs(left, right):
+    """Compare two logs, all but their segments."""
+    a, b = tables(left), tables(right)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert np.array_equal(np.asarray(value), np.asarray(b[name])) or _same_bytes(
+            value, b[name]
+        ), name
+
+
+def _same_bytes(a, b):
+    return np.asarray(a).tobytes() == np.asarray(b).tobytes()
