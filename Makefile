@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test lint bench clean
+.PHONY: help demo test soak lint bench clean
 help:
 	@echo "make demo   trace a real training run, replay it, print the tables"
 	@echo "make test   run the test suite"
@@ -27,6 +27,9 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
+
+soak: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(RUN) tests/kills.py 200
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

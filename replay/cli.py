@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import traceback
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,19 @@ import click
 import torch
 from rich.console import Console
 
+from replay.following import follow
 from replay.inspection import inspection, inspection_table
+from replay.option_types import Checkpoints, Tolerance
+from replay.progress import Progress
 from replay.report import report, to_json
 from replay.run import METHODS, Replay
-from tracer.errors import InputError, MismatchError, OutputExistsError, TracinError
+from tracer.errors import (
+    InputError,
+    LogWarning,
+    MismatchError,
+    OutputExistsError,
+    TracinError,
+)
 from tracer.reader import open_log
 
 _EXAMPLES = """\b
@@ -28,33 +38,6 @@ Examples:
 ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
 proponents: training examples whose steps lowered the test loss.
 """
-
-
-class _Tolerance(click.ParamType[float | None]):
-    name = "FLOAT|none"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
-        """Return a number, or None for ``none``."""
-        if value is None or str(value).lower() == "none":
-            return None
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
-
-
-class _Checkpoints(click.ParamType[int | str | list[int]]):
-    name = "N|t,t,...|epochs|all"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | list[int]:
-        """Return a number, a list of steps, ``"epochs"`` or ``"all"``."""
-        if isinstance(value, int) or value in ("epochs", "all"):
-            return value  # type: ignore[no-any-return]
-        try:
-            steps = [int(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
-        return steps if "," in value else steps[0]
 
 
 @click.group(
@@ -74,7 +57,7 @@ class _Checkpoints(click.ParamType[int | str | list[int]]):
 )
 @click.option(
     "--checkpoints",
-    type=_Checkpoints(),
+    type=Checkpoints(),
     default=10,
     show_default=True,
     help="What tracincp sums over: a number, steps, the ends of epochs, or every step.",
@@ -110,7 +93,7 @@ class _Checkpoints(click.ParamType[int | str | list[int]]):
 )
 @click.option(
     "--ideal-tolerance",
-    type=_Tolerance(),
+    type=Tolerance(),
     default="1e-3",
     show_default=True,
     help="Where the split of ideal stops refining; none never refines.",
@@ -203,20 +186,34 @@ def _test_ids(run: Replay, test_file: str) -> list[int | str]:
 @cli.command()
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
-def inspect(log: Path, as_json: bool) -> None:
+@click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
+def inspect(log: Path, as_json: bool, watch: bool) -> None:
     """Say what LOG holds; imports no task and runs no code."""
-    with open_log(log) as opened:
-        facts = inspection(opened)
+    if watch and as_json:
+        raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
+    if watch:
+        for line in follow(log):
+            click.echo(line)
+        return
+    with open_log(log) as opened, Progress(enabled=True) as progress:
+        facts = inspection(opened, progress.task("reading steps", len(opened)))
     if as_json:
         click.echo(json.dumps(facts))
         return
     Console().print(inspection_table(facts))
 
 
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Note: {message}", err=True)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Run the program and exit: 0 done, 1 a check failed, 2 bad input, 3 internal, 130 Ctrl-C."""
     try:
-        cli(arguments, prog_name="tracin-replay", standalone_mode=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", LogWarning)
+            warnings.showwarning = _show_warning
+            cli(arguments, prog_name="tracin-replay", standalone_mode=False)
     except click.ClickException as error:
         error.show()
         sys.exit(2)

@@ -88,7 +88,7 @@ class Influence:
                 f"the result {target} exists; choose another path or overwrite it "
                 "(overwrite=True, --overwrite)."
             )
-        with _moved_when_whole(target) as partial, h5py.File(partial, "w") as file:
+        with _moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
             self._write(file)
 
     @classmethod
@@ -103,7 +103,7 @@ class Influence:
                 if file.attrs.get("format") != FORMAT:
                     raise InputError(f"{path} is not a result of tracin-replay.")
                 return cls._read(file)
-        except OSError as error:
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a result: {error}.") from error
 
     def _ranked(self, test_id: ID, method: str, k: int, sign: float) -> tuple[list[ID], Table]:
@@ -155,16 +155,16 @@ class Influence:
         terms = str(file.attrs["terms"]).split()
         kinds = {"theta_inside": bool}
         found = {
-            name.removeprefix("quadrature_"): file[name][:]
+            name.removeprefix("quadrature_"): _values(file, name)
             for name in file
             if name.startswith("quadrature_")
         }
         return cls(
-            test_ids=_read_labels(file["test"]),
-            train_ids=_read_labels(file["train"]),
-            scores={name: file[name][:] for name in methods},
-            drops={name: file[f"drop_{name}"][:] for name in split},
-            terms={m: {term: file[f"{m}_{term}"][:] for term in terms} for m in split},
+            test_ids=_read_labels(_values(file, "test")),
+            train_ids=_read_labels(_values(file, "train")),
+            scores={name: _values(file, name) for name in methods},
+            drops={name: _values(file, f"drop_{name}") for name in split},
+            terms={m: {term: _values(file, f"{m}_{term}") for term in terms} for m in split},
             quadrature={n: v.astype(kinds.get(n, v.dtype)) for n, v in found.items()},
             attributes=attributes,
         )
@@ -178,9 +178,19 @@ def _labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
     data.make_scale(name)
 
 
-def _read_labels(dataset: h5py.Dataset) -> list[ID]:
-    values = dataset[:].tolist()
-    return [v.decode() if isinstance(v, bytes) else v for v in values]
+def _values(file: h5py.File, name: str) -> NDArray[Any]:
+    """Read a dataset, if the file itself holds all that it claims."""
+    link = file.get(name, getlink=True)
+    data = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external or data.chunks:
+        raise ValueError(f"{name} is missing, or is not stored in one piece")
+    if data.nbytes > data.id.get_storage_size():
+        raise ValueError(f"{name} claims {data.nbytes} bytes that the file does not hold")
+    return np.asarray(data[:])
+
+
+def _read_labels(values: NDArray[Any]) -> list[ID]:
+    return [v.decode() if isinstance(v, bytes) else v for v in values.tolist()]
 
 
 def _variable(

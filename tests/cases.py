@@ -194,7 +194,7 @@ class Case:
         train, test = dict(enumerate(data[:10])), dict(enumerate(data[10:]))
         return Task(model, self.loss, train, test, penalty=self.penalty)
 
-    def trace(self, path: Path) -> Task:
+    def trace(self, path: Path, after_step=None) -> Task:
         """Train with tracing; return the task."""
         task = self.task()
         torch.manual_seed(1)
@@ -208,6 +208,8 @@ class Case:
                 optimizer.zero_grad()
                 self._step(task, model, optimizer, ids)
                 scheduler.step()
+                if after_step is not None:
+                    after_step(optimizer)
         return task
 
     def _step(self, task, model, optimizer, ids):

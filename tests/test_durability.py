@@ -1,4 +1,4 @@
-"""Kills, full disks, forks, two writers, forgotten files: no flushed step is lost, training goes on."""
+"""Kills, full disks, forks, two writers, forgotten files: no flushed step is lost."""
 
 from __future__ import annotations
 
@@ -164,8 +164,8 @@ FULL = """
     if sys.argv[3] == "close":
         run.close()
     plain = Run(width=200).train(200)
-    for a, b in zip(run.model.state_dict().values(), plain.model.state_dict().values()):
-        assert torch.equal(a, b)
+    left, right = run.model.state_dict(), plain.model.state_dict()
+    assert all(torch.equal(left[name], right[name]) for name in right)
     print("trained", flush=True)
 """
 
@@ -218,15 +218,15 @@ def test_the_folder_is_gone(tmp_path):
     run = Run(folder / "run.h5").train(3)
     run.optimizer.flush()
     shutil.rmtree(folder)
-    with pytest.warns(
-        TracingWarning, match="tracing stopped: .*run.h5 cannot be written .*No such"
-    ):
+    with pytest.warns(TracingWarning, match=r"stopped: .*run.h5 cannot be written .*No such"):
         run.train(5)
         time.sleep(0.2)
         run.train(40)
     run.close()
     plain = Run().train(40)
-    for a, b in zip(run.model.state_dict().values(), plain.model.state_dict().values()):
+    for a, b in zip(
+        run.model.state_dict().values(), plain.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
 
 
@@ -239,9 +239,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         return opened(file, flags, *rest, **named)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.warns(
-        TracingWarning, match=r"cannot be written .*Permission denied.*0 whole steps"
-    ):
+    with pytest.warns(TracingWarning, match=r"written .*Permission denied.*0 whole steps"):
         run = Run(tmp_path / "run.h5")
     run.train(3).close()
     assert not (tmp_path / "run.h5").exists()
@@ -413,9 +411,7 @@ def test_overwriting_keeps_what_a_reader_has_open(tmp_path):
 
 def test_no_room_is_said_before(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 10**6))
-    with pytest.warns(
-        TracingWarning, match=r"the log will not fit: .*run.h5: 6.36 kB a step, 6.37 MB"
-    ):
+    with pytest.warns(TracingWarning, match=r"will not fit: .*run.h5: 6.36 kB a step, 6.37 MB"):
         run = Run(tmp_path / "run.h5", steps=1000)
     assert "run.h5: 6.36 kB a step, 6.37 MB for 1,000 steps; 1 MB free" in capfd.readouterr().err
     forecast = run.optimizer.forecast(100)

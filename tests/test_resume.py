@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
+import h5py
 import pytest
 import torch
 from training import Run, assert_equal_logs, build
@@ -39,7 +42,9 @@ def test_after_close(whole, tmp_path, rule, stop, compression):
     assert run.optimizer.position == (stop, (stop - 1) // 7)
     run.train(STEPS).close()
     assert_equal_logs(path, expected)
-    for a, b in zip(run.model.state_dict().values(), reference.model.state_dict().values()):
+    for a, b in zip(
+        run.model.state_dict().values(), reference.model.state_dict().values(), strict=True
+    ):
         assert torch.equal(a, b)
     with open_log(path) as log:
         assert [step for step, _ in log.segments()] == [0, stop]
@@ -83,8 +88,6 @@ def test_resumed_twice_and_killed_between(whole, tmp_path):
 
 
 def test_torn_state_falls_back_to_the_one_before(tmp_path):
-    import h5py
-
     path = tmp_path / "run.h5"
     Run(path, state_every=5).train(12).close()
     with h5py.File(path, "r+") as file:
@@ -132,9 +135,6 @@ def test_a_reader_holds_the_file(tmp_path, elsewhere):
     path = tmp_path / "run.h5"
     Run(path).train(2).close()
     if elsewhere:
-        import subprocess
-        import sys
-
         code = f"import h5py, sys; f = h5py.File({str(path)!r}); print(1, flush=True); input()"
         reader = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE

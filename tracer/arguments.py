@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tracer.coding import has_zstd
+from tracer.coding import ENCODINGS, has_zstd
 from tracer.delegation import Delegating
 from tracer.errors import OutputExistsError, TracingError
 
@@ -78,7 +78,7 @@ def checked_compression(compression: str | None, elements: int) -> str:
     """Return how rows are coded; by default plain below a million parameters."""
     if compression is None:
         return "delta" if elements >= CODED_FROM and has_zstd() else "none"
-    if compression not in ("none", "delta"):
+    if compression not in ENCODINGS:
         raise TracingError(f'compression must be "none" or "delta", found {compression!r}.')
     return compression
 

@@ -3,7 +3,7 @@
 A row's elements are taken as integers in the order of the floats that they spell, the prediction
 is subtracted, the sign is folded into the lowest bit, and the bytes of equal weight are put
 together; what is left is mostly zeros, for HDF5's filter to squeeze. The prediction is the row
-before, moved on by ``momentum`` times its last move. Every ``KEYFRAME``-th row is stored plain.
+before, moved on by ``momentum`` times its last move. Every 64th row is stored plain.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from tracer.layout import Field, Row
 
-KEYFRAME = 64
+ENCODINGS = ("none", "delta")
+KEYFRAME_EVERY = 64
 
 
 class Coder:
@@ -28,11 +29,16 @@ class Coder:
         layout: Of a row.
         encoding: ``"none"`` or ``"delta"``.
         momentum: Share of the last move that the prediction repeats.
+        keyframe_every: Rows from one that is stored plain to the next.
     """
 
-    def __init__(self, layout: Sequence[Field], encoding: str, momentum: float) -> None:
+    def __init__(
+        self, layout: Sequence[Field], encoding: str, momentum: float, keyframe_every: int
+    ) -> None:
+        if encoding not in ENCODINGS or keyframe_every < 1:
+            raise ValueError(f"unknown encoding {encoding!r}, keyframe every {keyframe_every}")
         self._spans = _spans(layout) if encoding == "delta" else None
-        self._momentum = momentum
+        self._momentum, self._every = momentum, keyframe_every
         self._rows: dict[int, Row] = {}  # the last ones, by number
 
     def encode(self, t: int, row: Row) -> Row:
@@ -58,7 +64,7 @@ class Coder:
             return load(t)
         if t in self._rows:
             return self._rows[t]
-        first = t - t % KEYFRAME
+        first = t - t % self._every
         if t - 1 in self._rows and max(t - 2, first) in self._rows:
             first = t
         for k in range(first, t + 1):
@@ -75,10 +81,10 @@ class Coder:
         self._rows[t] = row
 
     def _prediction(self, t: int) -> Row | None:
-        if t % KEYFRAME == 0:
+        if t % self._every == 0:
             return None
         last = self._rows[t - 1]
-        if not self._momentum or t % KEYFRAME == 1:
+        if not self._momentum or t % self._every == 1:
             return last
         return _moved_on(last, self._rows[t - 2], self._momentum, self._spans or [])
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from tracer import schema
-from tracer.coding import filters
+from tracer.coding import KEYFRAME_EVERY, filters
 from tracer.layout import fields
 from tracer.writer import LogWriter, abandon
 
@@ -71,6 +71,7 @@ def create_log(
             attributes={
                 **attributes,
                 "device": str(next((p.device for p in parameters.values()), "cpu")),
+                "keyframe_every": KEYFRAME_EVERY,
                 "encoding": options.compression,
                 "momentum": options.momentum if options.compression != "none" else 0.0,
             },

@@ -45,6 +45,9 @@ def open_file(path: Path) -> OpenFile:
     opened = _open(path)
     try:
         check_format(path, opened.file)
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        opened.file.close()
+        raise LogError(f"{path} is a damaged run log: {error}; restore it from a copy.") from error
     except BaseException:
         opened.file.close()
         raise

@@ -15,6 +15,7 @@ from tracer import schema
 from tracer.coding import Coder
 from tracer.errors import LogError, LogWarning
 from tracer.layout import Row, read_layout, row_bytes, shapes, unpack
+from tracer.locking import is_being_written
 from tracer.opening import attributes, open_file
 from tracer.reading import LogTables, require_filters
 from tracer.records import ID, Step
@@ -60,11 +61,8 @@ class RunLog:
             self._steps = StepReader(
                 self.path, self.tables, [field.name for field in self._fields], self._attributes
             )
-            self._coder = Coder(
-                self._fields,
-                self._attributes.get("encoding", "none"),
-                self._attributes.get("momentum", 0.0),
-            )
+            coding = (self._attributes[k] for k in ("encoding", "momentum", "keyframe_every"))
+            self._coder = Coder(self._fields, *coding)
             self._length = self._count()
         except (KeyError, ValueError, OSError, RuntimeError, OverflowError) as error:
             self.close()
@@ -103,6 +101,10 @@ class RunLog:
             self.tables.refresh()
             self._length = max(self._length, self._count())
         return self._length
+
+    def is_being_written(self) -> bool:
+        """Return whether a live process has the log open for writing."""
+        return is_being_written(self.path)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class RunLog:
         rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
         if not self._fields:
             snapshots = rows + 1
-        if status["closed"]:
+        if status["closed"] and not self.live:
             if rows != status["steps"] or snapshots < rows + min(rows, 1):
                 raise self.tables.damage(
                     schema.META, f"has {rows} of {status['steps']} steps that were closed with it"

@@ -6,6 +6,7 @@ and nothing is followed out of the file (external storage, links, filters that l
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ _FILTERS = {1: "deflate", 2: "shuffle", 32000: "lzf", 32015: "zstd"}
 _LARGEST_CHUNK = 1 << 24
 _LARGEST_RATIO = 70_000  # what zstd can make of zeros
 _LARGEST_LAYOUT = 1 << 28
+_LITTLE = 1 << 20  # bytes that may be asked for in any case
 
 
 class LogTables:
@@ -57,7 +59,7 @@ class LogTables:
     def refresh(self) -> None:
         """See what a live writer has added."""
         for data in self._data.values():
-            data.id.refresh()
+            data.refresh()
 
     def length(self, name: str) -> int:
         """Return how many rows a table has."""
@@ -126,7 +128,9 @@ class LogTables:
 
     def _require_stored(self, name: str, data: h5py.Dataset, count: int) -> None:
         """Raise LogError before more memory is asked for than the file can fill."""
-        row = data.dtype.itemsize * int(np.prod(data.shape[1:], dtype=object))
+        row = data.dtype.itemsize * math.prod(data.shape[1:])
+        if count * row <= _LITTLE:
+            return
         filtered = data.id.get_create_plist().get_nfilters() > 0
         if count * row > data.id.get_storage_size() * (_LARGEST_RATIO if filtered else 1):
             raise self.damage(name, f"claims {count * row} bytes that the file does not hold")

@@ -1,8 +1,7 @@
 """Takes a wrapped optimizer's steps and turns each into a record.
 
-A step is written when the parameters that it led to are final: at the beginning of the next
-step, at ``flush`` or at ``close``. So whatever touches parameters between two steps is in the
-log, and each step costs one copy of the parameters.
+A step is written when the parameters that it led to are final: when the next step begins, at
+``flush`` or at ``close``. So whatever touches them between two steps is in the log.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ class StepReader:
     ) -> None:
         self._path, self._tables, self._names = path, tables, list(names)
         self._hyperparameters = str(attributes["hyperparameters"]).split("\n")
+        columns = tables.width(schema.HYPER)
+        if len(self._hyperparameters) != columns or tables.width(schema.MASKS) < 2 * len(names):
+            raise tables.damage(schema.HYPER, "does not have the columns that the metadata name")
         self._devices = [int(k) for k in str(attributes["cuda_devices"]).split()]
         self._strings: list[str] = []
         self._has_strings = False

@@ -58,7 +58,9 @@ class LogWriter:
         self._weights = file[schema.WEIGHTS]
         self._layout = read_layout(file[schema.PARAMETERS][:], self._weights.shape[1])
         found = attributes(file)
-        self._coder = Coder(self._layout, found["encoding"], found["momentum"])
+        self._coder = Coder(
+            self._layout, found["encoding"], found["momentum"], found["keyframe_every"]
+        )
         for name, length in (lengths or {}).items():
             file[name].resize(length, axis=0)
         file.flush()

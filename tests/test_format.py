@@ -1,0 +1,82 @@
+"""Version 1 of the log stays readable for ever; nothing in a log is code or of variable length."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import struct
+from pathlib import Path
+
+import h5py
+import pytest
+from training import Run
+
+from tracer import schema, superblock
+
+DATA = Path(__file__).parent / "data"
+
+
+@pytest.mark.parametrize("name", ["version-1-none", "version-1-delta"])
+def test_version_1_reads_as_when_it_was_written(name):
+    spec = importlib.util.spec_from_file_location("make", DATA / "make_version_1.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    expected = json.loads((DATA / f"{name}.json").read_text())
+    assert make.content(DATA / f"{name}.h5") == expected
+
+
+def test_layout_is_the_one_that_is_documented(tmp_path):
+    path = tmp_path / "run.h5"
+    Run(path).train(1).close()
+    text = (DATA.parents[1] / "docs" / "log-format.md").read_text()
+    with h5py.File(path) as file:
+        names = []
+        file.visititems(
+            lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None
+        )
+    assert set(names) == {*schema.TABLES, schema.STATUS, schema.PARAMETERS, schema.BUFFERS}
+    for name in names:
+        assert f"`/{name}`" in text, name
+
+
+def test_packed_rows_are_the_dtypes():
+    assert schema.META_STRUCT.size == schema.META_DTYPE.itemsize
+    assert schema.MICRO_STRUCT.size == schema.MICRO_DTYPE.itemsize
+    for packed, dtype in (
+        (schema.META_STRUCT, schema.META_DTYPE),
+        (schema.MICRO_STRUCT, schema.MICRO_DTYPE),
+    ):
+        kinds = {"q": "<i8", "d": "<f8", "I": "<u4"}
+        letters = [c for c in expanded(packed.format) if c in kinds]
+        assert [kinds[c] for c in letters] == [dtype[name].str for name in dtype.names]
+
+
+def expanded(text):
+    """Return a struct's format with one letter for each value."""
+    found, count = "", ""
+    for letter in text:
+        if letter.isdigit():
+            count += letter
+        else:
+            found, count = found + letter * int(count or 1), ""
+    return found
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (b"", 0xDEADBEEF),
+        (b"Four score and seven years ago", 0x17770551),  # Jenkins' own test
+    ],
+)
+def test_lookup3(data, expected):
+    assert superblock.lookup3(data) == expected
+
+
+def test_the_superblock_of_a_closed_file_has_that_checksum(tmp_path):
+    with h5py.File(tmp_path / "x.h5", "w", libver="latest") as file:
+        file["x"] = [1, 2]
+    block = superblock.read(tmp_path / "x.h5")
+    assert struct.unpack_from("<I", block, 44)[0] == superblock.lookup3(block[:44])
+    assert superblock.repaired(block, (tmp_path / "x.h5").stat().st_size)[0] == block
+    assert superblock.read(DATA / "make_version_1.py") is None

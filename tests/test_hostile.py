@@ -1,0 +1,319 @@
+"""A log may come from anywhere: whatever its bytes, it reads right or is an error.
+
+Each file is read in a forked process with little memory to ask for, so that a crash or a gigabyte
+of allocation is seen.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import random
+import resource
+import warnings
+import zlib
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from training import Run
+
+from replay import Influence, Replay
+from tracer import open_log, schema
+from tracer.errors import InputError, LogError
+from tracer.nested import NestedError, decode, encode
+
+ROOM = 400 << 20  # bytes
+
+
+def read_in_child(read):
+    """Return what ``read`` gives, or its error, from a process with little memory."""
+    source, sink = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(source)
+        with open("/proc/self/statm") as file:  # noqa: PTH123
+            used = int(file.read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+        resource.setrlimit(resource.RLIMIT_CPU, (20, 20))
+        warnings.simplefilter("ignore")
+        try:
+            found = ("read", read())
+        except (LogError, InputError) as error:
+            found = ("refused", str(error))
+        except BaseException as error:
+            found = ("wrong", f"{type(error).__name__}: {error}")
+        os.write(sink, pickle.dumps(found))
+        os._exit(0)
+    os.close(sink)
+    data = b""
+    while piece := os.read(source, 1 << 16):
+        data += piece
+    os.close(source)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert status == 0, f"the reader ended with {status}"
+    return pickle.loads(data)
+
+
+def digest(path):
+    """Read everything of a log; return checksums of each step and snapshot."""
+    with open_log(path) as log:
+        found = [repr(log.step(t)) for t in range(len(log))]
+        for t in range(len(log) + 1):
+            found += [zlib.crc32(p.numpy().tobytes()) for p in log.parameters(t).values()]
+            found += [zlib.crc32(b.numpy().tobytes()) for b in log.buffers(t).values()]
+        for step in log.steps():
+            for batch in step.micro_batches:
+                found.append(repr(batch.batch))
+        for t in log.states():
+            found.append(repr(log.state(t)["optimizer"]))
+        log.segments()
+        repr(log.metadata)
+        return len(log), zlib.crc32(repr(found).encode())
+
+
+@pytest.fixture(scope="module")
+def originals(tmp_path_factory):
+    """Three logs: plain, coded, with recorded batches."""
+    folder = tmp_path_factory.mktemp("logs")
+    paths = [folder / f"{name}.h5" for name in ("plain", "coded", "batches")]
+    Run(paths[0], state_every=3).train(8).close()
+    Run(paths[1], compression="delta").train(8).close()
+    model = torch.nn.Linear(3, 2)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    from tracer import TracingSGD
+
+    with TracingSGD(sgd, model, paths[2], record="batches") as optimizer:
+        for t in range(4):
+            x = torch.randn(3, 3)
+            model(x).sum().backward()
+            optimizer.step(batch_ids=[t, 1, 2], batch=(x, {"label": torch.arange(3)}))
+    return [(path, path.read_bytes(), digest(path)) for path in paths]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_mutated_files(originals, tmp_path, seed):
+    """Flipped, zeroed, copied and cut bytes: never another result, never a crash."""
+    rng = random.Random(seed)
+    outcomes = []
+    for k in range(24):
+        _, data, expected = originals[k % 3]
+        path = tmp_path / f"{k}.h5"
+        path.write_bytes(mutated(bytearray(data), rng))
+        kind, found = read_in_child(lambda path=path: digest(path))
+        outcomes.append(kind)
+        assert kind != "wrong", found
+        if kind == "read":
+            assert found == expected
+        path.unlink()
+    assert "refused" in outcomes
+
+
+def mutated(data, rng):
+    """Return bytes with something wrong."""
+    used = [k for k in range(0, len(data), 64) if any(data[k : k + 64])]
+    for _ in range(rng.choice([1, 1, 3, 20])):
+        start = rng.choice(used) + rng.randrange(64)
+        kind = rng.randrange(5)
+        size = rng.choice([1, 4, 8, 64, 512])
+        if kind == 0:
+            data[start % len(data)] ^= 1 << rng.randrange(8)
+        elif kind == 1:
+            data[start : start + size] = bytes(len(data[start : start + size]))
+        elif kind == 2:
+            data[start : start + size] = b"\xff" * len(data[start : start + size])
+        elif kind == 3:
+            source = rng.choice(used)
+            data[start : start + size] = data[source : source + len(data[start : start + size])]
+        elif rng.random() < 0.2:
+            del data[len(data) // 2 + start // 2 :]
+    return bytes(data)
+
+
+def sealed_meta(file, t, **changes):
+    """Change a meta row and give it the right checksum."""
+    rows = file[schema.META][t : t + 1]
+    for name, value in changes.items():
+        rows[name] = value
+    file[schema.META][t : t + 1] = schema.sealed(rows, "record_crc")
+
+
+def sealed_micro(file, t, **changes):
+    """Change a micro-batch's row, and the checksum of it in the meta row."""
+    rows = file[schema.MICRO][t : t + 1]
+    for name, value in changes.items():
+        rows[name] = value
+    file[schema.MICRO][t : t + 1] = rows
+    sealed_meta(file, t, micro_crc=zlib.crc32(rows.tobytes()))
+
+
+def replace(file, name, **options):
+    """Put another dataset in a table's place."""
+    del file[name]
+    return file.create_dataset(name, **options)
+
+
+def sealed_state(file, data):
+    """Put other bytes in a full state's place, with the right checksum."""
+    row = file[schema.STATES][0:1]
+    row["bytes"], row["offset"] = len(data), 0
+    row["crc"] = schema.state_crc(row[0], data)
+    file[schema.SNAP_STATE][: len(data)] = np.frombuffer(data, np.uint8)
+    file[schema.STATES][0:1] = row
+
+
+HUGE = 1 << 40
+HOSTILE = {
+    "count": lambda f: sealed_meta(f, 1, count=HUGE),
+    "negative": lambda f: sealed_meta(f, 1, ids=-5),
+    "micro": lambda f: sealed_meta(f, 1, micro_count=HUGE),
+    "members": lambda f: sealed_meta(f, 1, member_count=HUGE),
+    "groups": lambda f: sealed_meta(f, 1, groups=HUGE),
+    "mask": lambda f: sealed_meta(f, 1, mask=HUGE),
+    "buffers": lambda f: sealed_meta(f, 1, buffers=2**63 - 1),
+    "no mask": lambda f: sealed_meta(f, 1, mask=-1),
+    "batch": lambda f: sealed_micro(f, 1, batch=0, batch_bytes=HUGE),
+    "batch before": lambda f: sealed_micro(f, 1, batch=-9, batch_bytes=40),
+    "ids outside": lambda f: sealed_micro(f, 1, ids=-3),
+    "ids many": lambda f: sealed_micro(f, 1, count=HUGE),
+    "coefficients": lambda f: sealed_micro(f, 1, coef=HUGE),
+    "random": lambda f: sealed_micro(f, 1, rng=HUGE),
+    "huge table": lambda f: f[schema.GROUPS].resize(HUGE, axis=0),
+    "huge rows": lambda f: f[schema.META].resize(HUGE, axis=0),
+    "huge states": lambda f: f[schema.STATES].resize(HUGE, axis=0),
+    "huge layout": lambda f: replace(
+        f,
+        schema.PARAMETERS,
+        shape=(1 << 34,),
+        dtype=f[schema.PARAMETERS].dtype,
+        chunks=(1 << 10,),
+    ),
+    "huge chunk": lambda f: replace(
+        f, schema.IDS, shape=(8,), dtype="<i8", chunks=(1 << 28,), maxshape=(None,)
+    ),
+    "contiguous": lambda f: replace(f, schema.IDS, shape=(99,), dtype="<i8"),
+    "another type": lambda f: replace(
+        f, schema.IDS, shape=(99,), dtype="<f4", chunks=(9,), maxshape=(None,)
+    ),
+    "strings": lambda f: replace(
+        f, schema.IDS, shape=(99,), dtype=h5py.string_dtype(), chunks=(9,), maxshape=(None,)
+    ),
+    "external": lambda f: replace(
+        f, schema.IDS, shape=(9,), dtype="<i8", external=[("/etc/passwd", 0, 72)]
+    ),
+    "external link": lambda f: (
+        f.pop(schema.IDS),
+        f.__setitem__(schema.IDS, h5py.ExternalLink("other.h5", "/x")),
+    ),
+    "group": lambda f: (f.pop(schema.IDS), f.create_group(schema.IDS)),
+    "no status": lambda f: f.pop(schema.STATUS),
+    "no attribute": lambda f: f.attrs.pop("hyperparameters"),
+    "version": lambda f: f.attrs.__setitem__("format_version", "one"),
+    "version 0": lambda f: f.attrs.__setitem__("format_version", 0),
+    "encoding": lambda f: f.attrs.__setitem__("encoding", np.bytes_(b"rot13")),
+    "devices": lambda f: f.attrs.__setitem__("cuda_devices", np.bytes_(b"a b")),
+    "keyframes": lambda f: f.attrs.__setitem__("keyframe_every", 0),
+    "hyperparameters": lambda f: f.attrs.__setitem__("hyperparameters", np.bytes_(b"lr")),
+    "state not json": lambda f: sealed_state(f, (5).to_bytes(8, "little") + b"{{{{{"),
+    "state header": lambda f: sealed_state(f, (2**63).to_bytes(8, "little")),
+    "state code": lambda f: sealed_state(f, pickle.dumps(print)),
+    "state list": lambda f: sealed_state(f, encode([1], "it")),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files(originals, tmp_path, name):
+    """Files with right checksums and wrong content."""
+    path = tmp_path / "run.h5"
+    path.write_bytes(originals[0][1])
+    with h5py.File(path, "r+") as file:
+        HOSTILE[name](file)
+    kind, found = read_in_child(lambda: digest(path))
+    if name == "huge table":  # nothing reads beyond what steps point at
+        assert (kind, found) == ("read", originals[0][2])
+        return
+    assert kind == "refused", found
+    assert "run.h5" in found
+    assert len(found) < 400
+
+
+def test_unknown_filter(originals, tmp_path):
+    path = tmp_path / "run.h5"
+    path.write_bytes(originals[0][1])
+    with h5py.File(path, "r+") as file:
+        replace(
+            file,
+            schema.IDS,
+            shape=(99,),
+            dtype="<i8",
+            chunks=(9,),
+            maxshape=(None,),
+            fletcher32=True,
+        )
+    with pytest.raises(LogError, match="steps/ids needs the unknown HDF5 filter 3"):
+        open_log(path)
+
+
+NESTED = {"a": [torch.arange(3), (1.5, None, True)], 7: "text", "e": torch.zeros(0, 2)}
+
+
+def test_nested_round_trip():
+    found = decode(encode(NESTED, "it"))
+    assert list(found) == ["a", 7, "e"]
+    assert torch.equal(found["a"][0], torch.arange(3))
+    assert found["a"][1] == (1.5, None, True)
+    assert found["e"].shape == (0, 2)
+    for dtype in (torch.bfloat16, torch.float64, torch.bool, torch.complex64, torch.int8):
+        value = torch.tensor([[0, 1], [1, 0]]).to(dtype).T
+        again = decode(encode(value, "it"))
+        assert again.dtype == dtype
+        assert torch.equal(again, value)
+    assert torch.equal(decode(encode(torch.tensor(2.5), "it")), torch.tensor(2.5))
+    array = decode(encode(np.arange(6.0).reshape(2, 3).T, "it"))
+    assert isinstance(array, np.ndarray)
+    assert (array == np.arange(6.0).reshape(2, 3).T).all()
+    assert np.isnan(decode(encode(float("nan"), "it")))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"x": [1, object()]}, r"it\['x'\]\[1\] is a object; a log stores tensors, arrays"),
+        ({(1, 2): 3}, "it is a dict; a log stores"),
+        (torch.zeros(2, 2).to_sparse(), "it is a Tensor"),
+        (np.array(["a"]), "it is a ndarray"),
+    ],
+)
+def test_what_cannot_be_stored(value, message):
+    with pytest.raises(NestedError, match=message):
+        encode(value, "it")
+
+
+def test_mutated_nested_values():
+    rng, data = random.Random(0), encode(NESTED, "it")
+    for _ in range(2000):
+        broken = bytearray(data)
+        for _ in range(rng.choice([1, 2, 8])):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        try:
+            decode(bytes(broken))
+        except NestedError:
+            continue
+    deep = b'{"list":[' * 3000 + b"]}" * 3000
+    with pytest.raises(NestedError, match="not a stored value|too deeply"):
+        decode(len(deep).to_bytes(8, "little") + deep)
+
+
+def test_mutated_results(tmp_path):
+    from cases import CASES
+
+    task = CASES[2].trace(tmp_path / "run.h5")
+    found = Replay(tmp_path / "run.h5", task=task).influence([0, 1], progress=False)
+    found.save(tmp_path / "result.h5")
+    data, rng = (tmp_path / "result.h5").read_bytes(), random.Random(0)
+    for _ in range(40):
+        path = tmp_path / "broken.h5"
+        path.write_bytes(mutated(bytearray(data), rng))
+        kind, error = read_in_child(lambda path=path: len(Influence.load(path).train_ids))
+        assert kind != "wrong", error
