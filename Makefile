@@ -8,6 +8,7 @@ STAMP := $(VENV)/.installed
 help:
 	@echo "make demo   trace a real training run, replay it, print the tables"
 	@echo "make test   run the test suite"
+	@echo "make soak   kill 200 training runs and look at what they leave (minutes)"
 	@echo "make lint   check style and types"
 	@echo "make bench  run every benchmark"
 	@echo "make clean  remove .venv and what demo made"

@@ -9,6 +9,8 @@ bit for bit, and the run must resume.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import random
 import signal
@@ -68,7 +70,8 @@ def kill_one(path, rng, expected, **options):
                 assert all(torch.equal(found[n], p) for n, p in expected[t].items()), t
             assert [s.index for s in log.steps()] == list(range(steps))
     assert steps >= flushed, f"{flushed} steps were flushed, {steps} are readable"
-    run = Run(path, width=WIDTH, state_every=20, resume=True)
+    with contextlib.redirect_stderr(io.StringIO()):
+        run = Run(path, width=WIDTH, state_every=20, resume=True)
     assert run.optimizer.position[0] == steps - steps % 20
     run.step()
     run.close()

@@ -54,6 +54,7 @@ class Measurement:
         """Return the parameters that do not require a gradient."""
         return frozenset([name for name, p in self.parameters.items() if not p.requires_grad])
 
+    @torch.no_grad()
     def gradients(self) -> Gradients:
         """Return what is to be known of the gradients."""
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -61,15 +62,13 @@ class Measurement:
         without = frozenset(
             [self._names[id(p)] for p, g in zip(parameters, found, strict=True) if g is None]
         )
-        dense = [
-            g.coalesce().values() if g.is_sparse else g.detach() for g in found if g is not None
-        ]
+        dense = [g.coalesce().values() if g.is_sparse else g for g in found if g is not None]
         norms = _norms(dense)
         scale = getattr(self._optimizer, "grad_scale", None)
         scale = scale.clone() if isinstance(scale, Tensor) else scale
 
         def norm() -> float:
-            squares = math.fsum(n * n for part in norms for n in part.tolist())
+            squares = math.fsum([float(norm) ** 2 for norm in norms])
             return math.sqrt(squares) / (1.0 if scale is None else float(scale))
 
         return Gradients(norm, without)
@@ -96,11 +95,16 @@ class Measurement:
 
 
 def _norms(gradients: list[Tensor]) -> list[Tensor]:
-    """Return the norms of gradients, one tensor for each device and dtype."""
-    kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault((gradient.device, gradient.dtype), []).append(gradient)
+    """Return the norm of each gradient, in float32 at least."""
+    kinds = {(g.device, g.dtype) for g in gradients}
+    if len(kinds) <= 1 and not any(dtype.itemsize < 4 for _, dtype in kinds):
+        return list(torch._foreach_norm(gradients)) if gradients else []
     return [
-        torch.stack(torch._foreach_norm(same, 2, torch.float32 if dtype.itemsize < 4 else None))
-        for (_, dtype), same in kinds.items()
+        norm
+        for kind in kinds
+        for norm in torch._foreach_norm(
+            [g for g in gradients if (g.device, g.dtype) == kind],
+            2,
+            torch.float32 if kind[1].itemsize < 4 else None,
+        )
     ]

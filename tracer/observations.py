@@ -40,6 +40,7 @@ class Observations:
         self._recorder, self._reduction, self._record = recorder, reduction, record
         self._observed: list[Observed] = []
         self._type: type | None = None
+        self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
 
     def clear(self) -> None:
         """Forget what was announced."""
@@ -113,8 +114,12 @@ class Observations:
     def _coefficients(self, ids: tuple[Any, ...], weights: Tensor | None, k: int) -> Tensor:
         if weights is not None:
             return weights
-        value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
-        return torch.tensor(value, dtype=torch.float64).expand(len(ids))
+        alike = self._alike.get((k, len(ids)))
+        if alike is None:
+            value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
+            alike = torch.tensor(value, dtype=torch.float64).expand(len(ids))
+            self._alike[k, len(ids)] = alike
+        return alike
 
     def _check_type(self, identity: ID) -> None:
         if self._type is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import queue
+import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -51,23 +51,24 @@ class Ring:
     def __init__(self, layout: Sequence[Field], *, pinned: bool) -> None:
         self._make: Callable[[], Slot] = lambda: Slot(layout, pinned=pinned)
         self._size = self._left = max(2, min(_MOST, _BYTES // max(1, row_bytes(layout))))
-        self._free: queue.SimpleQueue[Slot] = queue.SimpleQueue()
+        self._free: list[Slot] = []  # used last, taken first: it is still in the cache
+        self._given = threading.Semaphore(0)
 
     def is_short(self) -> bool:
         """Return whether half of the slots are in use."""
-        return 2 * (self._left + self._free.qsize()) <= self._size
+        return 2 * (self._left + len(self._free)) <= self._size
 
     def take(self) -> Slot:
         """Return a free slot; waits for the writer if there is none."""
-        try:
-            return self._free.get_nowait()
-        except queue.Empty:
-            pass
+        if self._given.acquire(blocking=False):
+            return self._free.pop()
         if self._left:
             self._left -= 1
             return self._make()
-        return self._free.get()
+        self._given.acquire()
+        return self._free.pop()
 
     def give(self, slot: Slot) -> None:
         """Take a slot back."""
-        self._free.put(slot)
+        self._free.append(slot)
+        self._given.release()

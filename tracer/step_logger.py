@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,8 +42,8 @@ class _Pending:
 
     def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
         """Append the step to the log."""
-        step = replace(self.step, gradient_norm=self.norm())
-        writer.append(step, parameters, self.buffers, buffers)
+        object.__setattr__(self.step, "gradient_norm", self.norm())  # nobody has seen it yet
+        writer.append(self.step, parameters, self.buffers, buffers)
 
 
 class StepLogger:

@@ -33,11 +33,6 @@ class Tables:
         self._types = {name: data.get_type() for name, data in self._data.items()}
         self._tails = {name: data.shape[1:] for name, data in self._data.items()}
         self._dtypes = {name: data.dtype for name, data in self._data.items()}
-        weights = file[schema.WEIGHTS]
-        self._columns = weights.chunks[1]
-        self._plain = (
-            weights.compression is None and not weights.id.get_create_plist().get_nfilters()
-        )
 
     def __getitem__(self, name: str) -> int:
         """Return a table's length, with what waits."""
@@ -69,14 +64,10 @@ class Tables:
         name, width = schema.WEIGHTS, self._tails[schema.WEIGHTS][0]
         if t >= self._kept[name]:
             self._grow(name, t + 1)
-        if not self._plain or len(row) < width:
-            self._put(name, t, np.pad(row, (0, width - len(row)))[None])
-            return
-        for start in range(0, width, self._columns):
-            piece = row[start : start + self._columns]
-            if len(piece) < self._columns:
-                piece = np.pad(piece, (0, self._columns - len(piece)))
-            self._data[name].write_direct_chunk((t, start), piece)
+        if len(row) < width:
+            row = np.pad(row, (0, width - len(row)))
+        # not write_direct_chunk: that one keeps the interpreter's lock, and training waits
+        self._put(name, t, row[None])
 
     def last(self, name: str) -> NDArray[Any] | None:
         """Return the last row of a table on file."""
