@@ -158,12 +158,12 @@ FULL = """
     import resource, sys, torch
     from training import Run
     if sys.argv[2] == "limit":
-        resource.setrlimit(resource.RLIMIT_FSIZE, (600_000, 600_000))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
     run = Run(sys.argv[1], width=200)
-    run.train(200)
+    run.train(400)
     if sys.argv[3] == "close":
         run.close()
-    plain = Run(width=200).train(200)
+    plain = Run(width=200).train(400)
     left, right = run.model.state_dict(), plain.model.state_dict()
     assert all(torch.equal(left[name], right[name]) for name in right)
     print("trained", flush=True)
@@ -186,7 +186,7 @@ def check_stopped(done, path):
         warnings.simplefilter("ignore", LogWarning)
         with open_log(path) as log:
             steps = len(log)
-            assert 5 < steps < 200
+            assert 5 < steps < 400
             assert [step.index for step in log.steps()] == list(range(steps))
             log.parameters(steps)
             said = int(done.stderr.split("It holds ")[1].split()[0])
@@ -200,7 +200,7 @@ def test_full_disk(tmp_path):
     if (
         mount is None
         or subprocess.run(
-            [mount, "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)],
+            [mount, "-t", "tmpfs", "-o", "size=1500k", "tmpfs", str(folder)],
             capture_output=True,
             check=False,
         ).returncode
