@@ -167,7 +167,7 @@ class LogWriter:
     def sync(self) -> None:
         """Force everything committed to the disk itself, if ``sync_every`` asks for it."""
         if self._sync_every:
-            os.fdatasync(self._descriptor)
+            getattr(os, "fdatasync", os.fsync)(self._descriptor)
             self._synced = self._steps
 
     def close(self) -> None:
