@@ -102,6 +102,20 @@ def test_a_file_shorter_than_its_superblock_says(tmp_path):
     view.close()
 
 
+def test_torn_steps_are_named(tmp_path):
+    path = unclosed(tmp_path / "run.h5")
+    with pytest.warns(LogWarning, match="It holds 9 whole steps"), open_log(path):
+        pass
+    with h5py.File(path, "r+") as file:
+        for row in (8, 9):
+            file["steps/w"][row, 3] ^= 1
+    with (
+        pytest.warns(LogWarning, match="2 torn steps at its end are left out. It holds 7 whole"),
+        open_log(path) as log,
+    ):
+        assert len(log) == 7
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_torn_tail(tmp_path, seed):
     """Whatever the end of the file lacks, what is left is a whole run or a clear error."""

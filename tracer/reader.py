@@ -72,9 +72,12 @@ class RunLog:
         except BaseException:
             self.close()
             raise
-        if opened.repair:
+        torn = 0 if self.live else max(0, self.tables.length(schema.META) - len(self))
+        if opened.repair or torn:
+            done = [opened.repair] if opened.repair else []
+            done += [f"{torn} torn steps at its end are left out"] if torn else []
             warnings.warn(
-                f"{self.path} was not closed by its writer: {opened.repair}. It holds "
+                f"{self.path} was not closed by its writer: {', '.join(done)}. It holds "
                 f"{len(self)} whole steps.",
                 LogWarning,
                 stacklevel=3,
