@@ -17,7 +17,6 @@ from torch import Tensor
 from tracer.layout import dtype_name, torch_dtype
 
 _ALIGN = 8
-_DEEPEST = 64
 
 
 class NestedError(ValueError):
@@ -76,16 +75,14 @@ def decode(data: bytes) -> Any:
         if size > len(data) - 8:
             raise NestedError("the header is longer than the data")
         start = 8 + size + (-(8 + size) % _ALIGN)
-        return _build(json.loads(data[8 : 8 + size]), memoryview(data)[start:], 0)
+        return _build(json.loads(data[8 : 8 + size]), memoryview(data)[start:])
     except NestedError:
         raise
     except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
         raise NestedError(f"not a stored value: {error}") from error
 
 
-def _build(node: Any, data: memoryview, depth: int) -> Any:
-    if depth > _DEEPEST:
-        raise NestedError("nested too deeply")
+def _build(node: Any, data: memoryview) -> Any:
     if not isinstance(node, dict):
         return node
     ((kind, inner),) = node.items()
@@ -94,10 +91,10 @@ def _build(node: Any, data: memoryview, depth: int) -> Any:
     if kind == "array":
         return _tensor(inner, data).numpy()
     if kind == "dict":
-        return {key: _build(value, data, depth + 1) for key, value in inner}
+        return {key: _build(value, data) for key, value in inner}
     if kind not in ("list", "tuple"):
         raise NestedError(f"unknown kind {kind!r}")
-    values = [_build(value, data, depth + 1) for value in inner]
+    values = [_build(value, data) for value in inner]
     return values if kind == "list" else tuple(values)
 
 
