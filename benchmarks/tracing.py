@@ -2,7 +2,7 @@
 
 One process, one torch thread. Each candidate is a run of its own; they take turns in blocks of
 about a second, and a block's time is divided by that of the untraced block beside it; medians of
-seven. After a block, outside the timing, what the ring of buffers (64 MiB) still holds is written.
+five. After a block, outside the timing, what the ring of buffers (64 MiB) still holds is written.
 Beside the log what people do without one: ``torch.save`` of the state dict every step, and a
 safetensors file every step.
 
@@ -31,7 +31,7 @@ from torch.nn import functional as F
 
 from tracer import TracingOptimizer, open_log
 
-BLOCKS = 7
+BLOCKS = 5
 
 
 def mlp(*sizes: int) -> nn.Module:

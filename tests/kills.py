@@ -72,7 +72,8 @@ def kill_one(path, rng, expected, **options):
     assert steps >= flushed, f"{flushed} steps were flushed, {steps} are readable"
     with contextlib.redirect_stderr(io.StringIO()):
         run = Run(path, width=WIDTH, state_every=20, resume=True)
-    assert run.optimizer.position[0] == steps - steps % 20
+    whole = {steps - steps % 20, (steps - 1) // 20 * 20}  # step 40 may be there without its state
+    assert run.optimizer.position[0] in whole, (run.optimizer.position, steps)
     run.step()
     run.close()
     with open_log(path) as log:
