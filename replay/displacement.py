@@ -1,13 +1,11 @@
 r"""What one step was made of, and whether it is the step that was logged.
 
-    Δ_t = w_t − w_{t+1} = data + regulariser + rounding
+    Δ_t = w_t − w_{t+1} = data + regulariser + history + rounding
 
-with, for plain SGD (torch.optim.SGD with momentum 0),
-
-    data = η_t Σ c_i g_i,    regulariser = η_t (wd w_t + ∇penalty),
-
-per parameter group, and ``rounding`` what is left. A remainder beyond rounding error means that
-the replayed step is not the one that was run.
+``data`` is what gradients of training examples moved, of this step and through the optimizer's
+buffer of earlier ones; ``regulariser`` likewise decay and penalty; ``history`` what the buffer
+held before the first step that is looked at; ``rounding`` what is left. A remainder beyond
+rounding error means that the replayed step is not the one that was run.
 """
 
 from __future__ import annotations
@@ -18,24 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from replay.trained import TrainedStep
 from replay.trajectory import Transition
-from tracer.errors import MismatchError, UnsupportedRuleError
-from tracer.records import Step
+from tracer.filters import Filter
 
 Vector = dict[str, Tensor]  # by parameter, float64
-
-_LATER = (
-    "this version splits plain SGD steps (momentum 0, with or without weight decay); "
-    "tracincp and the measured drops (Replay.drops) work for every optimizer."
-)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Learning rate and weight decay of one parameter at one step."""
-
-    learning_rate: float
-    weight_decay: float
+Drive = tuple[Tensor | None, Tensor | None]  # u of data and of the regulariser; None is zero
+Parts = tuple[Tensor | None, Tensor | None, Tensor | None]  # data, regulariser, history
 
 
 @dataclass(frozen=True)
@@ -44,12 +31,13 @@ class Displacement:
 
     data: Vector
     regulariser: Vector
+    history: Vector
     rounding: Vector
 
     @property
     def parts(self) -> list[Vector]:
-        """The three parts, in order; their sum is ``Δ_t``."""
-        return [self.data, self.regulariser, self.rounding]
+        """The four parts, in order; their sum is ``Δ_t``."""
+        return [self.data, self.regulariser, self.history, self.rounding]
 
     def norm(self) -> float:
         """Return ``‖Δ_t‖``."""
@@ -58,142 +46,81 @@ class Displacement:
         return math.sqrt(sum(float(torch.as_tensor(s).square().sum()) for s in sums))
 
 
-def plain_sgd_rates(step: Step, update_rule: str) -> dict[str, Rate]:
-    """Return the rate of every parameter that the step moved.
-
-    Raises:
-        UnsupportedRuleError: The step is not one of plain SGD; names the rule.
-    """
-    where = f"step {step.index}"
-    if update_rule != "SGD":
-        raise UnsupportedRuleError(
-            f"{where} was made by {update_rule}, whose update cannot be split yet: {_LATER}"
-        )
-    if step.clip_factor < 1:
-        raise UnsupportedRuleError(
-            f"{where} clipped its gradient (factor {step.clip_factor:.4g}), which cannot be "
-            f"split yet: {_LATER}"
-        )
-    rates = {}
-    for group in step.groups:
-        numbers = group.hyperparameters
-        for option in ("momentum", "maximize"):
-            if numbers.get(option, 0.0):
-                raise UnsupportedRuleError(
-                    f"{where} was made by SGD with {option}={numbers[option]:g}, which cannot "
-                    f"be split yet: {_LATER}"
-                )
-        rate = Rate(numbers["lr"], numbers.get("weight_decay", 0.0))
-        for name in group.names:
-            if name not in step.without_gradient and name not in step.frozen:
-                rates[name] = rate
-    return rates
+def total(parts: Parts) -> Tensor | None:
+    """Return the sum of a buffer's parts; None is zero."""
+    found = [part for part in parts if part is not None]
+    return torch.stack(found).sum(0) if found else None
 
 
-def split(
-    transition: Transition, rates: dict[str, Rate], gradient: Vector, penalty: Vector
-) -> Displacement:
-    """Divide ``Δ_t`` into what data, regulariser and rounding moved.
+def drives(
+    transition: Transition,
+    trained: TrainedStep,
+    decays: dict[str, float],
+    factors: dict[str, float],
+    device: torch.device,
+) -> dict[str, Drive]:
+    """Return what data and regulariser drive each parameter with.
 
     Args:
         transition: The logged step.
-        rates: Of every parameter that it moved.
-        gradient: ``Σ c_i g_i``, recomputed; absent parameters are zero.
-        penalty: Gradient of ``task.penalty``, likewise.
+        trained: Its gradients.
+        decays: Coupled weight decay of every parameter that moved.
+        factors: ``±κ`` of each.
+        device: Where to compute.
     """
-    before, after = transition.before.parameters, transition.after.parameters
-    data: Vector = {}
-    regulariser: Vector = {}
-    rounding: Vector = {}
-    for name, w in before.items():
-        rest = w.double() - after[name].double()
-        rate = rates.get(name)
-        if rate is not None and name in gradient:
-            data[name] = rate.learning_rate * gradient[name].double().cpu()
-            rest = rest - data[name]
-        if rate is not None and (rate.weight_decay or name in penalty):
-            pull = rate.weight_decay * w.double()
-            if name in penalty:
-                pull = pull + penalty[name].double().cpu()
-            regulariser[name] = rate.learning_rate * pull
-            rest = rest - regulariser[name]
-        rounding[name] = rest
-    return Displacement(data, regulariser, rounding)
+    found: dict[str, Drive] = {}
+    for name, decay in decays.items():
+        data, pull = (
+            side[name].double() * factors[name] if name in side else None
+            for side in (trained.gradient, trained.penalty)
+        )
+        if decay:
+            w = transition.before.parameters[name].to(device).double() * decay
+            pull = w if pull is None else pull + w
+        found[name] = (data, pull)
+    return found
 
 
-def check(
+def split(
     transition: Transition,
-    rates: dict[str, Rate],
-    found: Displacement,
-    *,
-    path: str,
-    same_dtype: bool,
-) -> None:
-    """Compare the replayed step with the logged one, in gradient units.
+    driven: dict[str, Drive],
+    filters: dict[str, Filter],
+    buffers: dict[str, Parts],
+    device: torch.device,
+) -> tuple[Displacement, dict[str, Parts]]:
+    """Divide ``Δ_t``; return it and the buffers' parts after the step.
 
-    Allowed, of the norm of the whole gradient: 1e-9 in float64, 1e-4 in float32, 5e-2 in half
-    precision (1e-2 more where the replay runs in another dtype than the run), plus 4 units in
-    the last place of the parameter.
-
-    Raises:
-        MismatchError: Names the step, the parameter and what to look at.
+    Args:
+        transition: The logged step.
+        driven: What data and regulariser drive each parameter with.
+        filters: Of every parameter that moved.
+        buffers: By parameter, before the step.
+        device: Where to compute.
     """
-    norm = _gradient_norm(rates, found.data, found.regulariser)
-    for name, rest in found.rounding.items():
-        w, moved = transition.before.parameters[name], transition.after.parameters[name]
-        dtype = w.dtype
-        largest = torch.maximum(w.abs(), moved.abs()).double()
-        allowed = 4 * torch.finfo(dtype).eps * largest if dtype.is_floating_point else 0 * rest
-        if name in rates:
-            share = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
-            share += 0.0 if same_dtype else 1e-2
-            allowed = allowed + share * abs(rates[name].learning_rate) * norm
-        if bool((rest.abs() <= allowed).all()):
-            continue
-        data = _gradient_norm(rates, found.data)
-        raise MismatchError(_mismatch(transition, name, rates.get(name), rest, norm, data, path))
+    result = Displacement({}, {}, {}, {})
+    after = dict(buffers)
+    for name, old in transition.before.parameters.items():
+        w = old.to(device).double()
+        rest = w - transition.after.parameters[name].to(device).double()
+        if name in filters:
+            moves = _moves(filters[name], w, driven[name], after, name)
+            for vector, move in zip(result.parts, moves, strict=False):
+                if move is not None:
+                    vector[name] = move
+                    rest = rest - move
+        result.rounding[name] = rest
+    return result, after
 
 
-def _gradient_norm(rates: dict[str, Rate], *parts: Vector) -> float:
-    squares = 0.0
-    for name, rate in rates.items():
-        if rate.learning_rate:
-            whole = sum(part[name] for part in parts if name in part)
-            squares += float(torch.as_tensor(whole).square().sum()) / rate.learning_rate**2
-    return math.sqrt(squares)
-
-
-def _mismatch(
-    transition: Transition,
-    name: str,
-    rate: Rate | None,
-    rest: Tensor,
-    norm: float,
-    data: float,
-    path: str,
-) -> str:
-    step = transition.step
-    where = f"step {step.index} of {path} does not reproduce"
-    ending = "allow_mismatch=True (--allow-mismatch) goes on and counts the difference as rounding."
-    if rate is None:
-        return (
-            f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in no "
-            f"group), but moved by up to {rest.abs().max():.3g} before the next one; was it "
-            f"changed between steps (clamped, averaged, swapped)? {ending}"
-        )
-    size = float(rest.norm()) / max(abs(rate.learning_rate), 1e-300)
-    relative = size / norm if norm else math.inf
-    hint = ""
-    if norm and 0 < step.gradient_norm < 0.999 * data:
-        hint = (
-            f" The gradient as applied had the norm {step.gradient_norm:.4g}, the replayed one "
-            f"{data:.4g}: was it clipped outside the optimizer?"
-        )
-    return (
-        f"{where}: the replayed gradient and the logged change of {name!r} differ by "
-        f"{relative:.2g} of the gradient's norm.{hint} Look at the task (loss, model, data, order, "
-        "collate), at autocast, at clipping, at parameters changed between steps (clamped, "
-        "averaged, swapped), and at randomness outside the model: if training examples are "
-        'augmented at random, trace with record="batches" and step(batch_ids=ids, batch=batch), '
-        f"which logs the batches themselves. {ending}"
-    )
+def _moves(
+    rule: Filter, w: Tensor, driven: Drive, buffers: dict[str, Parts], name: str
+) -> list[Tensor | None]:
+    """Return what each part moves; the parameter's buffer is replaced by the one after."""
+    before = buffers.get(name, (None, None, None))
+    pairs = [rule.forward(u, b) for u, b in zip((*driven, None), before, strict=True)]
+    if rule.gain or name in buffers:
+        buffers[name] = (pairs[0][1], pairs[1][1], pairs[2][1])
+    data, pull, history = (move for move, _ in pairs)
+    if rule.decoupled:
+        pull = w * rule.decoupled if pull is None else pull + w * rule.decoupled
+    return [data, pull, history]

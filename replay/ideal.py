@@ -62,9 +62,7 @@ def _put(result: Split, columns: Tensor, node: Node, inside: Tensor, gradients: 
     old = result.node.columns(columns).shares
     size = node.shares.square().sum(0).sqrt()
     change = (node.shares - old).square().sum(0).sqrt() / size.clamp_min(1e-300)
-    result.node.shares[:, columns] = node.shares
-    result.node.parts[:, columns] = node.parts
-    result.node.norms[columns] = node.norms
+    result.node.replace(columns, node)
     result.split_error[columns] = change
     result.theta_inside[columns] = inside
     result.gradients[columns] += gradients
@@ -109,12 +107,14 @@ class _Grid:
         columns = active.tolist()
         for k in range(1, pieces, 2):
             u = k / pieces
-            node = Node(*(torch.full_like(x, torch.nan) for x in _tensors(blank.node)))
+            shares, parts, norms = (
+                torch.full_like(x, torch.nan)
+                for x in (blank.node.shares, blank.node.parts, blank.node.norms)
+            )
+            node = Node(shares, parts, norms, {})
             value = torch.full_like(blank.value, torch.nan)
             found = self._line.node(u, columns)
-            node.shares[:, active] = found.shares
-            node.parts[:, active] = found.parts
-            node.norms[active] = found.norms
+            node.replace(active, found)
             value[active] = self._line.value(u, columns)
             self._points[u] = _Point(node, value)
 
@@ -138,7 +138,3 @@ class _Grid:
             weights[k] += theta / pieces
             weights[k + 1] += (1 - theta) / pieces
         return average(weights, nodes), inside
-
-
-def _tensors(node: Node) -> tuple[Tensor, Tensor, Tensor]:
-    return node.shares, node.parts, node.norms

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class Influence:
         quadrature: How ``ideal`` was integrated, ``(T, m)``: ``split_error``,
             ``theta_inside``, ``gradients``.
         attributes: Sign, unit, run, update rule, versions, choices.
+        steps: The T steps of the run that were looked at.
     """
 
     test_ids: list[ID]
@@ -45,6 +46,7 @@ class Influence:
     terms: dict[str, dict[str, Table]]
     quadrature: dict[str, NDArray[Any]]
     attributes: dict[str, str | int | float]
+    steps: list[int] = field(default_factory=list)
 
     @property
     def completeness(self) -> dict[str, dict[str, Table]]:
@@ -125,7 +127,7 @@ class Influence:
         for name, labels in (
             ("test", self.test_ids),
             ("train", self.train_ids),
-            ("step", list(range(steps))),
+            ("step", self.steps or list(range(steps))),
         ):
             _labels(file, name, labels)
         for method, scores in self.scores.items():
@@ -167,6 +169,7 @@ class Influence:
             terms={m: {term: _values(file, f"{m}_{term}") for term in terms} for m in split},
             quadrature={n: v.astype(kinds.get(n, v.dtype)) for n, v in found.items()},
             attributes=attributes,
+            steps=_values(file, "step").tolist(),
         )
 
 

@@ -1,23 +1,23 @@
 """One step as a chunk of test examples sees it: gradients and values along ``w_t − uΔ_t``.
 
-A gradient ``q`` along the step is only ever needed through its products with what the step was
-made of, so that is all a ``Node`` keeps: averages of gradients are averages of nodes.
+A gradient ``q`` along the step is mostly needed through its products with what the step was made
+of, so that is what a ``Node`` keeps: averages of gradients are averages of nodes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from replay.displacement import Displacement, Rate
+from replay.adjoint import Weighted
 from replay.gradients import products
-from replay.gradients.per_example import PerExample
+from replay.gradients.examples import PerExample
 from replay.measured import Examples, between
+from replay.tape import Recorded
 from replay.trained import TrainedStep
-from replay.trajectory import Transition
 
 
 @dataclass(frozen=True)
@@ -25,15 +25,19 @@ class Node:
     """Products of one gradient (or average) per test example with the parts of a step.
 
     Attributes:
-        shares: ``Σ_G η_G c_i ⟨q_j, g_i⟩_G`` for each occurrence i, float64 ``(b, m)``.
-        parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, rounding⟩``, float64 ``(3, m)``.
+        shares: ``Σ_G ±κ η_G c_i ⟨q_j, g_i⟩_G`` for each occurrence i, float64 ``(b, m)``: under
+            plain SGD what it is credited with, else a measure of how the split changes.
+        parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, history⟩``, ``⟨q_j, rounding⟩``,
+            float64 ``(4, m)``.
         norms: ``‖q_j‖`` over the parameters that the step moved (of an average: the average
             of the norms), float64 ``(m,)``.
+        weights: By u, the weight of the gradient there in the average, ``(m,)`` each.
     """
 
     shares: Tensor
     parts: Tensor
     norms: Tensor
+    weights: dict[float, Tensor]
 
     @property
     def slope(self) -> Tensor:
@@ -42,18 +46,31 @@ class Node:
 
     def columns(self, chosen: Tensor) -> Node:
         """Return some test examples' columns."""
-        return Node(self.shares[:, chosen], self.parts[:, chosen], self.norms[chosen])
+        weights = {u: weight[chosen] for u, weight in self.weights.items()}
+        return Node(self.shares[:, chosen], self.parts[:, chosen], self.norms[chosen], weights)
+
+    def replace(self, chosen: Tensor, node: Node) -> None:
+        """Put another node in the place of some columns."""
+        self.shares[:, chosen] = node.shares
+        self.parts[:, chosen] = node.parts
+        self.norms[chosen] = node.norms
+        for u in {**self.weights, **node.weights}:
+            weight = self.weights.setdefault(u, torch.zeros_like(self.norms))
+            weight[chosen] = node.weights.get(u, torch.zeros_like(node.norms))
 
 
 def average(weights: Tensor, nodes: list[Node]) -> Node:
     """Return ``Σ_k weights[k] nodes[k]``; weights are ``(k, m)``, one set per test example."""
     shares = torch.zeros_like(nodes[0].shares)
     parts, norms = torch.zeros_like(nodes[0].parts), torch.zeros_like(nodes[0].norms)
+    joined: dict[float, Tensor] = {}
     for weight, node in zip(weights, nodes, strict=True):
         shares += weight * node.shares
         parts += weight * node.parts
         norms += weight * node.norms
-    return Node(shares, parts, norms)
+        for u, each in node.weights.items():
+            joined[u] = joined.get(u, 0.0) + weight * each
+    return Node(shares, parts, norms, joined)
 
 
 @dataclass(frozen=True)
@@ -61,48 +78,68 @@ class Line:
     """A step and a chunk of m test examples.
 
     Attributes:
-        transition: The logged step.
-        trained: Its training side.
-        displacement: Its parts.
-        rates: Rate of each parameter that it moved.
+        recorded: The step, with what moved it.
+        trained: Gradients of its examples.
         examples: The test examples.
         ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
         values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
         step_norm: ``‖Δ_t‖``.
+        keeps: Whether gradients along the step are kept for ``mean``.
     """
 
-    transition: Transition
+    recorded: Recorded
     trained: TrainedStep
-    displacement: Displacement
-    rates: dict[str, Rate]
     examples: Examples
     ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
     values: tuple[Tensor, Tensor]
     step_norm: float
+    keeps: bool
+    _kept: dict[float, Weighted] = field(default_factory=dict)
 
     def end(self, u: int) -> Node:
         """Return the node at ``u`` = 0 or 1, for every test example."""
-        return self._node(self.ends[u]())
+        return self._node(float(u), self.ends[u](), list(range(len(self.examples))))
 
     def node(self, u: float, columns: list[int]) -> Node:
-        """Return the node at any ``u`` for some test examples."""
-        transition = self.transition
-        state = between(transition.before, transition.after, u)
-        return self._node(self.examples.gradients(state, transition.name, columns))
+        """Return the node at any ``u`` for some test examples, in ascending order."""
+        now = self.recorded.transition
+        state = between(now.before, now.after, u)
+        return self._node(u, self.examples.gradients(state, now.name, columns), columns)
 
     def value(self, u: float, columns: list[int]) -> Tensor:
         """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
-        transition = self.transition
-        state = between(transition.before, transition.after, u)
-        return self.examples.values(state, transition.name, columns)
+        now = self.recorded.transition
+        state = between(now.before, now.after, u)
+        return self.examples.values(state, now.name, columns)
 
-    def _node(self, test: PerExample) -> Node:
-        scale = {name: rate.learning_rate for name, rate in self.rates.items()}
-        shares = [products.inner(batch, test, scale) for batch in self.trained.batches]
+    def mean(self, node: Node) -> list[Weighted]:
+        """Return the gradients that a node averages, with their weights; needs ``keeps``."""
+        found = []
+        for u, weights in node.weights.items():
+            kept = self._kept[u]
+            found.append(Weighted(kept.gradients, kept.columns, weights[kept.columns]))
+        return found
+
+    @property
+    def scale(self) -> dict[str, float]:
+        """``±κ`` times the learning rate of every parameter that moved."""
+        step, factors = self.recorded.transition.step, self.recorded.factors
+        return {
+            name: group.hyperparameters["lr"] * factors[name]
+            for group in step.groups
+            for name in group.names
+            if name in factors
+        }
+
+    def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
+        if self.keeps:
+            self._kept[u] = Weighted(test, torch.tensor(columns))
+        shares = [products.inner(batch, test, self.scale) for batch in self.trained.batches]
         return Node(
             torch.cat(shares).cpu(),
-            products.project(test, self.displacement.parts).cpu(),
-            products.squared_norms(test, set(self.rates)).sqrt().cpu(),
+            products.project(test, self.recorded.parts.parts).cpu(),
+            products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu(),
+            {u: torch.ones(len(columns), dtype=torch.float64)},
         )
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from replay.binding import BoundModel, checked_losses, moved
-from replay.gradients.per_example import PerExample, of_independent
+from replay.gradients.examples import PerExample
+from replay.gradients.per_example import of_independent
 from replay.task import Task
 from replay.trajectory import State
 from tracer.errors import TaskError

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import torch
 
-from replay.gradients.per_example import PerExample
 from replay.measured import Examples, Models
 from replay.task import Task, example_ids
 from replay.trajectory import State
@@ -20,6 +19,7 @@ from tracer.records import ID
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _KEPT = 4  # gradients of one test example alive at once: both ends of a step, two in between
+_POINTS = 8  # more of them where a step remembers earlier ones
 
 
 def parse_bytes(memory: int | str) -> int:
@@ -52,21 +52,31 @@ class Chunks:
         self._task, self._models, self._first, self._budget = task, models, first, budget
         self._independent: dict[str, bool] = {}
 
-    def of(self, ids: Sequence[ID], side: str, *, most: int | None = None) -> list[Examples]:
-        """Return examples of a side (``"test"`` or ``"train"``) in chunks of at most ``most``."""
-        size = self._size(ids, side)
+    def of(
+        self, ids: Sequence[ID], side: str, *, most: int | None = None, kept: int = 0
+    ) -> list[Examples]:
+        """Return examples of a side (``"test"`` or ``"train"``) in chunks.
+
+        Args:
+            ids: Their IDs.
+            side: ``"test"`` or ``"train"``.
+            most: Largest chunk.
+            kept: Vectors of the parameters' size that each example needs besides.
+        """
+        size = self._size(ids, side, kept)
         size = size if most is None else min(size, most)
         return [
             Examples(self._task, ids[k : k + size], side, self._models)
             for k in range(0, len(ids), size)
         ]
 
-    def _size(self, ids: Sequence[ID], side: str) -> int:
+    def _size(self, ids: Sequence[ID], side: str, kept: int) -> int:
         where = f"{side} set, step 0"
         if not self._are_independent(side, where):
             return 1
         one = Examples(self._task, ids[:1], side, self._models)
-        return _chunk_size(one, self._first, self._budget, where)
+        vector = sum(max(4, w.element_size()) * w.numel() for w in self._first.parameters.values())
+        return _chunk_size(one, self._first, self._budget, kept * vector, where)
 
     def _are_independent(self, side: str, where: str) -> bool:
         """Ask once a side, of up to 64 examples."""
@@ -77,7 +87,7 @@ class Chunks:
         return self._independent[side]
 
 
-def _chunk_size(one: Examples, state: State, budget: int, where: str) -> int:
+def _chunk_size(one: Examples, state: State, budget: int, more: int, where: str) -> int:
     """Return how many examples to evaluate together so that a pass keeps to the budget.
 
     Half of it goes to the activations of a forward pass and the gradients kept of one example,
@@ -92,14 +102,6 @@ def _chunk_size(one: Examples, state: State, budget: int, where: str) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = one.gradients(state, where)
-    each = 3 * sum(seen.values()) + _KEPT * _stored_bytes(found)
+    kept = _KEPT + (_POINTS if more else 0)
+    each = 3 * sum(seen.values()) + kept * int(found.nbytes) + more
     return max(1, budget // 2 // max(1, each))
-
-
-def _stored_bytes(found: PerExample) -> int:
-    tensors = [
-        *(t for f in found.factors.values() for t in (f.inputs, f.deltas)),
-        *found.biases.values(),
-        *(t for _, rows in found.blocks() for t in rows.values()),
-    ]
-    return sum(t.numel() * t.element_size() for t in tensors)

@@ -9,12 +9,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from replay import displacement, ideal, tracin
-from replay.gradients.per_example import PerExample
+from replay import ideal, tracin
+from replay.adjoint import Adjoint
+from replay.gradients import products
+from replay.gradients.examples import PerExample
 from replay.line import Line, Split
-from replay.measured import Examples, Models
-from replay.task import Task
-from replay.trained import replay_step
+from replay.measured import Examples
+from replay.tape import Recorded, Tape
+from replay.trained import TrainedStep
 from replay.trajectory import State, Transition, transitions
 from tracer.reader import RunLog
 from tracer.records import ID
@@ -47,50 +49,65 @@ class StepResult:
     """What a pass found at one step.
 
     Attributes:
+        index: ``t``.
         ids: IDs of the occurrences, ``(b,)``.
         drop: Values of ``φ``.
-        splits: The split of each method.
+        splits: The split of each method that has one.
+        credits: By method, what each occurrence is credited with, float64 ``(b, m)``.
     """
 
+    index: int
     ids: list[ID]
     drop: Drop
     splits: dict[str, Split]
+    credits: dict[str, Tensor]
+
+    def predicted(self, method: str) -> Tensor:
+        """Return a method's account of the drop, ``(m,)``: ``ideal``'s is the measured one."""
+        if method == "ideal":
+            return self.drop.measured
+        split = self.splits.get(method)
+        return self.credits[method].sum(0) if split is None else split.node.slope
 
     def terms(self, method: str) -> dict[str, Tensor]:
         """Return the terms of the completeness identity, each ``(m,)``."""
-        node = self.splits[method].node
-        data, regulariser, rounding = node.parts
+        zero = torch.zeros_like(self.drop.before)
+        if method in self.splits:
+            data, regulariser, history, rounding = self.splits[method].node.parts
+        else:
+            data, regulariser, history, rounding = self.credits[method].sum(0), zero, zero, zero
+        moved = self.drop.before - self.drop.moved
         return {
             "data": data,
             "regulariser": regulariser,
-            "history": torch.zeros_like(data),
+            "history": history,
             "buffers": self.drop.moved - self.drop.after,
             "rounding": rounding,
-            "residual": self.drop.before - self.drop.moved - node.slope,
+            "residual": moved - data - regulariser - history - rounding,
             "measured": self.drop.measured,
         }
 
 
 class Values:
-    """``φ`` along the run; each state is evaluated once."""
+    """``φ`` along the run, in either direction; each state is evaluated once."""
 
     def __init__(self, examples: Examples) -> None:
         self._examples = examples
-        self._next: Tensor | None = None
+        self._known: dict[int, Tensor] = {}
 
     def around(self, transition: Transition) -> Drop:
-        """Return the values around the next step; steps come in order."""
-        before, after = transition.before, transition.after
-        first = self._next
+        """Return the values around a step; steps come in order, ascending or descending."""
+        before, after, t = transition.before, transition.after, transition.step.index
+        first, last = self._known.get(t), self._known.get(t + 1)
         if first is None:
             first = self._examples.values(before, transition.name)
-        # the name of the state's own step: a NaN is reported where it first shows
-        last = self._examples.values(after, f"after {transition.name}")
+        if last is None:  # the name of the state's own step: a NaN is reported where it shows
+            last = self._examples.values(after, f"after {transition.name}")
         moved = last
         if not before.same_buffers(after):
             mixed = State(after.parameters, before.buffers)
             moved = self._examples.values(mixed, f"after {transition.name}")
-        self._next = last
+        self._known = {t: first, t + 1: last}
         return Drop(first.cpu(), moved.cpu(), last.cpu())
 
 
@@ -99,16 +116,12 @@ class Settings:
     """How steps are split.
 
     Attributes:
-        methods: Those of ``"tracin"``, ``"ideal"`` that were asked for.
+        methods: Those of ``"tracin"``, ``"ideal"``, ``"tracin-sgd"`` that were asked for.
         tolerance: ``ideal_tolerance``.
-        allow_mismatch: Go on where a step does not reproduce.
-        budget: Bytes for stored gradients of the training side.
     """
 
     methods: tuple[str, ...]
     tolerance: float | None
-    allow_mismatch: bool
-    budget: int
 
 
 def drops(log: RunLog, examples: Examples) -> Iterator[Drop]:
@@ -118,46 +131,38 @@ def drops(log: RunLog, examples: Examples) -> Iterator[Drop]:
         yield values.around(transition)
 
 
-def steps(
-    log: RunLog, task: Task, models: Models, examples: Examples, settings: Settings
-) -> Iterator[StepResult]:
-    """Yield every step, split by every method, for one chunk of test examples."""
-    rule = log.metadata["update_rule"]
-    values = Values(examples)
-    carried: PerExample | None = None
-    for transition in transitions(log):
-        rates = displacement.plain_sgd_rates(transition.step, rule)
-        trained = replay_step(
-            task,
-            transition,
-            models.train,
-            list(rates),
-            device=models.device,
-            budget=settings.budget,
-        )
-        parts = displacement.split(transition, rates, trained.gradient, trained.penalty)
-        if not settings.allow_mismatch:
-            displacement.check(
-                transition,
-                rates,
-                parts,
-                path=str(log.path),
-                same_dtype=models.test.dtype is None,
-            )
-        drop = values.around(transition)
-        ends = _Ends(transition, examples, carried)
+def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepResult]:
+    """Yield every step of a tape, split by every method, for one chunk of test examples.
+
+    Where steps remember earlier ones they come in descending order.
+    """
+    values, ends = Values(examples), _Ends(examples)
+    adjoints = {name: Adjoint(len(examples)) for name in settings.methods}
+    for recorded in tape.walk():
+        now = recorded.transition
+        trained = recorded.trained or tape.train(now)
+        drop = values.around(now)
+        ends.move(now)
         line = Line(
-            transition,
+            recorded,
             trained,
-            parts,
-            rates,
             examples,
             (partial(ends.get, 0), partial(ends.get, 1)),
             (drop.before, drop.moved),
-            parts.norm(),
+            recorded.parts.norm(),
+            keeps=not tape.plain,
         )
-        yield StepResult(trained.ids, drop, _splits(line, settings))
-        carried = ends.carried()
+        splits = _splits(line, settings)
+        credited = {}
+        for name, split in splits.items():
+            if tape.plain:
+                credited[name] = split.node.shares
+            else:
+                mean = line.mean(split.node)
+                credited[name] = adjoints[name].credits(recorded, trained, mean)
+        if "tracin-sgd" in settings.methods:
+            credited["tracin-sgd"] = _ignoring_the_optimizer(recorded, trained, ends.get(0))
+        yield StepResult(now.step.index, trained.ids, drop, splits, credited)
 
 
 def _splits(line: Line, settings: Settings) -> dict[str, Split]:
@@ -165,28 +170,42 @@ def _splits(line: Line, settings: Settings) -> dict[str, Split]:
         "tracin": lambda: tracin.split(line),
         "ideal": lambda: ideal.split(line, settings.tolerance),
     }
-    return {name: methods[name]() for name in settings.methods}
+    return {name: methods[name]() for name in settings.methods if name in methods}
+
+
+def _ignoring_the_optimizer(recorded: Recorded, trained: TrainedStep, test: PerExample) -> Tensor:
+    """Return ``η_t c_i ⟨q_t, g_i⟩``, the paper's formula whatever the optimizer, ``(b, m)``."""
+    step = recorded.transition.step
+    rates = {
+        name: group.hyperparameters["lr"]
+        for group in step.groups
+        for name in group.names
+        if name in recorded.filters
+    }
+    return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()
 
 
 class _Ends:
     """Test gradients at both ends of a step, computed at most once and handed on."""
 
-    def __init__(
-        self, transition: Transition, examples: Examples, carried: PerExample | None
-    ) -> None:
-        self._transition, self._examples = transition, examples
-        self._found: dict[int, PerExample] = {} if carried is None else {0: carried}
+    def __init__(self, examples: Examples) -> None:
+        self._examples = examples
+        self._transition: Transition | None = None
+        self._found: dict[int, PerExample] = {}  # by the state's number, buffers as in the step
+
+    def move(self, transition: Transition) -> None:
+        """Go to the next step, in either direction."""
+        last, self._transition = self._transition, transition
+        same = last is not None and last.before.same_buffers(transition.before)
+        t = transition.step.index
+        self._found = {k: g for k, g in self._found.items() if same and k in (t, t + 1)}
 
     def get(self, u: int) -> PerExample:
         transition = self._transition
-        if u not in self._found:
+        assert transition is not None
+        k = transition.step.index + u
+        if k not in self._found:
             state = transition.after if u else transition.before
             at = State(state.parameters, transition.before.buffers)
-            self._found[u] = self._examples.gradients(at, transition.name)
-        return self._found[u]
-
-    def carried(self) -> PerExample | None:
-        """Return the gradients at ``w_{t+1}`` if the next step can begin with them."""
-        if self._transition.before.same_buffers(self._transition.after):
-            return self._found.get(1)
-        return None
+            self._found[k] = self._examples.gradients(at, transition.name)
+        return self._found[k]

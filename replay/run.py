@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,14 +16,17 @@ from replay.influence import Influence
 from replay.measured import Examples, Models
 from replay.memory import Chunks, parse_bytes
 from replay.progress import Progress
+from replay.provenance import provenance
 from replay.scores import Tables
+from replay.tape import Tape
 from replay.task import Task, example_ids, load_task, parse_test_ids, unknown_ids
 from replay.trajectory import state
 from tracer.errors import InputError, LogError, TaskError
 from tracer.reader import open_log
 from tracer.records import ID
 
-METHODS = ("tracin", "ideal", "tracincp")
+METHODS = ("tracin", "ideal", "tracincp", "tracin-sgd")
+DEFAULT = METHODS[:3]
 
 
 class Replay:
@@ -120,9 +122,10 @@ class Replay:
         self,
         test_ids: Sequence[ID],
         *,
-        methods: Sequence[str] = METHODS,
+        methods: Sequence[str] = DEFAULT,
         checkpoints: int | str | Sequence[int] = 10,
         train_ids: Sequence[ID] | None = None,
+        steps: slice | range | tuple[int, int] | None = None,
         ideal_tolerance: float | None = 1e-3,
         allow_mismatch: bool = False,
         progress: bool = True,
@@ -133,9 +136,13 @@ class Replay:
 
         Args:
             test_ids: m test examples: the rows.
-            methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"``.
+            methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"`` and ``"tracin-sgd"``, the
+                paper's formula whatever the optimizer.
             checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``.
             train_ids: N training examples: the columns; default: all of ``task.train``.
+            steps: A window of consecutive steps, ``range(a, b)`` or ``slice(a, b)``: their moves
+                and visits alone; what the optimizer remembers of earlier visits is history.
+                Default: all.
             ideal_tolerance: Where ``ideal`` stops refining; None never refines.
             allow_mismatch: Go on where a step does not reproduce, counting the difference as
                 rounding.
@@ -155,26 +162,34 @@ class Replay:
         self._check_ids(columns, self.task.train, "training")
         if ideal_tolerance is not None and not ideal_tolerance > 0:
             raise InputError(f"ideal_tolerance must be positive or None, found {ideal_tolerance}.")
-        split = tuple(name for name in METHODS[:2] if name in methods)
-        settings = passes.Settings(split, ideal_tolerance, allow_mismatch, self._budget // 4)
-        tables = Tables(list(test_ids), columns, len(self.log), tuple(methods))
+        window = _window(steps, len(self.log))
+        split = tuple(name for name in METHODS if name in methods and name != "tracincp")
+        tables = Tables(list(test_ids), columns, window, tuple(methods))
+        found: dict[str, str | int] = {}
         with untouched_randomness(), Progress(progress) as shown:
-            chunks = self._chunks.of(test_ids, "test")
             if split:
-                self._split_steps(chunks, settings, tables, shown)
+                tape = self._tape(window, lenient=allow_mismatch)
+                chunks = self._chunks.of(test_ids, "test", kept=0 if tape.plain else len(split))
+                settings = passes.Settings(split, ideal_tolerance)
+                advance = shown.task(" + ".join(split), len(chunks) * len(window))
+                for rows, chunk in _placed(chunks):
+                    for step in passes.steps(tape, chunk, settings):
+                        tables.add_step(rows, step)
+                        advance()
+                found["steps_scaled_outside"] = len(tape.checks.inferred)
             if chosen:
-                self._checkpoints(chunks, chosen, tables, shown)
-        return tables.influence(self._attributes(methods, chosen, ideal_tolerance))
+                self._checkpoints(self._chunks.of(test_ids, "test"), chosen, tables, shown)
+        choices = {
+            "methods": " ".join(methods),
+            "window": f"{window.start}:{window.stop}",
+            "checkpoints": " ".join(map(str, chosen)),
+            "ideal_tolerance": "none" if ideal_tolerance is None else ideal_tolerance,
+        }
+        return tables.influence(provenance(self.log, self._models, **choices, **found))
 
-    def _split_steps(
-        self, chunks: list[Examples], settings: passes.Settings, tables: Tables, shown: Progress
-    ) -> None:
-        advance = shown.task(" + ".join(settings.methods), len(chunks) * len(self.log))
-        for rows, chunk in _placed(chunks):
-            found = passes.steps(self.log, self.task, self._models, chunk, settings)
-            for t, step in enumerate(found):
-                tables.add_step(t, rows, step)
-                advance()
+    def _tape(self, window: range, *, lenient: bool) -> Tape:
+        budget = self._budget // 4
+        return Tape(self.log, self.task, self._models, window, budget=budget, lenient=lenient)
 
     def _checkpoints(
         self, chunks: list[Examples], chosen: list[int], tables: Tables, shown: Progress
@@ -200,36 +215,26 @@ class Replay:
             twice = next(i for i in ids if list(ids).count(i) > 1)
             raise InputError(f"{side} ID {twice!r} is listed twice; list each example once.")
 
-    def _attributes(
-        self, methods: Sequence[str], checkpoints: list[int], tolerance: float | None
-    ) -> dict[str, str | int | float]:
-        metadata = self.log.metadata
-        dtypes = {str(dtype) for _, dtype in self.log.parameter_layout.values()}
-        return {
-            "sign": "positive = proponent: lowered the measured test value",
-            "unit": "unit of the measured test value (task.measure, by default task.loss)",
-            "log": str(self.log.path),
-            "run_uuid": str(metadata["run_uuid"]),
-            "task": str(metadata.get("task") or ""),
-            "steps": len(self.log),
-            "update_rule": str(metadata["update_rule"]),
-            "methods": " ".join(methods),
-            "checkpoints": " ".join(map(str, checkpoints)),
-            "ideal_tolerance": "none" if tolerance is None else tolerance,
-            "parameters": sum(s.numel() for s, _ in self.log.parameter_layout.values()),
-            "gradient_dtype": str(self._models.test.dtype or ", ".join(sorted(dtypes))),
-            "value_dtype": str(self._models.value.dtype or ", ".join(sorted(dtypes))),
-            "device": str(self._device),
-            "torch": str(torch.__version__),
-            "numpy": np.__version__,
-            "python": platform.python_version(),
-        }
-
 
 def _check_methods(methods: Sequence[str]) -> None:
     unknown = [name for name in methods if name not in METHODS]
     if unknown or not methods or isinstance(methods, str):
         raise InputError(f"methods are any of {', '.join(METHODS)}; found {methods!r}.")
+
+
+def _window(steps: slice | range | tuple[int, int] | None, total: int) -> range:
+    """Return the steps of a window."""
+    if steps is None:
+        return range(total)
+    start, stop, stride = (
+        (*steps, 1) if isinstance(steps, tuple) else (steps.start, steps.stop, steps.step)
+    )
+    start, stop = 0 if start is None else start, total if stop is None else stop
+    if not (stride in (None, 1) and 0 <= start < stop <= total):
+        raise InputError(
+            f"steps is a window a:b with 0 <= a < b <= {total} of this run, found {steps}."
+        )
+    return range(start, stop)
 
 
 def _placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:

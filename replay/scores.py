@@ -13,11 +13,12 @@ from tracer.records import ID
 
 
 class Tables:
-    """Scores, drops and completeness terms of m test examples over T steps."""
+    """Scores, drops and completeness terms of m test examples over a window of steps."""
 
     def __init__(
-        self, test_ids: list[ID], train_ids: list[ID], steps: int, methods: tuple[str, ...]
+        self, test_ids: list[ID], train_ids: list[ID], window: range, methods: tuple[str, ...]
     ) -> None:
+        self._window, self._first, steps = window, window.start, len(window)
         self.test_ids, self.train_ids = test_ids, train_ids
         self._column = {identity: k for k, identity in enumerate(train_ids)}
         m = len(test_ids)
@@ -33,19 +34,18 @@ class Tables:
                 "gradients": np.zeros((steps, m), dtype=np.int64),
             }
 
-    def add_step(self, t: int, rows: slice, step: StepResult) -> None:
+    def add_step(self, rows: slice, step: StepResult) -> None:
         """Add one step for the test examples in ``rows``."""
+        t = step.index - self._first
         pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
         occurrences = np.array([i for i, _ in pairs], dtype=np.int64)
         columns = np.array([k for _, k in pairs], dtype=np.int64)
-        for name, split in step.splits.items():
+        for name, earned in step.credits.items():
             # np.add.at: an ID that stands twice in a batch counts twice
-            shares = split.node.shares.numpy()[occurrences]
-            np.add.at(self._scores[name].T[:, rows], columns, shares)
+            np.add.at(self._scores[name].T[:, rows], columns, earned.numpy()[occurrences])
             for term, values in step.terms(name).items():
                 self._terms[name][term][t, rows] = values.numpy()
-            slope = split.node.slope if name == "tracin" else step.drop.measured
-            self._drops[name][t, rows] = slope.numpy()
+            self._drops[name][t, rows] = step.predicted(name).numpy()
         if "ideal" in step.splits:
             ideal = step.splits["ideal"]
             for name, table in self._quadrature.items():
@@ -67,4 +67,5 @@ class Tables:
             terms=self._terms,
             quadrature=self._quadrature,
             attributes=attributes,
+            steps=list(self._window),
         )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from replay.gradients import products
-from replay.gradients.per_example import PerExample
+from replay.gradients.examples import PerExample
 from replay.measured import Examples
 from replay.trajectory import State
 from tracer.errors import InputError

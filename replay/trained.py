@@ -5,6 +5,7 @@ Train mode, buffers ``β_t``, each micro-batch in order under the random state o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor
 
 from replay.binding import BoundModel, checked_losses, moved, set_random_state
-from replay.gradients.per_example import PerExample, of_batch
+from replay.gradients.examples import PerExample
+from replay.gradients.per_example import of_batch
 from replay.task import Task, unknown_ids
 from replay.trajectory import Transition
-from tracer.errors import NonFiniteError, TaskError
+from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
 from tracer.records import ID, MicroBatch
 
 
@@ -24,7 +26,7 @@ class TrainedStep:
     """Gradients of ``c_i ℓ_i`` of every occurrence in a step.
 
     Attributes:
-        batches: One for each micro-batch, in order.
+        batches: One for each micro-batch, in order; none where only the sum was computed.
         ids: Every occurrence, in the same order, ``(b,)``.
         gradient: ``Σ c_i g_i`` by parameter.
         penalty: Gradient of ``task.penalty``; empty without one.
@@ -34,6 +36,11 @@ class TrainedStep:
     ids: list[ID]
     gradient: dict[str, Tensor]
     penalty: dict[str, Tensor]
+
+    @property
+    def nbytes(self) -> float:
+        """Bytes of the stored gradients; infinite where some are computed when asked for."""
+        return sum(batch.nbytes for batch in self.batches)
 
 
 def replay_step(
@@ -58,46 +65,89 @@ def replay_step(
     Raises:
         TaskError: A logged ID is not in ``task.train``, or losses have the wrong shape.
         NonFiniteError: A loss or a gradient is NaN or infinite; names step and example.
+        UnsupportedRuleError: A gradient is sparse.
     """
-    bound.load(transition.before.parameters, transition.before.buffers)
-    bound.module.train()
-    parameters = {name: bound.parameters[name] for name in names}
-    for name, parameter in bound.parameters.items():
-        parameter.requires_grad_(name in parameters)
-    share = budget // max(1, len(transition.step.micro_batches))
-    batches = [
-        _micro_batch(task, micro, transition, bound, parameters, device, share)
-        for micro in transition.step.micro_batches
-    ]
-    gradient: dict[str, Tensor] = {}
-    for batch in batches:
-        for name, part in batch.total.items():
-            gradient[name] = gradient[name] + part if name in gradient else part
+    parameters = _at_step(transition, bound, names)
+    micro_batches = transition.step.micro_batches
+    batches = []
+    for micro in micro_batches:
+        forward = _forward(task, micro, transition, bound, device)
+        weights = micro.coefficients.to(device)
+        share = budget // max(1, len(micro_batches))
+        found = of_batch(bound.module, parameters, forward, weights, budget=share)
+        _require_finite(found, micro.ids, transition.name)
+        batches.append(found)
+    gradient = _sum([batch.total for batch in batches], transition.name)
     penalty = _penalty(task, bound, parameters)
     return TrainedStep(batches, transition.step.batch_ids, gradient, penalty)
 
 
-def _micro_batch(
+def replay_gradient(
+    task: Task,
+    transition: Transition,
+    bound: BoundModel,
+    names: list[str],
+    *,
+    device: torch.device,
+    budget: int,
+) -> TrainedStep:
+    """Do what ``replay_step`` does for the batch's gradient only, without its examples'."""
+    parameters = _at_step(transition, bound, names)
+    totals = []
+    for micro in transition.step.micro_batches:
+        with torch.enable_grad():
+            losses = _forward(task, micro, transition, bound, device)()
+            objective = (losses * micro.coefficients.to(losses)).sum()
+        targets = list(parameters.values())
+        found = torch.autograd.grad(objective, targets, allow_unused=True)
+        totals.append({n: g for n, g in zip(parameters, found, strict=True) if g is not None})
+    gradient = _sum(totals, transition.name)
+    if not all(bool(g.isfinite().all()) for g in gradient.values()):
+        return replay_step(task, transition, bound, names, device=device, budget=budget)
+    return TrainedStep([], transition.step.batch_ids, gradient, _penalty(task, bound, parameters))
+
+
+def _at_step(transition: Transition, bound: BoundModel, names: list[str]) -> dict[str, Tensor]:
+    """Put the model where the step began; return the parameters that it moved."""
+    bound.load(transition.before.parameters, transition.before.buffers)
+    bound.module.train()
+    chosen = set(names)
+    for name, parameter in bound.parameters.items():
+        parameter.requires_grad_(name in chosen)
+    return {name: bound.parameters[name] for name in names}
+
+
+def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
+    gradient: dict[str, Tensor] = {}
+    for found in totals:
+        for name, part in found.items():
+            if part.layout != torch.strided:
+                raise UnsupportedRuleError(
+                    f"{where}: the gradient of {name!r} is sparse, and what an optimizer does with "
+                    "sparse gradients cannot be split; build the model with sparse=False. tracincp "
+                    "and the measured drops (Replay.drops) work for every optimizer."
+                )
+            gradient[name] = gradient[name] + part if name in gradient else part
+    return gradient
+
+
+def _forward(
     task: Task,
     micro: MicroBatch,
     transition: Transition,
     bound: BoundModel,
-    parameters: dict[str, Tensor],
     device: torch.device,
-    budget: int,
-) -> PerExample:
+) -> Callable[[], Tensor]:
+    """Return the micro-batch's forward pass, under its random state."""
     where = transition.name
     batch = moved(_batch(task, micro, where), device, bound.dtype)
-    set_random_state(micro.random_state)
 
     def forward() -> Tensor:
+        set_random_state(micro.random_state)
         losses = task.loss(bound.module, batch)
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
-    weights = micro.coefficients.to(device)
-    found = of_batch(bound.module, parameters, forward, weights, budget=budget)
-    _require_finite(found, micro.ids, where)
-    return found
+    return forward
 
 
 def _batch(task: Task, micro: MicroBatch, where: str) -> Any:

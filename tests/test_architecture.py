@@ -10,7 +10,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MODULES = sorted([*ROOT.glob("tracer/*.py"), *ROOT.glob("replay/**/*.py")])
 KNOWN = {p.relative_to(ROOT).as_posix().removesuffix(".py").replace("/", ".") for p in MODULES}
-SHARED = {"tracer.errors", "tracer.records", "tracer.update_rules", "tracer.reader"}
+SHARED = {
+    "tracer.errors",
+    "tracer.records",
+    "tracer.filters",
+    "tracer.update_rules",
+    "tracer.reader",
+}
 FILES = ("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume")
 HDF5 = {*(f"tracer/{name}.py" for name in FILES), "replay/influence.py"}
 

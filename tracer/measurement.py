@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.records import ParameterGroup
+from tracer.records import GRADIENT_NORM, ParameterGroup, Step
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,12 @@ class Gradients:
     """Gradients as a step applies them.
 
     Attributes:
-        norm: Gives their Euclidean norm; waits for the device, so not in the training thread.
+        norms: Gives the Euclidean norm of each group's; waits for the device, so not in the
+            training thread.
         without: Parameters of the optimizer that have none.
     """
 
-    norm: Callable[[], float]
+    norms: Callable[[], list[float]]
     without: frozenset[str]
 
 
@@ -44,11 +46,11 @@ class Measurement:
         )
 
     def hyperparameters(self) -> list[str]:
-        """Return the names of the numbers in the groups."""
+        """Return the names of the numbers that are logged of each group."""
         names: dict[str, None] = {}
         for group in self._optimizer.param_groups:
             names.update(dict.fromkeys(self._numbers(group)))
-        return list(names)
+        return [*names, GRADIENT_NORM]
 
     def frozen(self) -> frozenset[str]:
         """Return the parameters that do not require a gradient."""
@@ -66,12 +68,17 @@ class Measurement:
         norms = _norms(dense)
         scale = getattr(self._optimizer, "grad_scale", None)
         scale = scale.clone() if isinstance(scale, Tensor) else scale
+        sizes = [
+            sum([p.grad is not None for p in group["params"]])
+            for group in self._optimizer.param_groups
+        ]
 
-        def norm() -> float:
-            squares = math.fsum([float(norm) ** 2 for norm in norms])
-            return math.sqrt(squares) / (1.0 if scale is None else float(scale))
+        def by_group() -> list[float]:
+            values = iter([float(norm) for norm in norms])
+            factor = 1.0 if scale is None else float(scale)
+            return [math.hypot(*islice(values, size)) / factor for size in sizes]
 
-        return Gradients(norm, without)
+        return Gradients(by_group, without)
 
     def skipped(self) -> bool:
         """Return whether AMP left the step out."""
@@ -94,17 +101,20 @@ class Measurement:
         return found
 
 
+def fill_in(step: Step, norms: list[float]) -> None:
+    """Give a step that nobody has seen yet the norms of its groups' gradients."""
+    for group, norm in zip(step.groups, norms, strict=True):
+        object.__setattr__(group, GRADIENT_NORM, norm)
+    object.__setattr__(step, GRADIENT_NORM, math.hypot(*norms))
+
+
 def _norms(gradients: list[Tensor]) -> list[Tensor]:
     """Return the norm of each gradient, in float32 at least."""
     kinds = {(g.device, g.dtype) for g in gradients}
     if len(kinds) <= 1 and not any(dtype.itemsize < 4 for _, dtype in kinds):
         return list(torch._foreach_norm(gradients)) if gradients else []
-    return [
-        norm
-        for kind in kinds
-        for norm in torch._foreach_norm(
-            [g for g in gradients if (g.device, g.dtype) == kind],
-            2,
-            torch.float32 if kind[1].itemsize < 4 else None,
-        )
-    ]
+    return [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)) for g in gradients]
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float32 if dtype.itemsize < 4 else dtype

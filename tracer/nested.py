@@ -42,6 +42,8 @@ def encode(value: Any, called: str) -> bytes:
 def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+        return value.item()  # a schedule computed by numpy
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         node = _describe(torch.from_numpy(np.ascontiguousarray(value)), where, arrays, end)
         return {"array": node["tensor"]}

@@ -190,6 +190,13 @@ class RunLog:
         """Return where each process that wrote the log began: the step, and when."""
         return self._steps.segments()
 
+    def ever_used(self, hyperparameter: str) -> bool:
+        """Return whether any step had a group in which a number was there and not zero."""
+        names = str(self._attributes["hyperparameters"]).split("\n")
+        rows = self.tables.rows(schema.HYPER, 0, self.tables.length(schema.HYPER), "all steps")
+        used = rows[:, [k for k, name in enumerate(names) if name == hyperparameter]]
+        return bool((np.nan_to_num(used) != 0).any())
+
     def string_ids(self) -> list[str]:
         """Return every string ID so far, in the order of their first visits."""
         return self._steps.strings()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -11,6 +12,7 @@ from torch import Tensor
 from tracer.nested import decode
 
 ID: TypeAlias = int | str
+GRADIENT_NORM = "gradient_norm"  # its name among a group's numbers in the log
 
 
 @dataclass(frozen=True)
@@ -57,10 +59,13 @@ class ParameterGroup:
         names: The model's names of its parameters.
         hyperparameters: Numbers only; a tuple is spread (``betas.0``, ``betas.1``), a
             boolean is 0 or 1, None is NaN.
+        gradient_norm: Euclidean norm of the group's gradient as applied; NaN in logs that
+            did not measure it.
     """
 
     names: tuple[str, ...]
     hyperparameters: dict[str, float]
+    gradient_norm: float = math.nan
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tracer.forecast import Forecast, free_bytes
 from tracer.full_state import States, restore
 from tracer.layout import Row, fields, pack, row_bytes
 from tracer.log_file import LogOptions, create_log, environment
-from tracer.measurement import Gradients, Measurement
+from tracer.measurement import Gradients, Measurement, fill_in
 from tracer.recording import Recorder
 from tracer.records import MicroBatch, Step
 from tracer.resume import Resumption, last_state, reopen
@@ -36,13 +36,13 @@ class _Pending:
     """A step whose parameters are not final yet."""
 
     step: Step
-    norm: Callable[[], float]
+    norms: Callable[[], list[float]]
     buffers: Row
     state: bytes | None
 
     def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
         """Append the step to the log."""
-        object.__setattr__(self.step, "gradient_norm", self.norm())  # nobody has seen it yet
+        fill_in(self.step, self.norms())
         writer.append(self.step, parameters, self.buffers, buffers)
 
 
@@ -166,7 +166,7 @@ class StepLogger:
         self._epoch = epoch
         self._random = self._recorder.random_state()
         state = self._state() if self._states.due(self.steps) else None
-        self._pending = _Pending(step, found[-1].norm, self._buffers(), state)
+        self._pending = _Pending(step, found[-1].norms, self._buffers(), state)
         return result, True
 
     def flush(self) -> None:

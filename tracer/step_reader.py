@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,14 @@ from tracer.errors import LogError
 from tracer.layout import Row
 from tracer.nested import NestedError, decode
 from tracer.reading import LogTables
-from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
+from tracer.records import (
+    GRADIENT_NORM,
+    ID,
+    MicroBatch,
+    ParameterGroup,
+    RandomState,
+    Step,
+)
 
 _CPU_STATE = len(torch.get_rng_state())
 _CUDA_STATE = 16
@@ -85,18 +93,17 @@ class StepReader:
             index=t,
             epoch=None if meta["epoch"] < 0 else int(meta["epoch"]),
             micro_batches=self._micro_batches(t, meta),
-            groups=tuple(
-                ParameterGroup(
-                    tuple(members[g]),
-                    dict(zip(self._hyperparameters, map(float, row), strict=True)),
-                )
-                for g, row in enumerate(hyper)
-            ),
+            groups=tuple(self._group(members[g], row) for g, row in enumerate(hyper)),
             gradient_norm=float(meta["gradient_norm"]),
             clip_factor=float(meta["clip_factor"]),
             without_gradient=off,
             frozen=frozen,
         )
+
+    def _group(self, names: list[str], row: NDArray[Any]) -> ParameterGroup:
+        numbers = dict(zip(self._hyperparameters, map(float, row), strict=True))
+        norm = numbers.pop(GRADIENT_NORM, math.nan)
+        return ParameterGroup(tuple(names), numbers, norm)
 
     def buffers(self, t: int, *, after: bool) -> Row:
         """Return the buffers before step ``t``, or after it, as a byte row."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tracer import schema
 from tracer.layout import Row
-from tracer.records import ID, MicroBatch, ParameterGroup, RandomState, Step
+from tracer.records import GRADIENT_NORM, ID, MicroBatch, ParameterGroup, RandomState, Step
 from tracer.tables import Tables
 
 
@@ -159,7 +159,9 @@ class StepRows:
             self._first_member = self._tables.extend(schema.GROUPS, self._members, count)
         self._pieces[schema.GROUPS].append(self._members)
         rates = [
-            group.hyperparameters.get(key, math.nan)
+            group.gradient_norm
+            if key == GRADIENT_NORM
+            else group.hyperparameters.get(key, math.nan)
             for group in groups
             for key in self._hyperparameters
         ]

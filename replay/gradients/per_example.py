@@ -11,7 +11,6 @@ the complete way.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,35 +22,8 @@ from replay.gradients.capture import (
     random_factors,
     rows_of_examples,
 )
+from replay.gradients.examples import PerExample, Rows
 from replay.gradients.factors import Factors
-
-Rows = dict[str, Tensor]  # per-example gradients by parameter, (n, numel) each
-
-
-@dataclass(frozen=True)
-class PerExample:
-    """Gradients of ``c_i ℓ_i`` for n examples at one point.
-
-    Attributes:
-        losses: ``ℓ_i``, detached, ``(n,)``.
-        total: ``Σ c_i g_i`` by one plain backward; parameters that it does not reach are absent.
-        factors: Hooked weights.
-        biases: Their biases, ``(n, p)``.
-        complete: Names of the parameters that take the complete way.
-        blocks: Yields ``(rows, gradients)`` of the complete parameters, block by block.
-    """
-
-    losses: Tensor
-    total: dict[str, Tensor]
-    factors: dict[str, Factors]
-    biases: Rows
-    complete: tuple[str, ...]
-    blocks: Callable[[], Iterator[tuple[slice, Rows]]] = field(repr=False)
-
-    @property
-    def count(self) -> int:
-        """The number of examples."""
-        return len(self.losses)
 
 
 def of_batch(
@@ -89,7 +61,7 @@ def of_batch(
             yield rows, _stack(complete, found)
 
     if size < count:
-        return PerExample(losses.detach(), total, factors, biases, complete, blocks)
+        return PerExample(losses.detach(), total, factors, biases, complete, blocks, lazy=True)
     stored = list(blocks())  # the graph can go
     return PerExample(losses.detach(), total, factors, biases, complete, lambda: iter(stored))
 

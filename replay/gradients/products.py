@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from replay.gradients import factors as linear
-from replay.gradients.per_example import PerExample
+from replay.gradients.examples import PerExample
 
 
 def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tensor:

@@ -1,0 +1,147 @@
+r"""What a step's gradients did to the test values through this step and all later ones.
+
+    λ_s = Σ_{t ≥ s} K_{t,s}ᵀ q_t,      credit of occurrence i = κ_s c_i ⟨λ_s, g_i⟩,
+
+where ``K_{t,s}`` is what of a gradient of step s the optimizer moves at step t. One vector a test
+example, found backwards: each step adds its ``q_t`` to what later steps ask of the momentum
+buffer (``Filter.backward``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.gradients import dense
+from replay.gradients.examples import PerExample
+from replay.tape import Recorded
+from replay.trained import TrainedStep
+from tracer.filters import Filter
+
+_CACHED = 1 << 19  # elements that stay near the processor
+_TEMPORARY = 1 << 25  # elements of a temporary
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """Gradients of some test examples, with the weight that each has in an average.
+
+    Attributes:
+        gradients: Of n examples.
+        columns: Which of the m they are, ascending, ``(n,)``.
+        weights: ``(n,)``; None is 1.
+    """
+
+    gradients: PerExample
+    columns: Tensor
+    weights: Tensor | None = None
+
+    def rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
+        """Return weighted gradients of one parameter, and whose, of columns start to stop."""
+        if name not in self.gradients.total:
+            return None
+        inside = (self.columns >= start) & (self.columns < stop)
+        if self.weights is not None:
+            inside &= self.weights != 0
+        chosen = inside.nonzero().flatten()
+        if len(chosen) == 0:
+            return None
+        found = dense.rows(self.gradients, name, chosen.to(self.gradients.losses.device))
+        if self.weights is not None:
+            found = found * self.weights[chosen].to(found)[:, None]
+        return found, self.columns[chosen] - start
+
+
+class Adjoint:
+    """Walks backwards along a run for m test examples.
+
+    Args:
+        count: m.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._asked: dict[str, Tensor] = {}  # of each buffer, by later steps, (m, numel)
+
+    def credits(self, recorded: Recorded, trained: TrainedStep, mean: Sequence[Weighted]) -> Tensor:
+        """Return what each occurrence earns from this step and all later ones, float64 ``(b, m)``.
+
+        Args:
+            recorded: The step; steps come in descending order.
+            trained: Gradients of its examples.
+            mean: The test examples' gradients along the step, to be summed.
+        """
+        device = trained.batches[0].losses.device
+        sizes = [batch.count for batch in trained.batches]
+        result = torch.zeros(sum(sizes), self._count, dtype=torch.float64, device=device)
+        shares = list(torch.split(result, sizes))
+        postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
+        for name, rule in recorded.filters.items():
+            factor = recorded.factors[name]
+            with_rows = [k for k, b in enumerate(trained.batches) if name in b.total]
+            complete = [k for k in with_rows if name in trained.batches[k].complete]
+            hooked = [k for k in with_rows if k not in complete]
+            size = self._block(trained, hooked, name, recorded, whole=bool(complete))
+            for start in range(0, self._count, size):
+                stop = min(start + size, self._count)
+                asked = self._ask(name, rule, mean, start, stop)
+                if asked is None:
+                    continue
+                for k in hooked:
+                    products = dense.inner(trained.batches[k], name, asked)
+                    shares[k][:, start:stop] += factor * products
+                for k in complete:
+                    postponed[k][name] = asked * factor
+        for k, vectors in enumerate(postponed):
+            if vectors:
+                shares[k] += dense.inner_complete(trained.batches[k], vectors)
+        return result.cpu()
+
+    def _block(
+        self,
+        trained: TrainedStep,
+        hooked: list[int],
+        name: str,
+        recorded: Recorded,
+        *,
+        whole: bool,
+    ) -> int:
+        """Return how many test examples to take at once for one parameter."""
+        if whole:
+            return self._count
+        numel = recorded.transition.before.parameters[name].numel()
+        cheap = all(dense.is_cheap(trained.batches[k], name) for k in hooked)
+        return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
+
+    def _ask(
+        self, name: str, rule: Filter, mean: Sequence[Weighted], start: int, stop: int
+    ) -> Tensor | None:
+        """Return ``λ`` of one parameter, ``(stop - start, numel)``; None is zero."""
+        q = _sum(mean, name, start, stop)
+        asked = self._asked.get(name)
+        if q is None:
+            if asked is None:
+                return None
+            q = torch.zeros_like(asked[start:stop])
+        if asked is None and rule.through:
+            asked = self._asked[name] = q.new_zeros(self._count, q.shape[1])
+        return rule.flat(q.dtype).backward(q, None if asked is None else asked[start:stop])
+
+
+def _sum(mean: Sequence[Weighted], name: str, start: int, stop: int) -> Tensor | None:
+    result: Tensor | None = None
+    for part in mean:
+        found = part.rows(name, start, stop)
+        if found is None:
+            continue
+        rows, places = found
+        if result is None and len(rows) == stop - start:
+            result = rows
+            continue
+        if result is None:
+            result = rows.new_zeros(stop - start, rows.shape[1])
+        result = result.index_add(0, places.to(rows.device), rows)
+    return result

@@ -1,0 +1,188 @@
+"""Whether a replayed step is the one that was logged: gradient, clipping, optimizer state."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.displacement import Displacement, Drive
+from replay.trained import TrainedStep
+from replay.trajectory import Transition
+from tracer.errors import MismatchError
+from tracer.filters import Filter
+from tracer.records import Step
+
+_ENDING = "allow_mismatch=True (--allow-mismatch) goes on and counts the difference as rounding."
+_LOOK = (
+    "Look at the task (loss, model, data, order, collate), at reduction and weights, at autocast, "
+    "at gradients changed before the step other than by one factor (value clipping), at parameters "
+    "changed between steps (clamped, averaged, swapped), and at randomness outside the model: if "
+    'training examples are augmented at random, trace with record="batches" and '
+    "step(batch_ids=ids, batch=batch), which logs the batches themselves."
+)
+
+
+@dataclass
+class Checks:
+    """Compares replayed steps with the log.
+
+    Attributes:
+        path: The log, for messages.
+        same_dtype: Whether the replay computes in the run's dtype.
+        lenient: Go on where a step does not reproduce.
+        inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
+    """
+
+    path: str
+    same_dtype: bool
+    lenient: bool
+    inferred: dict[int, float]
+
+    def clip_factors(self, step: Step, trained: TrainedStep) -> list[float]:
+        """Return ``κ`` of each group: the recorded factor, or what the logged norm says.
+
+        Raises:
+            MismatchError: The gradient as applied was larger than the replayed one.
+        """
+        return [self._clip_factor(step, g, trained) for g in range(len(step.groups))]
+
+    def _clip_factor(self, step: Step, g: int, trained: TrainedStep) -> float:
+        group, known = step.groups[g], step.clip_factor
+        squares, share = 0.0, 1e-10
+        for name in group.names:
+            parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
+            if parts and name not in step.without_gradient:
+                squares += float(sum(p.double() for p in parts).square().sum())  # type: ignore[union-attr]
+                share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
+        expected = known * math.sqrt(squares)
+        applied = group.gradient_norm
+        if not (expected and math.isfinite(applied)) or abs(applied - expected) <= share * expected:
+            return known
+        if applied < expected:
+            self.inferred[step.index] = known * applied / expected
+            return known * applied / expected
+        if self.lenient:
+            return known
+        raise MismatchError(
+            f"step {step.index} of {self.path} does not reproduce: the gradient of group {g} as "
+            f"applied had the norm {applied:.4g}, the replayed one {expected:.4g}; clipping makes "
+            f"gradients smaller, never larger. {_LOOK} {_ENDING}"
+        )
+
+    def step(
+        self,
+        transition: Transition,
+        driven: dict[str, Drive],
+        filters: dict[str, Filter],
+        found: Displacement,
+        noise: dict[str, Tensor | float],
+    ) -> tuple[dict[str, Tensor | float], float]:
+        """Compare the replayed step with the logged one, in gradient units.
+
+        Allowed, of the norm of the whole gradient: 1e-9 in float64, 1e-4 in float32, 5e-2 in
+        half precision (1e-2 more where the replay runs in another dtype than the run), carried
+        on as the optimizer carries gradients; and 4 units in the last place of the parameter.
+
+        Args:
+            transition: The logged step.
+            driven: What drives each parameter.
+            filters: How it moves them.
+            found: The step in parts.
+            noise: How far each buffer may be off before it.
+
+        Returns:
+            The same after it, and how far an element of the gradient may be off.
+
+        Raises:
+            MismatchError: Names the step, the parameter and what to look at.
+        """
+        norm = math.sqrt(sum(_square(pair) for pair in driven.values()))
+        later, unit = dict(noise), 0.0
+        for name, rest in found.rounding.items():
+            w, moved = transition.before.parameters[name], transition.after.parameters[name]
+            move: Tensor | float = 0.0
+            share = tolerance(w.dtype, self.same_dtype)
+            if name in filters:
+                unit = max(unit, share * norm)
+                move, later[name] = _carried(filters[name], share * norm, noise.get(name, 0.0))
+            if self.lenient:
+                continue
+            largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
+            place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
+            if not bool((rest.abs() <= place * largest + move).all()):
+                raise MismatchError(self._message(transition, name, filters, rest, move, share))
+        return later, unit
+
+    def state(
+        self, t: int, name: str, key: str, found: Tensor, stored: Tensor, allowed: Tensor
+    ) -> None:
+        """Compare a tensor of the optimizer's recomputed state before step ``t`` with the log's.
+
+        Args:
+            t: The step.
+            name: The parameter.
+            key: The tensor's name in torch's state.
+            found: Recomputed.
+            stored: From the log.
+            allowed: By how much its elements may differ, beside rounding of their own.
+
+        Raises:
+            MismatchError: Names step, parameter and tensor.
+        """
+        gap = (found.double() - stored.double()).abs()
+        own = tolerance(stored.dtype, self.same_dtype) * stored.double().abs()
+        if self.lenient or bool((gap <= own + allowed.double().to(gap.device)).all()):
+            return
+        size = max(float(stored.double().norm()), 1e-300)
+        raise MismatchError(
+            f"step {t} of {self.path}: the recomputed {key} of {name!r} differs from the one in "
+            f"the log by {float(gap.norm()) / size:.2g} of its norm; was the optimizer's state "
+            f"changed or loaded during the run? {_LOOK} {_ENDING}"
+        )
+
+    def _message(
+        self,
+        transition: Transition,
+        name: str,
+        filters: dict[str, Filter],
+        rest: Tensor,
+        move: Tensor | float,
+        share: float,
+    ) -> str:
+        where = f"step {transition.step.index} of {self.path} does not reproduce"
+        if name not in filters:
+            return (
+                f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in "
+                f"no group), but moved by up to {rest.abs().max():.3g} before the next one; was "
+                f"it changed between steps (clamped, averaged, swapped)? {_ENDING}"
+            )
+        whole = torch.as_tensor(move, dtype=torch.float64, device=rest.device).clamp_min(1e-300)
+        relative = share * float((rest / whole).norm())
+        return (
+            f"{where}: the replayed gradient and the logged change of {name!r} differ by "
+            f"{relative:.2g} of the gradient's norm. {_LOOK} {_ENDING}"
+        )
+
+
+def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:
+    """Return the share of a gradient's norm that rounding may make."""
+    share = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
+    return share + (0.0 if same_dtype else 1e-2)
+
+
+def _square(pair: Drive) -> float:
+    found = [u for u in pair if u is not None]
+    return float(sum(found).square().sum()) if found else 0.0  # type: ignore[union-attr]
+
+
+def _carried(
+    rule: Filter, size: float, noise: Tensor | float
+) -> tuple[Tensor | float, Tensor | float]:
+    """Return how far a gradient off by ``size`` may put the move, and the buffer, off."""
+    each = size if rule.inside is None else rule.inside * size
+    later = abs(rule.keep) * noise + abs(rule.gain) * each
+    move = abs(rule.direct) * each + abs(rule.through) * later
+    return (move if rule.outside is None else move * rule.outside), later

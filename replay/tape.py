@@ -1,0 +1,226 @@
+"""The training side of a run, step by step: forwards, or backwards within a budget of memory.
+
+A rule with a memory is split backwards (see ``adjoint``), but the parts of its steps and Adam's
+denominators are found forwards. So steps are recorded forwards, as many as the budget holds, and
+walked backwards; a longer window is cut into pieces that are recorded again from the optimizer's
+state at their beginning, pieces of pieces where even those states are too many.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+
+from replay.checking import Checks
+from replay.displacement import Displacement, drives, split
+from replay.measured import Models
+from replay.optimizer_state import Memory, StoredStates
+from replay.task import Task
+from replay.trained import TrainedStep, replay_gradient, replay_step
+from replay.trajectory import Transition, transition
+from tracer.errors import UnsupportedRuleError
+from tracer.filters import Filter
+from tracer.reader import RunLog
+from tracer.records import Step
+from tracer.update_rules import RULES, Numbers, State
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One step's training side.
+
+    Attributes:
+        transition: The logged step.
+        filters: How it moved each parameter.
+        factors: ``±κ`` of each: what its gradient was multiplied by.
+        parts: What moved it.
+        trained: Gradients of its examples; None if they are to be computed again.
+    """
+
+    transition: Transition
+    filters: dict[str, Filter]
+    factors: dict[str, float]
+    parts: Displacement
+    trained: TrainedStep | None
+
+
+class Tape:
+    """Replays the training side of the steps of a window.
+
+    Args:
+        log: The run.
+        task: Its task.
+        models: The bound copies.
+        window: The steps, consecutive.
+        budget: Bytes for what is recorded.
+        lenient: Go on where a step does not reproduce.
+
+    Attributes:
+        plain: Whether no step remembers another: SGD without momentum throughout.
+        checks: What was compared with the log.
+
+    Raises:
+        UnsupportedRuleError: The rule cannot be split; names it.
+    """
+
+    def __init__(
+        self,
+        log: RunLog,
+        task: Task,
+        models: Models,
+        window: range,
+        *,
+        budget: int,
+        lenient: bool,
+    ) -> None:
+        name = str(log.metadata["update_rule"])
+        if name not in RULES:
+            raise UnsupportedRuleError(
+                f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
+                f"of {', '.join(RULES)} can. tracincp and the measured drops (Replay.drops) work "
+                "for every optimizer."
+            )
+        self._rule, self._log, self._task, self._models = RULES[name], log, task, models
+        self._window, self._budget = window, budget
+        self.plain = name == "SGD" and not log.ever_used("momentum")
+        self._stored = StoredStates(log, self._rule, models.device)
+        same = models.test.dtype is None
+        self.checks = Checks(str(log.path), same, lenient, {})
+        self._kept: list[Recorded] | None = None
+        self._first: tuple[Memory, int] | None = None
+
+    def walk(self) -> Iterator[Recorded]:
+        """Yield every step: forwards if they are independent (``plain``), else backwards."""
+        start, stop = self._window.start, self._window.stop
+        if self.plain:
+            memory = Memory()
+            for t in self._window:
+                recorded, memory = self._record(t, memory, keep=True)
+                yield recorded
+            return
+        if self._kept is None and self._first is None:
+            self._begin()
+        if self._kept is not None:
+            yield from reversed(self._kept)
+            return
+        assert self._first is not None
+        memory, size = self._first
+        yield from self._backwards(start, stop, memory, size)
+
+    def train(self, transition: Transition) -> TrainedStep:
+        """Compute the gradients of a step's examples."""
+        return self._run(replay_step, transition)
+
+    def _begin(self) -> None:
+        """Find the optimizer's state before the window, and what the budget holds."""
+        start = self._window.start
+        at, memory = self._stored.before(start)
+        for t in range(at, start):
+            _, memory = self._record(t, memory, keep=False)
+        memory = memory.as_history()
+        recorded, _ = self._record(start, memory, keep=True)
+        size = _bytes(recorded)
+        examples = math.inf if recorded.trained is None else recorded.trained.nbytes
+        if (size + examples) * len(self._window) <= self._budget:
+            self._kept = []
+            for t in self._window:
+                recorded, memory = self._record(t, memory, keep=True)
+                self._kept.append(recorded)
+        else:
+            self._first = memory, size
+
+    def _backwards(self, start: int, stop: int, memory: Memory, size: int) -> Iterator[Recorded]:
+        """Yield steps backwards; ``memory`` is the optimizer's before the first."""
+        room = max(2, self._budget // 2 // size)
+        if stop - start <= room:
+            found = []
+            for t in range(start, stop):
+                recorded, memory = self._record(t, memory, keep=False)
+                found.append(recorded)
+            while found:
+                yield found.pop()
+            return
+        pieces = min(room, math.ceil((stop - start) / room))
+        length = math.ceil((stop - start) / pieces)
+        starts = list(range(start, stop, length))
+        memories = [memory]
+        for t in range(start, starts[-1]):
+            _, memory = self._record(t, memory, keep=False)
+            if t + 1 in starts:
+                memories.append(memory)
+        for begin in reversed(starts):
+            yield from self._backwards(begin, min(begin + length, stop), memories.pop(), size)
+
+    def _run(self, replayed: Callable[..., TrainedStep], now: Transition) -> TrainedStep:
+        models = self._models
+        return replayed(
+            self._task,
+            now,
+            models.train,
+            _moved(now.step),
+            device=models.device,
+            budget=self._budget,
+        )
+
+    def _record(self, t: int, memory: Memory, *, keep: bool) -> tuple[Recorded, Memory]:
+        """Replay step ``t``; return it and what the optimizer remembers after it."""
+        memory = self._stored.renewed(memory, t, self.checks)
+        device = self._models.device
+        now = transition(self._log, t)
+        run = replay_step if keep else replay_gradient
+        trained = self._run(run, now)
+        numbers, factors = self._settings(now.step, trained)
+        decays = {name: _coupled(n) for name, n in numbers.items()}
+        driven = drives(now, trained, decays, factors, device)
+        moments: dict[str, State] = dict(memory.moments)
+        filters = {}
+        for name, n in numbers.items():
+            if self._rule.adapts:
+                w = now.before.parameters[name].to(device)
+                state = moments.get(name) or self._rule.initial(w, n)
+                found = [u for u in driven[name] if u is not None]
+                u = torch.stack(found).sum(0).to(w.dtype) if found else torch.zeros_like(w)
+                moments[name] = self._rule.observe(state, u, n)
+            first = name not in memory.buffers
+            filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
+        parts, buffers = split(now, driven, filters, memory.buffers, device)
+        noise, unit = self.checks.step(now, driven, filters, parts, memory.noise)
+        recorded = Recorded(now, filters, factors, parts, trained if keep else None)
+        return recorded, Memory(moments, buffers, noise, max(unit, memory.unit))
+
+    def _settings(
+        self, step: Step, trained: TrainedStep
+    ) -> tuple[dict[str, Numbers], dict[str, float]]:
+        """Return hyperparameters and ``±κ`` of each parameter that the step moved."""
+        numbers: dict[str, Numbers] = {}
+        factors = {}
+        moved = set(_moved(step))
+        kappas = self.checks.clip_factors(step, trained)
+        for group, kappa in zip(step.groups, kappas, strict=True):
+            for name in group.names:
+                if name in moved:
+                    numbers[name] = group.hyperparameters
+                    factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
+        return numbers, factors
+
+
+def _moved(step: Step) -> list[str]:
+    left_out = step.without_gradient | step.frozen
+    return [name for group in step.groups for name in group.names if name not in left_out]
+
+
+def _coupled(numbers: Numbers) -> float:
+    return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
+
+
+def _bytes(recorded: Recorded) -> int:
+    """Return what a recorded step takes, without its examples' gradients."""
+    now = recorded.transition
+    tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
+    tensors += [v for part in recorded.parts.parts for v in part.values()]
+    for rule in recorded.filters.values():
+        tensors += [d for d in (rule.inside, rule.outside) if d is not None]
+    return max(1, sum(t.nbytes for t in tensors))

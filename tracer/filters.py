@@ -1,0 +1,90 @@
+r"""One step of an optimizer as a linear map of what drives it.
+
+With its non-linear factors (Adam's denominator) taken as they were in the run, a step of a
+parameter is linear in ``u``, the signed, clipped gradient plus decay:
+
+    b' = keep b + gain D u,      w - w' = E (direct D u + through b') + decoupled w,
+
+``b`` the momentum buffer, ``D`` (``inside``) and ``E`` (``outside``) diagonal. ``forward`` splits
+steps, ``backward``, its transpose, carries gradients of later steps to earlier ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Filter:
+    """One step of one parameter as a linear map; see the module.
+
+    Attributes:
+        direct: Weight of what drives this step.
+        through: Weight of the buffer after it.
+        keep: What stays of the buffer.
+        gain: What enters it.
+        inside: ``D``, the parameter's shape; None is 1.
+        outside: ``E``, likewise.
+        coupled: Weight decay that is part of ``u``.
+        decoupled: Weight decay beside it (AdamW).
+    """
+
+    direct: float = 0.0
+    through: float = 0.0
+    keep: float = 1.0
+    gain: float = 0.0
+    inside: Tensor | None = None
+    outside: Tensor | None = None
+    coupled: float = 0.0
+    decoupled: float = 0.0
+
+    def forward(self, u: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+        """Return the move ``w - w'`` (without ``decoupled``) and ``b'``; None is zero."""
+        u = _scaled(u, self.inside)
+        b = _sum(self.keep, b, self.gain, u)
+        return _scaled(_sum(self.direct, u, self.through, b), self.outside), b
+
+    def backward(self, q: Tensor, asked: Tensor | None) -> Tensor:
+        """Return ``λ``: what ``q`` and, through the buffer, all later steps ask of ``u``.
+
+        Args:
+            q: Gradients at this step, ``(m, ...)``.
+            asked: What later steps ask of the buffer, likewise, None is zero and not possible
+                where ``through`` is not 0; afterwards what is asked of the buffer before.
+        """
+        a = q if self.outside is None else q * self.outside
+        if asked is None:
+            result = a * self.direct
+        else:
+            if self.through:
+                asked.add_(a, alpha=self.through)
+            result = asked * self.gain
+            if self.direct:
+                result.add_(a, alpha=self.direct)
+            asked.mul_(self.keep)
+        return result if self.inside is None else result.mul_(self.inside)
+
+    def flat(self, dtype: torch.dtype) -> Filter:
+        """Return the filter for flattened vectors of a dtype."""
+        inside, outside = (
+            None if d is None else d.flatten().to(dtype) for d in (self.inside, self.outside)
+        )
+        return replace(self, inside=inside, outside=outside)
+
+    @property
+    def immediate(self) -> float:
+        """What a step's own ``u`` moves at once, but for ``inside`` and ``outside``."""
+        return self.direct + self.through * self.gain
+
+
+def _scaled(vector: Tensor | None, diagonal: Tensor | None) -> Tensor | None:
+    return vector if vector is None or diagonal is None else vector * diagonal
+
+
+def _sum(a: float, x: Tensor | None, b: float, y: Tensor | None) -> Tensor | None:
+    if x is None or a == 0:
+        return None if y is None or b == 0 else y * b
+    return x * a if y is None or b == 0 else (x * a).add_(y, alpha=b)
