@@ -206,6 +206,13 @@ class _Parameter:
         self.rule, self.started = rule, before is not None
         self.accounts = {"history": _Account(rule, before), "regulariser": _Account(rule)}
 
+    def forget_decay(self):
+        """Count what decay left in the buffer as history."""
+        history, decay = self.accounts["history"], self.accounts["regulariser"]
+        if decay.buffer is not None:
+            old = 0 if history.buffer is None else history.buffer
+            history.buffer, decay.buffer = old + decay.buffer, None
+
     def moves(self, w, gradients, start, factor, numbers, denominator, count):
         """Return each account's move when the step's gradients come in, numbered from ``start``."""
         fresh = self.rule.kind is O.SGD and not self.started
@@ -244,6 +251,8 @@ def moves(run, log, factor, window=None):
         start = len(visits)
         visits += [(t, z) for z in step.batch_ids]
         named = {}
+        for mine in parameters.values() if t == window.start else ():
+            mine.forget_decay()
         for group in step.groups:
             for n in set(group.names) - step.without_gradient:
                 mine = parameters.setdefault(n, _Parameter(run.rule, run.first.get(n)))

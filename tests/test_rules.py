@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import reference
 import rules
+import torch
+from cases import Case
 from rules import RULES, TEST, expected, trace
+from torch import nn
 
 from replay import Replay
+from tracer import TracingOptimizer, open_log
+from tracer.errors import InputError, LogError, MismatchError
+from tracer.reader import RunLog
 
 TEST_IDS = list(range(TEST))
 
@@ -51,3 +58,265 @@ def test_every_rule_equals_the_reference(tmp_path, rule, scheduled, clip, accumu
         before=before, steps=3,
     )  # fmt: skip
     compare(run, rules.clip_factors(run, clip))
+
+
+BY_NAME = {rule.name: rule for rule in RULES}
+O = torch.optim  # noqa: E741
+
+
+def replayed(run, **options):
+    """Return the influence of a run."""
+    memory = options.pop("memory", "2GiB")
+    return Replay(run.path, task=run.task, memory=memory).influence(
+        list(range(TEST)), progress=False, **{"methods": ("tracin",), **options}
+    )
+
+
+def without(skipped):
+    """Return a hook that takes gradients away: parameters by step."""
+
+    def hook(t, _optimizer, model):
+        for name, parameter in model.named_parameters():
+            if name in skipped.get(t, ()):
+                parameter.grad = None
+
+    return hook
+
+
+SKIPPED = {0: ["2.weight"], 2: ["2.weight", "0.bias"], 3: ["0.weight"]}
+
+
+@pytest.mark.parametrize(
+    "name", ["sgd", "dampened", "nesterov", "adam-decay", "adamw-amsgrad", "rmsprop-momentum",
+             "rmsprop-centered", "adagrad"],
+)  # fmt: skip
+def test_parameters_without_gradient_in_some_steps(tmp_path, name):
+    # k of Adam is each parameter's own, and so is the first, undampened buffer
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=without(SKIPPED))
+    compare(run, rules.clip_factors(run, None))
+    with open_log(run.path) as log:
+        assert log.step(2).without_gradient == {"2.weight", "0.bias"}
+
+
+@pytest.mark.parametrize("name", ["dampened", "nesterov"])
+@pytest.mark.parametrize("momenta", [(0, 0, 0.9, 0.8, 0, 0.5), (0.9, 0, 0, 0.9, 0.9, 0)], ids=str)
+def test_momentum_that_passes_through_zero(tmp_path, name, momenta):
+    def settle(t, optimizer, _model):
+        optimizer.param_groups[0]["momentum"] = momenta[t]
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], settle=settle)
+    compare(run, rules.clip_factors(run, None))
+
+
+def test_betas_that_move(tmp_path):
+    def settle(t, optimizer, _model):
+        optimizer.param_groups[0]["betas"] = (0.95 - 0.1 * t, 0.99)
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adamw"], settle=settle)
+    compare(run, rules.clip_factors(run, None))
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam-decay", "rmsprop-momentum"])
+def test_steps_with_learning_rate_zero(tmp_path, name):
+    def settle(t, optimizer, _model):
+        optimizer.param_groups[0]["lr"] = 0.0 if t in (1, 2) else 0.01
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], settle=settle)
+    compare(run, rules.clip_factors(run, None))
+
+
+def by_kind(model):
+    """Return a group of weights and one of biases with settings of its own."""
+    named = list(model.named_parameters())
+    weights = [p for n, p in named if "weight" in n]
+    biases = [p for n, p in named if "weight" not in n]
+    return [{"params": weights}, {"params": biases, "lr": 0.05, "weight_decay": 0.3}]
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw", "rmsprop-momentum"])
+def test_groups_clipped_apart(tmp_path, name):
+    def clip(t, optimizer, _model):
+        for limit, group in zip((0.2, 0.05), optimizer.param_groups, strict=True):
+            if t != 1:
+                nn.utils.clip_grad_norm_(group["params"], limit)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], groups=by_kind, hook=clip)
+    factors = []
+    with open_log(run.path) as log:
+        for t in range(len(log)):
+            rows = reference.train_gradients(run.task, log, t)
+            found = {}
+            for limit, kind in ((0.2, "weight"), (0.05, "bias")):
+                names = [n for n in rows[0] if kind in n]
+                norm = sum(float(sum(r[n] for r in rows).square().sum()) for n in names) ** 0.5
+                factor = 1.0 if t == 1 else min(1.0, limit / (norm + 1e-6))
+                found.update(dict.fromkeys(names, factor))
+            factors.append(found)
+    found = compare(run, factors)
+    assert found.attributes["steps_scaled_outside"] == 5
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_value_clipping_is_an_error_that_names_the_step(tmp_path, name):
+    def clip(t, _optimizer, model):
+        if t == 2:
+            nn.utils.clip_grad_value_(model.parameters(), 0.05)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=clip)
+    with pytest.raises(
+        MismatchError, match=r"step 2 of .*differ by [\d.e-]+ of the.*value clipping"
+    ):
+        replayed(run)
+    found = replayed(run, allow_mismatch=True)
+    rounding = np.abs(found.terms["tracin"]["rounding"]).max(1)
+    assert rounding[2] > 1e-6 > 1e-12 > rounding[:2].max()
+
+
+def test_gradients_made_larger_are_an_error(tmp_path):
+    def double(t, _optimizer, model):
+        for parameter in model.parameters():
+            parameter.grad *= 1 + (t == 1)
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=double)
+    with pytest.raises(MismatchError, match="step 1 of .*as applied had the norm .* never larger"):
+        replayed(run)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adamw-amsgrad", "rmsprop-centered", "adagrad"])
+@pytest.mark.parametrize("state_every", [2, 100])
+def test_a_small_budget_records_again(tmp_path, name, state_every):
+    run = trace(tmp_path / "run.h5", BY_NAME[name], steps=11, state_every=state_every, clip=0.3)
+    whole = replayed(run, methods=("tracin", "ideal"))
+    tight = replayed(run, methods=("tracin", "ideal"), memory=20_000)
+    for method, scores in whole.scores.items():
+        assert np.abs(tight.scores[method] - scores).max() <= 1e-12 * np.abs(scores).max()
+        for term, values in whole.terms[method].items():
+            assert np.abs(tight.terms[method][term] - values).max() <= 1e-13, term
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw", "rmsprop-momentum"])
+@pytest.mark.parametrize("window", [range(2, 5), range(3), range(4, 6)], ids=str)
+def test_window(tmp_path, name, window):
+    run = trace(tmp_path / "run.h5", BY_NAME[name], before=2, state_every=3)
+    found = compare(run, rules.clip_factors(run, None), window=window)
+    assert found.steps == list(window)
+    assert found.drops["ideal"].shape == (len(window), TEST)
+
+
+@pytest.mark.parametrize("steps", [range(2, 2), (0, 9), slice(0, 4, 2), (-1, 3)])
+def test_window_that_is_none(tmp_path, steps):
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=4)
+    with pytest.raises(InputError, match="steps is a window a:b with 0 <= a < b <= 4 of this run"):
+        replayed(run, steps=steps)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adam", "rmsprop-momentum"])
+def test_tracin_sgd_is_the_papers_formula(tmp_path, name):
+    run = trace(tmp_path / "run.h5", BY_NAME[name], clip=0.3, scheduled=True)
+    found = replayed(run, methods=("tracin-sgd", "tracin"))
+    scores = np.zeros_like(found.scores["tracin-sgd"])
+    with open_log(run.path) as log:
+        for t in range(len(log)):
+            for j in range(TEST):
+                at = log.parameters(t)
+                q = reference.test_gradient(run.task, at, {}, j)[1]
+                (rate,) = log.learning_rate(t)
+                products = reference.train_derivatives(run.task, log, t, q) * rate
+                for z, product in zip(log.batch_ids(t), products.tolist(), strict=True):
+                    scores[j, z] += product
+    assert np.abs(found.scores["tracin-sgd"] - scores).max() <= 1e-12
+    terms = found.terms["tracin-sgd"]
+    assert np.allclose(terms["data"] + terms["residual"], terms["measured"])
+    assert np.allclose(found.drops["tracin-sgd"], terms["data"])
+    assert np.abs(found.scores["tracin"] - scores).max() > 1e-4
+
+
+def test_no_momentum_is_sgd(tmp_path, monkeypatch):
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"])
+    plain = replayed(run, methods=("tracin", "ideal"))
+    monkeypatch.setattr(RunLog, "ever_used", lambda *_: True)  # the backward way
+    found = replayed(run, methods=("tracin", "ideal"))
+    for method, scores in plain.scores.items():
+        assert np.abs(found.scores[method] - scores).max() <= 1e-13
+
+
+class Constant(nn.Module):
+    """A model whose gradients never change."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_closed_forms_of_momentum(tmp_path, nesterov):
+    case = Case("constant", Constant, lambda model, batch: model(batch[0]), "real")
+    task, mu, lr, steps = case.task(), 0.9, 0.1, 400
+    model = task.model()
+    inner = torch.optim.SGD(model.parameters(), lr=lr, momentum=mu, nesterov=nesterov)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        for t in range(steps):
+            optimizer.zero_grad()
+            z = {0: 3, steps - 1: 5}.get(t, 1)
+            task.loss(model, task.collate([task.train[z]])).mean().backward()
+            optimizer.step(batch_ids=[z])
+    run = Replay(tmp_path / "run.h5", task=task)
+    scores = run.influence([2], methods=("tracin",), progress=False).scores["tracin"][0]
+    x = {z: (task.train[z][0] @ task.test[k][0]).item() for z in (1, 3, 5) for k in [2]}
+    # visited once, at the beginning: it earns from every later step, in all 1 / (1 - mu)
+    first = lr * x[3] / (1 - mu)
+    assert np.isclose(scores[3], first, rtol=1e-12)
+    # visited at the last step: the first coefficient alone
+    assert np.isclose(scores[5], lr * x[5] * (1 + mu if nesterov else 1), rtol=1e-12)
+    later = run.influence([2], methods=("tracin",), steps=(1, steps), progress=False)
+    history = later.completeness["tracin"]["history"]
+    now = lr * x[3] * (1 + mu if nesterov else 1)
+    assert np.isclose(history, first - now, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adamw"])
+def test_duplicates_and_merging(tmp_path, name):
+    run = trace(tmp_path / "run.h5", BY_NAME[name])
+    twin = {k: run.task.train[k // 2] for k in range(2 * rules.TRAIN)}
+    scores = replayed(run, methods=("tracin", "ideal")).scores
+    # the same run, every example's visits spread over two IDs
+    task = rules.task()
+    task = type(task)(task.model, task.loss, twin, task.test)
+    model = task.model()
+    inner = run.rule.kind(model.parameters(), **run.rule.options)
+    with (
+        open_log(run.path) as log,
+        TracingOptimizer(inner, model, tmp_path / "two.h5") as optimizer,
+    ):
+        for t in range(len(log)):
+            ids = [2 * z + (t + z) % 2 for z in log.batch_ids(t)]
+            optimizer.zero_grad()
+            task.loss(model, task.collate([twin[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+    found = Replay(tmp_path / "two.h5", task=task).influence(
+        list(range(TEST)), methods=("tracin", "ideal"), progress=False
+    )
+    for method, split in found.scores.items():
+        assert np.allclose(split[:, ::2] + split[:, 1::2], scores[method], rtol=1e-12, atol=1e-15)
+
+
+def test_optimizer_state_loaded_in_the_middle_is_an_error(tmp_path):
+    def settle(t, optimizer, model):
+        if t == 3:
+            for parameter in model.parameters():
+                optimizer.state[parameter]["exp_avg_sq"] *= 4
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], settle=settle)
+    with pytest.raises(MismatchError, match="step 3 of .* does not reproduce"):
+        replayed(run)
+
+
+def test_log_without_the_state_before_the_window(tmp_path, monkeypatch):
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], state_every=4)
+    monkeypatch.setattr(RunLog, "states", lambda _: [4])
+    with pytest.raises(LogError, match="holds no full state before step 0"):
+        replayed(run)
+    assert replayed(run, steps=(4, 6)).steps == [4, 5]
