@@ -66,13 +66,20 @@ class Adjoint:
         self._count = count
         self._asked: dict[str, Tensor] = {}  # of each buffer, by later steps, (m, numel)
 
-    def credits(self, recorded: Recorded, trained: TrainedStep, mean: Sequence[Weighted]) -> Tensor:
+    def credits(
+        self,
+        recorded: Recorded,
+        trained: TrainedStep,
+        mean: Sequence[Weighted],
+        names: frozenset[str] | None = None,
+    ) -> Tensor:
         """Return what each occurrence earns from this step and all later ones, float64 ``(b, m)``.
 
         Args:
             recorded: The step; steps come in descending order.
             trained: Gradients of its examples.
             mean: The test examples' gradients along the step, to be summed.
+            names: Parameters whose products count; None is all.
         """
         device = trained.batches[0].losses.device
         sizes = [batch.count for batch in trained.batches]
@@ -80,6 +87,8 @@ class Adjoint:
         shares = list(torch.split(result, sizes))
         postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
         for name, rule in recorded.filters.items():
+            if names is not None and name not in names:
+                continue
             factor = recorded.factors[name]
             with_rows = [k for k, b in enumerate(trained.batches) if name in b.total]
             complete = [k for k in with_rows if name in trained.batches[k].complete]

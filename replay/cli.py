@@ -13,12 +13,13 @@ import click
 import torch
 from rich.console import Console
 
+from replay.arguments import DEFAULT, METHODS
 from replay.following import follow
 from replay.inspection import inspection, inspection_table
 from replay.option_types import Checkpoints, Tolerance
 from replay.progress import Progress
 from replay.report import report, to_json
-from replay.run import METHODS, Replay
+from replay.run import Replay
 from tracer.errors import (
     InputError,
     LogWarning,
@@ -53,7 +54,7 @@ proponents: training examples whose steps lowered the test loss.
     "methods",
     multiple=True,
     type=click.Choice(METHODS),
-    help="A method to compute; repeat for several.  [default: all three]",
+    help="A method to compute; repeat for several.  [default: tracin, ideal, tracincp]",
 )
 @click.option(
     "--checkpoints",
@@ -134,7 +135,7 @@ def cli(
     target = log.with_name(log.stem + ".influence.h5") if out is None else out
     if target.exists() and not overwrite:
         raise OutputExistsError(f"the result {target} exists; pass --overwrite or another --out.")
-    _replay(log, test_file, target, methods or METHODS, top, as_json, overwrite, options)
+    _replay(log, test_file, target, methods or DEFAULT, top, as_json, overwrite, options)
 
 
 def _replay(

@@ -39,6 +39,17 @@ class Displacement:
         """The four parts, in order; their sum is ``Δ_t``."""
         return [self.data, self.regulariser, self.history, self.rounding]
 
+    def of(self, names: frozenset[str] | None) -> list[Vector]:
+        """Return the parts of some parameters, and what the others did as a fifth; None is all."""
+        if names is None:
+            return self.parts
+        inside = [{n: v for n, v in part.items() if n in names} for part in self.parts]
+        outside: Vector = {}
+        for part in self.parts:
+            for name in part.keys() - names:
+                outside[name] = outside[name] + part[name] if name in outside else part[name]
+        return [*inside, outside]
+
     def norm(self) -> float:
         """Return ``‖Δ_t‖``."""
         names = {name for part in self.parts for name in part}

@@ -28,7 +28,7 @@ class Node:
         shares: ``Σ_G ±κ η_G c_i ⟨q_j, g_i⟩_G`` for each occurrence i, float64 ``(b, m)``: under
             plain SGD what it is credited with, else a measure of how the split changes.
         parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, history⟩``, ``⟨q_j, rounding⟩``,
-            float64 ``(4, m)``.
+            float64 ``(4, m)``; a fifth where only some parameters are looked at: the others'.
         norms: ``‖q_j‖`` over the parameters that the step moved (of an average: the average
             of the norms), float64 ``(m,)``.
         weights: By u, the weight of the gradient there in the average, ``(m,)`` each.
@@ -84,6 +84,8 @@ class Line:
         ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
         values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
         step_norm: ``‖Δ_t‖``.
+        names: Parameters that ``parts`` are about, the others being a part of their own; None
+            is all.
         keeps: Whether gradients along the step are kept for ``mean``.
     """
 
@@ -93,6 +95,7 @@ class Line:
     ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
     values: tuple[Tensor, Tensor]
     step_norm: float
+    names: frozenset[str] | None
     keeps: bool
     _kept: dict[float, Weighted] = field(default_factory=dict)
 
@@ -137,7 +140,7 @@ class Line:
         shares = [products.inner(batch, test, self.scale) for batch in self.trained.batches]
         return Node(
             torch.cat(shares).cpu(),
-            products.project(test, self.recorded.parts.parts).cpu(),
+            products.project(test, self.recorded.parts.of(self.names)).cpu(),
             products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu(),
             {u: torch.ones(len(columns), dtype=torch.float64)},
         )

@@ -21,7 +21,10 @@ from replay.trajectory import State, Transition, transitions
 from tracer.reader import RunLog
 from tracer.records import ID
 
-TERMS = ("data", "regulariser", "history", "buffers", "rounding", "residual", "measured")
+TERMS = (  # "elsewhere" only where a part of the parameters was chosen
+    *("data", "regulariser", "history", "elsewhere", "buffers", "rounding", "residual"),
+    "measured",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,7 @@ class StepResult:
         drop: Values of ``φ``.
         splits: The split of each method that has one.
         credits: By method, what each occurrence is credited with, float64 ``(b, m)``.
+        restricted: Whether products were taken over a part of the parameters.
     """
 
     index: int
@@ -61,6 +65,7 @@ class StepResult:
     drop: Drop
     splits: dict[str, Split]
     credits: dict[str, Tensor]
+    restricted: bool
 
     def predicted(self, method: str) -> Tensor:
         """Return a method's account of the drop, ``(m,)``: ``ideal``'s is the measured one."""
@@ -73,17 +78,20 @@ class StepResult:
         """Return the terms of the completeness identity, each ``(m,)``."""
         zero = torch.zeros_like(self.drop.before)
         if method in self.splits:
-            data, regulariser, history, rounding = self.splits[method].node.parts
+            data, regulariser, history, rounding, *others = self.splits[method].node.parts
         else:
             data, regulariser, history, rounding = self.credits[method].sum(0), zero, zero, zero
+            others = [zero] if self.restricted else []
         moved = self.drop.before - self.drop.moved
+        explained = torch.stack([data, regulariser, history, rounding, *others]).sum(0)
         return {
             "data": data,
             "regulariser": regulariser,
             "history": history,
+            **({"elsewhere": others[0]} if others else {}),
             "buffers": self.drop.moved - self.drop.after,
             "rounding": rounding,
-            "residual": moved - data - regulariser - history - rounding,
+            "residual": moved - explained,
             "measured": self.drop.measured,
         }
 
@@ -118,10 +126,12 @@ class Settings:
     Attributes:
         methods: Those of ``"tracin"``, ``"ideal"``, ``"tracin-sgd"`` that were asked for.
         tolerance: ``ideal_tolerance``.
+        names: Parameters over which products are taken; None is all.
     """
 
     methods: tuple[str, ...]
     tolerance: float | None
+    names: frozenset[str] | None = None
 
 
 def drops(log: RunLog, examples: Examples) -> Iterator[Drop]:
@@ -150,19 +160,22 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
             (partial(ends.get, 0), partial(ends.get, 1)),
             (drop.before, drop.moved),
             recorded.parts.norm(),
-            keeps=not tape.plain,
+            settings.names,
+            keeps=not tape.plain or settings.names is not None,
         )
         splits = _splits(line, settings)
         credited = {}
         for name, split in splits.items():
-            if tape.plain:
+            if not line.keeps:
                 credited[name] = split.node.shares
             else:
                 mean = line.mean(split.node)
-                credited[name] = adjoints[name].credits(recorded, trained, mean)
+                credited[name] = adjoints[name].credits(recorded, trained, mean, settings.names)
         if "tracin-sgd" in settings.methods:
-            credited["tracin-sgd"] = _ignoring_the_optimizer(recorded, trained, ends.get(0))
-        yield StepResult(now.step.index, trained.ids, drop, splits, credited)
+            found = _ignoring_the_optimizer(recorded, trained, ends.get(0), settings.names)
+            credited["tracin-sgd"] = found
+        restricted = settings.names is not None
+        yield StepResult(now.step.index, trained.ids, drop, splits, credited, restricted)
 
 
 def _splits(line: Line, settings: Settings) -> dict[str, Split]:
@@ -173,14 +186,16 @@ def _splits(line: Line, settings: Settings) -> dict[str, Split]:
     return {name: methods[name]() for name in settings.methods if name in methods}
 
 
-def _ignoring_the_optimizer(recorded: Recorded, trained: TrainedStep, test: PerExample) -> Tensor:
+def _ignoring_the_optimizer(
+    recorded: Recorded, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
+) -> Tensor:
     """Return ``η_t c_i ⟨q_t, g_i⟩``, the paper's formula whatever the optimizer, ``(b, m)``."""
     step = recorded.transition.step
     rates = {
         name: group.hyperparameters["lr"]
         for group in step.groups
         for name in group.names
-        if name in recorded.filters
+        if name in recorded.filters and (names is None or name in names)
     }
     return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()
 

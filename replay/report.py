@@ -27,7 +27,6 @@ _LABELS = {
     "slope": "slope",
     "total_ratio": "total ratio",
 }
-_TERMS = ("data", "regulariser", "history", "buffers", "rounding", "residual", "measured")
 
 
 def report(
@@ -109,7 +108,7 @@ def completeness_table(influence: Influence) -> RenderableType:
     for method in influence.terms:
         table.add_column(method, justify="right")
     totals = influence.completeness
-    for term in _TERMS:
+    for term in next(iter(influence.terms.values())):
         sign = "= " if term == "measured" else "+ " if term != "data" else "  "
         table.add_row(
             sign + term, *(number(totals[method][term].mean()) for method in influence.terms)

@@ -11,6 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from replay import passes, tracincp
+from replay.arguments import (
+    DEFAULT,
+    METHODS,
+    Window,
+    check_ids,
+    check_methods,
+    matching,
+    window,
+)
 from replay.binding import BoundModel, build, untouched_randomness
 from replay.influence import Influence
 from replay.measured import Examples, Models
@@ -19,14 +28,11 @@ from replay.progress import Progress
 from replay.provenance import provenance
 from replay.scores import Tables
 from replay.tape import Tape
-from replay.task import Task, example_ids, load_task, parse_test_ids, unknown_ids
+from replay.task import Task, example_ids, load_task, parse_test_ids
 from replay.trajectory import state
 from tracer.errors import InputError, LogError, TaskError
 from tracer.reader import open_log
 from tracer.records import ID
-
-METHODS = ("tracin", "ideal", "tracincp", "tracin-sgd")
-DEFAULT = METHODS[:3]
 
 
 class Replay:
@@ -105,7 +111,7 @@ class Replay:
         Returns:
             float64 ``(T, m)``.
         """
-        self._check_ids(test_ids, self.task.test, "test")
+        check_ids(test_ids, self.task.test, "test")
         with untouched_randomness(), Progress(progress) as shown:
             chunks = self._chunks.of(test_ids, "test")
             advance = shown.task("drops", len(chunks) * len(self.log))
@@ -125,7 +131,8 @@ class Replay:
         methods: Sequence[str] = DEFAULT,
         checkpoints: int | str | Sequence[int] = 10,
         train_ids: Sequence[ID] | None = None,
-        steps: slice | range | tuple[int, int] | None = None,
+        steps: Window | None = None,
+        parameters: str | Sequence[str] | None = None,
         ideal_tolerance: float | None = 1e-3,
         allow_mismatch: bool = False,
         progress: bool = True,
@@ -140,101 +147,87 @@ class Replay:
                 paper's formula whatever the optimizer.
             checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``.
             train_ids: N training examples: the columns; default: all of ``task.train``.
-            steps: A window of consecutive steps, ``range(a, b)`` or ``slice(a, b)``: their moves
-                and visits alone; what the optimizer remembers of earlier visits is history.
-                Default: all.
+            steps: A window of consecutive steps, ``slice(a, b)`` or ``"a:b"``: their moves and
+                visits alone; what the optimizer remembers of earlier visits is history.
+            parameters: Patterns of parameter names, like ``"head.*"``: only their part of every
+                product; the parts of disjoint patterns add up to the whole.
             ideal_tolerance: Where ``ideal`` stops refining; None never refines.
             allow_mismatch: Go on where a step does not reproduce, counting the difference as
                 rounding.
             progress: Show progress on stderr.
 
         Raises:
-            InputError: An ID, a method or a choice of checkpoints is unknown.
+            InputError: An ID, method, checkpoint, step or pattern is unknown.
             UnsupportedRuleError: A step's update rule cannot be split.
             MismatchError: A replayed step does not reproduce the logged one.
             NonFiniteError: A loss or a gradient is NaN or infinite.
             TaskError: The task's functions or data do not fit the log.
         """
-        _check_methods(methods)
+        check_methods(methods)
         chosen = tracincp.choose(self.log, checkpoints) if "tracincp" in methods else []
         columns = example_ids(self.task.train) if train_ids is None else list(train_ids)
-        self._check_ids(test_ids, self.task.test, "test")
-        self._check_ids(columns, self.task.train, "training")
+        check_ids(test_ids, self.task.test, "test")
+        check_ids(columns, self.task.train, "training")
         if ideal_tolerance is not None and not ideal_tolerance > 0:
             raise InputError(f"ideal_tolerance must be positive or None, found {ideal_tolerance}.")
-        window = _window(steps, len(self.log))
+        chosen_steps = window(steps, len(self.log))
+        names = matching(parameters, list(self.log.parameter_layout))
         split = tuple(name for name in METHODS if name in methods and name != "tracincp")
-        tables = Tables(list(test_ids), columns, window, tuple(methods))
+        tables = Tables(list(test_ids), columns, chosen_steps, tuple(methods), names is not None)
         found: dict[str, str | int] = {}
         with untouched_randomness(), Progress(progress) as shown:
             if split:
-                tape = self._tape(window, lenient=allow_mismatch)
-                chunks = self._chunks.of(test_ids, "test", kept=0 if tape.plain else len(split))
-                settings = passes.Settings(split, ideal_tolerance)
-                advance = shown.task(" + ".join(split), len(chunks) * len(window))
+                tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
+                kept = 0 if tape.plain and names is None else len(split)
+                chunks = self._chunks.of(test_ids, "test", kept=kept)
+                settings = passes.Settings(split, ideal_tolerance, names)
+                advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
                 for rows, chunk in _placed(chunks):
                     for step in passes.steps(tape, chunk, settings):
                         tables.add_step(rows, step)
                         advance()
                 found["steps_scaled_outside"] = len(tape.checks.inferred)
             if chosen:
-                self._checkpoints(self._chunks.of(test_ids, "test"), chosen, tables, shown)
+                chunks = self._chunks.of(test_ids, "test")
+                self._checkpoints(chunks, chosen, names, tables, shown)
         choices = {
             "methods": " ".join(methods),
-            "window": f"{window.start}:{window.stop}",
+            "window": f"{chosen_steps.start}:{chosen_steps.stop}",
             "checkpoints": " ".join(map(str, chosen)),
+            "parameters_chosen": "all" if names is None else " ".join(sorted(names)),
             "ideal_tolerance": "none" if ideal_tolerance is None else ideal_tolerance,
         }
         return tables.influence(provenance(self.log, self._models, **choices, **found))
 
-    def _tape(self, window: range, *, lenient: bool) -> Tape:
-        budget = self._budget // 4
-        return Tape(self.log, self.task, self._models, window, budget=budget, lenient=lenient)
+    def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
+        return Tape(
+            self.log,
+            self.task,
+            self._models,
+            steps,
+            budget=self._budget // 4,
+            lenient=lenient,
+            report=shown.task,
+        )
 
     def _checkpoints(
-        self, chunks: list[Examples], chosen: list[int], tables: Tables, shown: Progress
+        self,
+        chunks: list[Examples],
+        chosen: list[int],
+        names: frozenset[str] | None,
+        tables: Tables,
+        shown: Progress,
     ) -> None:
         blocks = self._chunks.of(tables.train_ids, "train", most=1024)
         advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
         for k in chosen:
-            checkpoint = tracincp.checkpoint(self.log, k)
+            checkpoint = tracincp.checkpoint(self.log, k, names)
             for rows, chunk in _placed(chunks):
                 test = chunk.gradients(checkpoint.state, checkpoint.name)
                 for columns, train in _placed(blocks):
                     scores = tracincp.scores(checkpoint, test, train)
                     tables.add_scores("tracincp", rows, columns, scores.numpy())
                     advance()
-
-    def _check_ids(self, ids: Sequence[ID], dataset: Any, side: str) -> None:
-        if len(ids) == 0:
-            raise InputError(f"expected at least one {side} ID, found none.")
-        unknown = unknown_ids(dataset, ids)
-        if unknown:
-            raise InputError(f"the {side} set has no example {unknown[0]!r}.")
-        if len(set(ids)) < len(ids):
-            twice = next(i for i in ids if list(ids).count(i) > 1)
-            raise InputError(f"{side} ID {twice!r} is listed twice; list each example once.")
-
-
-def _check_methods(methods: Sequence[str]) -> None:
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods or isinstance(methods, str):
-        raise InputError(f"methods are any of {', '.join(METHODS)}; found {methods!r}.")
-
-
-def _window(steps: slice | range | tuple[int, int] | None, total: int) -> range:
-    """Return the steps of a window."""
-    if steps is None:
-        return range(total)
-    start, stop, stride = (
-        (*steps, 1) if isinstance(steps, tuple) else (steps.start, steps.stop, steps.step)
-    )
-    start, stop = 0 if start is None else start, total if stop is None else stop
-    if not (stride in (None, 1) and 0 <= start < stop <= total):
-        raise InputError(
-            f"steps is a window a:b with 0 <= a < b <= {total} of this run, found {steps}."
-        )
-    return range(start, stop)
 
 
 def _placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:

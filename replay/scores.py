@@ -16,15 +16,21 @@ class Tables:
     """Scores, drops and completeness terms of m test examples over a window of steps."""
 
     def __init__(
-        self, test_ids: list[ID], train_ids: list[ID], window: range, methods: tuple[str, ...]
+        self,
+        test_ids: list[ID],
+        train_ids: list[ID],
+        window: range,
+        methods: tuple[str, ...],
+        restricted: bool,
     ) -> None:
         self._window, self._first, steps = window, window.start, len(window)
         self.test_ids, self.train_ids = test_ids, train_ids
         self._column = {identity: k for k, identity in enumerate(train_ids)}
         m = len(test_ids)
         split = [name for name in methods if name != "tracincp"]
+        terms = [term for term in TERMS if restricted or term != "elsewhere"]
         self._scores = {name: np.zeros((m, len(train_ids))) for name in methods}
-        self._terms = {name: {term: np.zeros((steps, m)) for term in TERMS} for name in split}
+        self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in split}
         self._drops = {name: np.zeros((steps, m)) for name in split}
         self._quadrature: dict[str, NDArray[Any]] = {}
         if "ideal" in split:

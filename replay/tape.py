@@ -57,6 +57,7 @@ class Tape:
         window: The steps, consecutive.
         budget: Bytes for what is recorded.
         lenient: Go on where a step does not reproduce.
+        report: Gets a description and a total, returns what to call at each step recorded.
 
     Attributes:
         plain: Whether no step remembers another: SGD without momentum throughout.
@@ -75,6 +76,7 @@ class Tape:
         *,
         budget: int,
         lenient: bool,
+        report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         name = str(log.metadata["update_rule"])
         if name not in RULES:
@@ -89,6 +91,8 @@ class Tape:
         self._stored = StoredStates(log, self._rule, models.device)
         same = models.test.dtype is None
         self.checks = Checks(str(log.path), same, lenient, {})
+        self._report, self._furthest = report, -1
+        self._advance: Callable[[], None] | None = None
         self._kept: list[Recorded] | None = None
         self._first: tuple[Memory, int] | None = None
 
@@ -118,6 +122,7 @@ class Tape:
         """Find the optimizer's state before the window, and what the budget holds."""
         start = self._window.start
         at, memory = self._stored.before(start)
+        self._advance = self._report("recording", self._window.stop - at)
         for t in range(at, start):
             _, memory = self._record(t, memory, keep=False)
         memory = memory.as_history()
@@ -188,6 +193,9 @@ class Tape:
             filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
         parts, buffers = split(now, driven, filters, memory.buffers, device)
         noise, unit = self.checks.step(now, driven, filters, parts, memory.noise)
+        if t > self._furthest and self._advance is not None:
+            self._furthest = t
+            self._advance()
         recorded = Recorded(now, filters, factors, parts, trained if keep else None)
         return recorded, Memory(moments, buffers, noise, max(unit, memory.unit))
 

@@ -53,14 +53,14 @@ def scores(checkpoint: Checkpoint, test: PerExample, train: Examples) -> Tensor:
     return products.inner(test, gradients, checkpoint.scale).cpu()
 
 
-def checkpoint(log: RunLog, k: int) -> Checkpoint:
-    """Read checkpoint ``k`` from a log."""
+def checkpoint(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:
+    """Read checkpoint ``k`` from a log; products are taken over ``names``, by default all."""
     step = log.step(min(k, len(log) - 1))
     scale = {
         name: group.hyperparameters["lr"]
         for group in step.groups
         for name in group.names
-        if name not in step.frozen
+        if name not in step.frozen and (names is None or name in names)
     }
     return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)
 
