@@ -10,30 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 from rich.console import Console
 
 from replay.arguments import DEFAULT, METHODS
-from replay.following import follow
-from replay.inspection import inspection, inspection_table
-from replay.option_types import Checkpoints, Tolerance
-from replay.progress import Progress
+from replay.commands import inspect, opened, self_influence
+from replay.influence import check_free
+from replay.option_types import Checkpoints, Tolerance, replay_options
 from replay.report import report, to_json
 from replay.run import Replay
 from tracer.errors import (
     InputError,
     LogWarning,
     MismatchError,
-    OutputExistsError,
     TracinError,
 )
-from tracer.reader import open_log
 
 _EXAMPLES = """\b
 Examples:
   tracin-replay --log run.h5 --test ids.txt
   tracin-replay --log run.h5 --test ids.txt --method tracin --method ideal --top 10
   tracin-replay --log run.h5 --test - --task task.py:task --out study.h5 < ids.txt
+  tracin-replay self run.h5
   tracin-replay inspect run.h5
 
 ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
@@ -75,23 +72,6 @@ proponents: training examples whose steps lowered the test loss.
     type=click.Path(path_type=Path),
     help="Result file.  [default: LOG with the ending .influence.h5]",
 )
-@click.option("--task", help="module:name or file.py:name.  [default: what the log names]")
-@click.option("--memory", default="2GiB", show_default=True, help="Budget for gradients.")
-@click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda.")
-@click.option(
-    "--dtype",
-    type=click.Choice(["model", "float64"]),
-    default="model",
-    show_default=True,
-    help="Gradients in the run's own dtype or in float64.",
-)
-@click.option(
-    "--values",
-    type=click.Choice(["float64", "model"]),
-    default="float64",
-    show_default=True,
-    help="Test losses in float64 or in the model's dtype.",
-)
 @click.option(
     "--ideal-tolerance",
     type=Tolerance(),
@@ -99,13 +79,13 @@ proponents: training examples whose steps lowered the test loss.
     show_default=True,
     help="Where the split of ideal stops refining; none never refines.",
 )
+@click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
 @click.option(
-    "--allow-mismatch",
-    is_flag=True,
-    help="Go on where a step does not reproduce; the difference counts as rounding.",
+    "--parameters",
+    multiple=True,
+    help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
 )
-@click.option("--overwrite", is_flag=True, help="Replace an existing result.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+@replay_options
 @click.pass_context
 def cli(
     context: click.Context,
@@ -133,8 +113,7 @@ def cli(
     if log is None or test_file is None:
         raise click.UsageError("expected --log run.h5 and --test ids.txt; see --help.")
     target = log.with_name(log.stem + ".influence.h5") if out is None else out
-    if target.exists() and not overwrite:
-        raise OutputExistsError(f"the result {target} exists; pass --overwrite or another --out.")
+    check_free(target, overwrite=overwrite)
     _replay(log, test_file, target, methods or DEFAULT, top, as_json, overwrite, options)
 
 
@@ -148,20 +127,14 @@ def _replay(
     overwrite: bool,
     options: dict[str, Any],
 ) -> None:
-    run = Replay(
-        log,
-        options["task"],
-        device=options["device"],
-        dtype=torch.float64 if options["dtype"] == "float64" else None,
-        values=options["values"],
-        memory=options["memory"],
-        announce=lambda file: click.echo(f"running the task's code in {file}", err=True),
-    )
+    run = opened(log, options)
     influence = run.influence(
         _test_ids(run, test_file),
         methods=methods,
         checkpoints=options["checkpoints"],
         ideal_tolerance=options["ideal_tolerance"],
+        steps=options["steps"],
+        parameters=options["parameters"] or None,
         allow_mismatch=options["allow_mismatch"],
     )
     influence.save(target, overwrite=overwrite)
@@ -184,24 +157,8 @@ def _test_ids(run: Replay, test_file: str) -> list[int | str]:
         raise InputError(f"the list of test IDs {test_file} cannot be read: {error}.") from error
 
 
-@cli.command()
-@click.argument("log", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
-@click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
-def inspect(log: Path, as_json: bool, watch: bool) -> None:
-    """Say what LOG holds; imports no task and runs no code."""
-    if watch and as_json:
-        raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
-    if watch:
-        for line in follow(log):
-            click.echo(line)
-        return
-    with open_log(log) as opened, Progress(enabled=True) as progress:
-        facts = inspection(opened, progress.task("reading steps", len(opened)))
-    if as_json:
-        click.echo(json.dumps(facts))
-        return
-    Console().print(inspection_table(facts))
+cli.add_command(self_influence)
+cli.add_command(inspect)
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:

@@ -85,11 +85,7 @@ class Influence:
             OutputExistsError: The file exists and ``overwrite`` is off.
         """
         target = Path(path)
-        if target.exists() and not overwrite:
-            raise OutputExistsError(
-                f"the result {target} exists; choose another path or overwrite it "
-                "(overwrite=True, --overwrite)."
-            )
+        check_free(target, overwrite=overwrite)
         with _moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
             self._write(file)
 
@@ -170,6 +166,32 @@ class Influence:
             quadrature={n: v.astype(kinds.get(n, v.dtype)) for n, v in found.items()},
             attributes=attributes,
             steps=_values(file, "step").tolist(),
+        )
+
+
+def save_table(
+    target: Path,
+    train_ids: Sequence[ID],
+    columns: dict[str, NDArray[Any]],
+    attributes: dict[str, str | int | float],
+    *,
+    overwrite: bool,
+) -> None:
+    """Write columns over training examples as HDF5 with the dimension ``train``."""
+    check_free(target, overwrite=overwrite)
+    with _moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
+        file.attrs.update(attributes)
+        _labels(file, "train", train_ids)
+        for name, values in columns.items():
+            _variable(file, name, values, ("train",))
+
+
+def check_free(target: Path, *, overwrite: bool) -> None:
+    """Raise OutputExistsError if a result would replace a file unasked."""
+    if target.exists() and not overwrite:
+        raise OutputExistsError(
+            f"the result {target} exists; choose another path or overwrite it (overwrite=True, "
+            "--overwrite)."
         )
 
 

@@ -7,7 +7,7 @@ taken one at a time, since ``φ`` is defined for each alone.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -105,3 +105,11 @@ def _chunk_size(one: Examples, state: State, budget: int, more: int, where: str)
     kept = _KEPT + (_POINTS if more else 0)
     each = 3 * sum(seen.values()) + kept * int(found.nbytes) + more
     return max(1, budget // 2 // max(1, each))
+
+
+def placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:
+    """Yield each chunk with its rows in the table."""
+    start = 0
+    for chunk in chunks:
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)

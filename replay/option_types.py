@@ -1,7 +1,8 @@
-"""Types of options of the command line."""
+"""Options of the command line: types, and those that several commands share."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -36,3 +37,38 @@ class Checkpoints(click.ParamType[int | str | list[int]]):
         except ValueError:
             self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
         return steps if "," in value else steps[0]
+
+
+_SHARED = [
+    click.option("--task", help="module:name or file.py:name.  [default: what the log names]"),
+    click.option("--memory", default="2GiB", show_default=True, help="Budget for gradients."),
+    click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["model", "float64"]),
+        default="model",
+        show_default=True,
+        help="Gradients in the run's own dtype or in float64.",
+    ),
+    click.option(
+        "--values",
+        type=click.Choice(["float64", "model"]),
+        default="float64",
+        show_default=True,
+        help="Test losses in float64 or in the model's dtype.",
+    ),
+    click.option(
+        "--allow-mismatch",
+        is_flag=True,
+        help="Go on where a step does not reproduce; the difference counts as rounding.",
+    ),
+    click.option("--overwrite", is_flag=True, help="Replace an existing result."),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout."),
+]
+
+
+def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of every command that replays a run."""
+    for option in reversed(_SHARED):
+        command = option(command)
+    return command

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,13 +21,14 @@ from replay.arguments import (
 )
 from replay.binding import BoundModel, build, untouched_randomness
 from replay.influence import Influence
-from replay.measured import Examples, Models
-from replay.memory import Chunks, parse_bytes
+from replay.measured import Models
+from replay.memory import Chunks, parse_bytes, placed
 from replay.progress import Progress
 from replay.provenance import provenance
 from replay.scores import Tables
+from replay.self_influence import SelfInfluence, Sums
 from replay.tape import Tape
-from replay.task import Task, example_ids, load_task, parse_test_ids
+from replay.task import Task, described, example_ids, load_task, parse_test_ids
 from replay.trajectory import state
 from tracer.errors import InputError, LogError, TaskError
 from tracer.reader import open_log
@@ -95,11 +95,11 @@ class Replay:
 
     def describe_train(self, identity: ID) -> str | None:
         """Return ``task.show`` of a training example, if it gives text."""
-        return _described(self.task.show, self.task.train, identity)
+        return described(self.task, self.task.train, identity)
 
     def describe_test(self, identity: ID) -> str | None:
         """Return ``task.show`` of a test example, if it gives text."""
-        return _described(self.task.show, self.task.test, identity)
+        return described(self.task, self.task.test, identity)
 
     def drops(self, test_ids: Sequence[ID], *, progress: bool = True) -> NDArray[np.float64]:
         """Return the measured drops ``φ(w_t; β_t) − φ(w_{t+1}; β_{t+1})``, for any optimizer.
@@ -182,14 +182,19 @@ class Replay:
                 chunks = self._chunks.of(test_ids, "test", kept=kept)
                 settings = passes.Settings(split, ideal_tolerance, names)
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
-                for rows, chunk in _placed(chunks):
+                for rows, chunk in placed(chunks):
                     for step in passes.steps(tape, chunk, settings):
                         tables.add_step(rows, step)
                         advance()
                 found["steps_scaled_outside"] = len(tape.checks.inferred)
             if chosen:
                 chunks = self._chunks.of(test_ids, "test")
-                self._checkpoints(chunks, chosen, names, tables, shown)
+                blocks = self._chunks.of(columns, "train", most=1024)
+                advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
+                for at in (tracincp.checkpoint(self.log, k, names) for k in chosen):
+                    for place, scores in tracincp.tables(at, chunks, blocks):
+                        tables.add_scores("tracincp", *place, scores.numpy())
+                        advance()
         choices = {
             "methods": " ".join(methods),
             "window": f"{chosen_steps.start}:{chosen_steps.stop}",
@@ -198,6 +203,39 @@ class Replay:
             "ideal_tolerance": "none" if ideal_tolerance is None else ideal_tolerance,
         }
         return tables.influence(provenance(self.log, self._models, **choices, **found))
+
+    def self_influence(
+        self,
+        *,
+        train_ids: Sequence[ID] | None = None,
+        steps: Window | None = None,
+        allow_mismatch: bool = False,
+        progress: bool = True,
+    ) -> SelfInfluence:
+        """Compute what each training example's visits did to the example itself.
+
+        Args:
+            train_ids: N training examples; default: all of ``task.train``.
+            steps: A window of steps, as for ``influence``.
+            allow_mismatch: Go on where a step does not reproduce.
+            progress: Show progress on stderr. Errors are those of ``influence``.
+        """
+        chosen = example_ids(self.task.train) if train_ids is None else list(train_ids)
+        check_ids(chosen, self.task.train, "training")
+        looked_at = window(steps, len(self.log))
+        sums = Sums(chosen)
+        with untouched_randomness(), Progress(progress) as shown:
+            tape = self._tape(looked_at, lenient=allow_mismatch, shown=shown)
+            advance = shown.task("self-influence", len(looked_at))
+            for recorded in tape.forwards():
+                sums.add(recorded, self.task, self._models)
+                advance()
+        choices = {
+            "window": f"{looked_at.start}:{looked_at.stop}",
+            "steps_scaled_outside": len(tape.checks.inferred),
+        }
+        facts = provenance(self.log, self._models, **choices)
+        return SelfInfluence(chosen, sums.scores, sums.visits, facts)
 
     def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
         return Tape(
@@ -209,35 +247,3 @@ class Replay:
             lenient=lenient,
             report=shown.task,
         )
-
-    def _checkpoints(
-        self,
-        chunks: list[Examples],
-        chosen: list[int],
-        names: frozenset[str] | None,
-        tables: Tables,
-        shown: Progress,
-    ) -> None:
-        blocks = self._chunks.of(tables.train_ids, "train", most=1024)
-        advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
-        for k in chosen:
-            checkpoint = tracincp.checkpoint(self.log, k, names)
-            for rows, chunk in _placed(chunks):
-                test = chunk.gradients(checkpoint.state, checkpoint.name)
-                for columns, train in _placed(blocks):
-                    scores = tracincp.scores(checkpoint, test, train)
-                    tables.add_scores("tracincp", rows, columns, scores.numpy())
-                    advance()
-
-
-def _placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:
-    """Yield each chunk with its rows in the table."""
-    start = 0
-    for chunk in chunks:
-        yield slice(start, start + len(chunk)), chunk
-        start += len(chunk)
-
-
-def _described(show: Callable[[Any], Any] | None, dataset: Any, identity: ID) -> str | None:
-    shown = show(dataset[identity]) if show is not None else None
-    return shown if isinstance(shown, str) else None

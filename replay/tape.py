@@ -114,18 +114,33 @@ class Tape:
         memory, size = self._first
         yield from self._backwards(start, stop, memory, size)
 
+    def forwards(self) -> Iterator[Recorded]:
+        """Yield every step with its examples' gradients, forwards."""
+        if self.plain:
+            yield from self.walk()
+            return
+        memory = self._before_window()
+        for t in self._window:
+            recorded, memory = self._record(t, memory, keep=True)
+            yield recorded
+
     def train(self, transition: Transition) -> TrainedStep:
         """Compute the gradients of a step's examples."""
         return self._run(replay_step, transition)
 
-    def _begin(self) -> None:
-        """Find the optimizer's state before the window, and what the budget holds."""
+    def _before_window(self) -> Memory:
+        """Return the optimizer before the window, all of its buffers history."""
         start = self._window.start
         at, memory = self._stored.before(start)
         self._advance = self._report("recording", self._window.stop - at)
         for t in range(at, start):
             _, memory = self._record(t, memory, keep=False)
-        memory = memory.as_history()
+        return memory.as_history()
+
+    def _begin(self) -> None:
+        """Find out what the budget holds; record the window if it holds all of it."""
+        memory = self._before_window()
+        start = self._window.start
         recorded, _ = self._record(start, memory, keep=True)
         size = _bytes(recorded)
         examples = math.inf if recorded.trained is None else recorded.trained.nbytes

@@ -150,6 +150,12 @@ def load_task(
     return found
 
 
+def described(task: Task, dataset: Any, identity: ID) -> str | None:
+    """Return ``task.show`` of an example, if it gives text."""
+    shown = task.show(dataset[identity]) if task.show is not None else None
+    return shown if isinstance(shown, str) else None
+
+
 def _load_file(path: Path, reference: str, announce: Callable[[str], None] | None) -> ModuleType:
     if not path.is_file():
         raise TaskError(

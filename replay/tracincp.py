@@ -8,14 +8,14 @@ Source: Pruthi et al. (arXiv 2002.08484), section 3.3; Captum's ``TracInCP`` com
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from replay.gradients import products
-from replay.gradients.examples import PerExample
 from replay.measured import Examples
+from replay.memory import placed
 from replay.trajectory import State
 from tracer.errors import InputError
 from tracer.reader import RunLog
@@ -41,16 +41,24 @@ class Checkpoint:
         return f"checkpoint {self.index}"
 
 
-def scores(checkpoint: Checkpoint, test: PerExample, train: Examples) -> Tensor:
-    """Return one checkpoint's part of the scores, float64 ``(m, n)``.
+def tables(
+    checkpoint: Checkpoint, test: list[Examples], train: list[Examples]
+) -> Iterator[tuple[tuple[slice, slice], Tensor]]:
+    """Yield one checkpoint's part of the scores, block by block.
 
     Args:
         checkpoint: The checkpoint.
-        test: Gradients of m test examples there.
-        train: n training examples.
+        test: Chunks of test examples.
+        train: Chunks of training examples.
+
+    Yields:
+        Rows and columns of a block, and the block, float64.
     """
-    gradients = train.gradients(checkpoint.state, checkpoint.name)
-    return products.inner(test, gradients, checkpoint.scale).cpu()
+    for rows, chunk in placed(test):
+        gradients = chunk.gradients(checkpoint.state, checkpoint.name)
+        for columns, block in placed(train):
+            others = block.gradients(checkpoint.state, checkpoint.name)
+            yield (rows, columns), products.inner(gradients, others, checkpoint.scale).cpu()
 
 
 def checkpoint(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:

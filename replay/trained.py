@@ -16,7 +16,7 @@ from replay.binding import BoundModel, checked_losses, moved, set_random_state
 from replay.gradients.examples import PerExample
 from replay.gradients.per_example import of_batch
 from replay.task import Task, unknown_ids
-from replay.trajectory import Transition
+from replay.trajectory import State, Transition
 from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
 from tracer.records import ID, MicroBatch
 
@@ -105,6 +105,19 @@ def replay_gradient(
     if not all(bool(g.isfinite().all()) for g in gradient.values()):
         return replay_step(task, transition, bound, names, device=device, budget=budget)
     return TrainedStep([], transition.step.batch_ids, gradient, _penalty(task, bound, parameters))
+
+
+@torch.no_grad()
+def losses_at(
+    task: Task, transition: Transition, bound: BoundModel, state: State, *, device: torch.device
+) -> list[Tensor]:
+    """Return the losses of a step's micro-batches, as in the run but at another state, float64."""
+    bound.load(state.parameters, state.buffers)
+    bound.module.train()
+    return [
+        _forward(task, micro, transition, bound, device)().double()
+        for micro in transition.step.micro_batches
+    ]
 
 
 def _at_step(transition: Transition, bound: BoundModel, names: list[str]) -> dict[str, Tensor]:

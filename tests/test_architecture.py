@@ -18,6 +18,7 @@ SHARED = {
     "tracer.reader",
 }
 FILES = ("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume")
+CLICK = {"replay/cli.py", "replay/commands.py", "replay/option_types.py"}
 HDF5 = {*(f"tracer/{name}.py" for name in FILES), "replay/influence.py"}
 
 
@@ -48,7 +49,7 @@ def test_imports(path):
     if "h5py" in found:
         assert name(path) in HDF5
     if "click" in found:
-        assert name(path) in ("replay/cli.py", "replay/option_types.py")
+        assert name(path) in CLICK
     if name(path).startswith("replay/gradients/"):
         ours = {m for m in found if m.split(".")[0] in ("tracer", "replay")}
         assert all(m.startswith(("replay.gradients", "tracer.errors")) for m in ours)

@@ -156,7 +156,7 @@ def test_existing_output_is_an_error_before_the_work(folder, capsys):
     (folder / "run.influence.h5").write_text("precious")
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
     assert code == 2
-    assert "run.influence.h5 exists; pass --overwrite" in err
+    assert "run.influence.h5 exists; choose another path or overwrite it" in err
     assert "work.py" not in err
     assert (folder / "run.influence.h5").read_text() == "precious"
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--overwrite")

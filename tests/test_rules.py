@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import reference
@@ -11,7 +13,7 @@ from cases import Case
 from rules import RULES, TEST, expected, trace
 from torch import nn
 
-from replay import Replay
+from replay import Influence, Replay
 from tracer import TracingOptimizer, open_log
 from tracer.errors import InputError, LogError, MismatchError
 from tracer.reader import RunLog
@@ -320,3 +322,48 @@ def test_log_without_the_state_before_the_window(tmp_path, monkeypatch):
     with pytest.raises(LogError, match="holds no full state before step 0"):
         replayed(run)
     assert replayed(run, steps=(4, 6)).steps == [4, 5]
+
+
+BLOCKS = [["0.*"], ["2.weight", "2.bias"]]
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
+def test_blocks_of_parameters_add_up(tmp_path, name):
+    run = trace(tmp_path / "run.h5", BY_NAME[name], before=2)
+    methods = ("tracin", "ideal", "tracincp", "tracin-sgd")
+    whole = replayed(run, methods=methods)
+    found = [replayed(run, methods=methods, parameters=block) for block in BLOCKS]
+    for method, scores in whole.scores.items():
+        split = sum(part.scores[method] for part in found)
+        assert np.abs(split - scores).max() <= 1e-12 * np.abs(scores).max()
+    kappa = rules.clip_factors(run, None)
+    for part, block in zip(found, (["0.weight", "0.bias"], BLOCKS[1]), strict=True):
+        assert part.attributes["parameters_chosen"] == " ".join(sorted(block))
+        scores, _, terms = expected(run, kappa, nodes=0, names=block)
+        assert np.abs(part.scores["tracin"] - scores).max() <= 1e-10
+        for term in ("data", "regulariser", "history"):
+            assert np.abs(part.terms["tracin"][term] - terms[term]).max() <= 1e-12
+        for terms in part.terms.values():
+            explained = sum(v for k, v in terms.items() if k != "measured")
+            assert np.allclose(explained, terms["measured"], atol=1e-13)
+            assert list(terms)[3] == "elsewhere"
+    path = tmp_path / "block.h5"
+    found[0].save(path)
+    assert (Influence.load(path).terms["ideal"]["elsewhere"] != 0).any()
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [("head.*", "no parameter matches 'head.*'; the model has 0.weight, 0.bias"), ([], "is empty")],
+)
+def test_patterns_that_match_nothing(tmp_path, patterns, message):
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    with pytest.raises(InputError, match=re.escape(message)):
+        replayed(run, parameters=patterns)
+
+
+def test_train_ids_are_columns(tmp_path):
+    run = trace(tmp_path / "run.h5", BY_NAME["nesterov"])
+    whole, some = replayed(run), replayed(run, train_ids=[7, 2])
+    assert np.array_equal(some.scores["tracin"], whole.scores["tracin"][:, [7, 2]])
+    assert np.array_equal(some.terms["tracin"]["data"], whole.terms["tracin"]["data"])

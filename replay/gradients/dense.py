@@ -63,5 +63,44 @@ def inner_complete(examples: PerExample, vectors: dict[str, Tensor]) -> Tensor:
     return result
 
 
+def weighted_squares(examples: PerExample, weights: dict[str, Tensor | float]) -> Tensor:
+    """Return ``Σ_k weights_k g_ik²`` over some parameters, float64 ``(n,)``.
+
+    Args:
+        examples: Gradients of n examples.
+        weights: By parameter, one number or one for each element, ``(numel,)``.
+    """
+    result = examples.losses.new_zeros(examples.count, dtype=torch.float64)
+    complete = {}
+    for name, weight in weights.items():
+        if name in examples.biases:
+            result += _squares(examples.biases[name], weight)
+        elif name in examples.factors:
+            result += _factor_squares(examples.factors[name], weight)
+        else:
+            complete[name] = weight
+    for block, gradients in examples.blocks() if complete else ():
+        for name, weight in complete.items():
+            result[block] += _squares(gradients[name], weight)
+    return result
+
+
+def _factor_squares(factor: Factors, weight: Tensor | float) -> Tensor:
+    if not isinstance(weight, Tensor):
+        return factor.squared_norms() * weight
+    p, d = factor.deltas.shape[2], factor.inputs.shape[2]
+    if factor.inputs.shape[1] == 1:
+        deltas, inputs = (x[:, 0].double().square() for x in (factor.deltas, factor.inputs))
+        return ((deltas @ weight.view(p, d)) * inputs).sum(1)
+    size = max(1, _BLOCK // (p * d))
+    pairs = zip(torch.split(factor.inputs, size), torch.split(factor.deltas, size), strict=True)
+    return torch.cat([_squares(_materialised(Factors(a, b)), weight) for a, b in pairs])
+
+
+def _squares(rows: Tensor, weight: Tensor | float) -> Tensor:
+    squares = rows.double().square()
+    return squares @ weight if isinstance(weight, Tensor) else squares.sum(1) * weight
+
+
 def _materialised(factor: Factors) -> Tensor:
     return torch.bmm(factor.deltas.mT, factor.inputs).flatten(1)

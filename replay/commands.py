@@ -1,0 +1,86 @@
+"""Commands beside the main one: self-influence, and what a log holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+
+from replay.following import follow
+from replay.influence import check_free
+from replay.inspection import inspection, inspection_table
+from replay.option_types import replay_options
+from replay.progress import Progress
+from replay.run import Replay
+from replay.self_report import self_json, self_report
+from tracer.reader import open_log
+
+
+def opened(log: Path, options: dict[str, Any]) -> Replay:
+    """Return the replay that a command's options ask for."""
+    return Replay(
+        log,
+        options["task"],
+        device=options["device"],
+        dtype=torch.float64 if options["dtype"] == "float64" else None,
+        values=options["values"],
+        memory=options["memory"],
+        announce=lambda file: click.echo(f"running the task's code in {file}", err=True),
+    )
+
+
+@click.command("self")
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Examples shown."
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Result file.  [default: LOG with the ending .self.h5]",
+)
+@click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
+@replay_options
+def self_influence(
+    log: Path, /, top: int, out: Path | None, overwrite: bool, as_json: bool, **options: Any
+) -> None:
+    """How much did each training example's own visits move that example?
+
+    Prints the examples with the largest self-influence, which are often mislabelled, and
+    writes all of them to an HDF5 file. The cost is one pass over the run.
+    """
+    target = log.with_name(log.stem + ".self.h5") if out is None else out
+    check_free(target, overwrite=overwrite)
+    run = opened(log, options)
+    lenient = options["allow_mismatch"]
+    found = run.self_influence(steps=options["steps"], allow_mismatch=lenient)
+    found.save(target, overwrite=overwrite)
+    click.echo(f"wrote {target}", err=True)
+    if as_json:
+        click.echo(json.dumps(self_json(found), allow_nan=False))
+        return
+    Console().print(self_report(found, describe=run.describe_train, k=top))
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+@click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
+def inspect(log: Path, as_json: bool, watch: bool) -> None:
+    """Say what LOG holds; imports no task and runs no code."""
+    if watch and as_json:
+        raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
+    if watch:
+        for line in follow(log):
+            click.echo(line)
+        return
+    with open_log(log) as opened, Progress(enabled=True) as progress:
+        facts = inspection(opened, progress.task("reading steps", len(opened)))
+    if as_json:
+        click.echo(json.dumps(facts))
+        return
+    Console().print(inspection_table(facts))
