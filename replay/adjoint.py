@@ -21,7 +21,7 @@ from replay.tape import Recorded
 from replay.trained import TrainedStep
 from tracer.filters import Filter
 
-_CACHED = 1 << 19  # elements that stay near the processor
+_CACHED = 1 << 20  # elements that stay near the processor
 _TEMPORARY = 1 << 25  # elements of a temporary
 
 
@@ -64,7 +64,8 @@ class Adjoint:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._asked: dict[str, Tensor] = {}  # of each buffer, by later steps, (m, numel)
+        self._asked: dict[str, Tensor] = {}  # of each buffer, by later steps, (m, numel) ...
+        self._keep: dict[str, float] = {}  # ... but for this factor
 
     def credits(
         self,
@@ -86,24 +87,28 @@ class Adjoint:
         result = torch.zeros(sum(sizes), self._count, dtype=torch.float64, device=device)
         shares = list(torch.split(result, sizes))
         postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
-        for name, rule in recorded.filters.items():
+        for name, exact in recorded.filters.items():
             if names is not None and name not in names:
                 continue
-            factor = recorded.factors[name]
             with_rows = [k for k, b in enumerate(trained.batches) if name in b.total]
             complete = [k for k in with_rows if name in trained.batches[k].complete]
             hooked = [k for k in with_rows if k not in complete]
             size = self._block(trained, hooked, name, recorded, whole=bool(complete))
+            rule: Filter | None = None
             for start in range(0, self._count, size):
                 stop = min(start + size, self._count)
-                asked = self._ask(name, rule, mean, start, stop)
-                if asked is None:
+                q = self._gradient(mean, name, start, stop)
+                if q is None:
                     continue
+                rule = exact.flat(q.dtype) if rule is None else rule
+                asked, scale = self._ask(name, rule, q, start, stop)
+                scale *= recorded.factors[name]
                 for k in hooked:
                     products = dense.inner(trained.batches[k], name, asked)
-                    shares[k][:, start:stop] += factor * products
+                    shares[k][:, start:stop] += scale * products
                 for k in complete:
-                    postponed[k][name] = asked * factor
+                    postponed[k][name] = asked * scale
+            self._keep[name] = exact.keep
         for k, vectors in enumerate(postponed):
             if vectors:
                 shares[k] += dense.inner_complete(trained.batches[k], vectors)
@@ -125,19 +130,27 @@ class Adjoint:
         cheap = all(dense.is_cheap(trained.batches[k], name) for k in hooked)
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
-    def _ask(
-        self, name: str, rule: Filter, mean: Sequence[Weighted], start: int, stop: int
+    def _gradient(
+        self, mean: Sequence[Weighted], name: str, start: int, stop: int
     ) -> Tensor | None:
-        """Return ``λ`` of one parameter, ``(stop - start, numel)``; None is zero."""
+        """Return gradients of one parameter; None where nothing is or was asked of it."""
         q = _sum(mean, name, start, stop)
         asked = self._asked.get(name)
-        if q is None:
-            if asked is None:
-                return None
-            q = torch.zeros_like(asked[start:stop])
-        if asked is None and rule.through:
-            asked = self._asked[name] = q.new_zeros(self._count, q.shape[1])
-        return rule.flat(q.dtype).backward(q, None if asked is None else asked[start:stop])
+        if q is None and asked is not None:
+            return torch.zeros_like(asked[start:stop])
+        return q
+
+    def _ask(
+        self, name: str, rule: Filter, q: Tensor, start: int, stop: int
+    ) -> tuple[Tensor, float]:
+        """Return ``λ`` of one parameter, ``(stop - start, numel)``, and a factor to it."""
+        if name not in self._asked and rule.through:
+            self._asked[name] = q.new_zeros(self._count, q.shape[1])
+        if name not in self._asked:
+            return rule.backward(q, None)
+        asked = self._asked[name][start:stop]
+        keep = self._keep.get(name, 1.0)
+        return rule.backward(q, asked if keep == 1 else asked.mul_(keep))
 
 
 def _sum(mean: Sequence[Weighted], name: str, start: int, stop: int) -> Tensor | None:

@@ -111,14 +111,14 @@ def split(
     result = Displacement({}, {}, {}, {})
     after = dict(buffers)
     for name, old in transition.before.parameters.items():
-        w = old.to(device).double()
-        rest = w - transition.after.parameters[name].to(device).double()
+        w = old.to(device)
+        rest = w.double() - transition.after.parameters[name].to(device)
         if name in filters:
             moves = _moves(filters[name], w, driven[name], after, name)
             for vector, move in zip(result.parts, moves, strict=False):
                 if move is not None:
                     vector[name] = move
-                    rest = rest - move
+                    rest.sub_(move)
         result.rounding[name] = rest
     return result, after
 
@@ -133,5 +133,6 @@ def _moves(
         buffers[name] = (pairs[0][1], pairs[1][1], pairs[2][1])
     data, pull, history = (move for move, _ in pairs)
     if rule.decoupled:
-        pull = w * rule.decoupled if pull is None else pull + w * rule.decoupled
+        shrunk = w.double() * rule.decoupled
+        pull = shrunk if pull is None else pull + shrunk
     return [data, pull, history]

@@ -72,7 +72,7 @@ def _put(result: Split, columns: Tensor, node: Node, inside: Tensor, gradients: 
 def _rounding(line: Line, norms: Tensor, values: Tensor) -> Tensor:
     """Return how far a slope may be from a measured drop by rounding alone, ``(m,)``."""
     exact = line.examples.is_double
-    return (1e-11 if exact else 1e-5) * norms * line.step_norm + 4e-16 * values.abs()
+    return (1e-11 if exact else 1e-5) * norms * line.step_norm() + 4e-16 * values.abs()
 
 
 def _gauss(line: Line, count: int, active: Tensor) -> tuple[Node, Tensor]:

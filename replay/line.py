@@ -94,7 +94,7 @@ class Line:
     examples: Examples
     ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
     values: tuple[Tensor, Tensor]
-    step_norm: float
+    step_norm: Callable[[], float]
     names: frozenset[str] | None
     keeps: bool
     _kept: dict[float, Weighted] = field(default_factory=dict)
@@ -120,7 +120,9 @@ class Line:
         found = []
         for u, weights in node.weights.items():
             kept = self._kept[u]
-            found.append(Weighted(kept.gradients, kept.columns, weights[kept.columns]))
+            chosen = weights[kept.columns]
+            one = bool((chosen == 1).all())
+            found.append(Weighted(kept.gradients, kept.columns, None if one else chosen))
         return found
 
     @property

@@ -71,6 +71,11 @@ class Examples:
             if p.is_floating_point()
         )
 
+    def storages(self) -> set[int]:
+        """Return where the parameters lie that gradients are taken of."""
+        parameters = self._models.test.parameters.values()
+        return {p.untyped_storage().data_ptr() for p in parameters}
+
     @cached_property
     def _batch(self) -> Any:
         return self._collated(range(len(self)), self._models.test.dtype)

@@ -93,10 +93,11 @@ def _chunk_size(one: Examples, state: State, budget: int, more: int, where: str)
     Half of it goes to the activations of a forward pass and the gradients kept of one example,
     measured on ``one``; the rest is the training side's.
     """
-    seen = {}
+    seen: dict[int, int] = {}
+    own = one.storages()
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
+        if tensor.untyped_storage().data_ptr() not in own:
             seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

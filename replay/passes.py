@@ -159,7 +159,7 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
             examples,
             (partial(ends.get, 0), partial(ends.get, 1)),
             (drop.before, drop.moved),
-            recorded.parts.norm(),
+            recorded.parts.norm,
             settings.names,
             keeps=not tape.plain or settings.names is not None,
         )

@@ -47,25 +47,30 @@ class Filter:
         b = _sum(self.keep, b, self.gain, u)
         return _scaled(_sum(self.direct, u, self.through, b), self.outside), b
 
-    def backward(self, q: Tensor, asked: Tensor | None) -> Tensor:
+    def backward(self, q: Tensor, asked: Tensor | None) -> tuple[Tensor, float]:
         """Return ``λ``: what ``q`` and, through the buffer, all later steps ask of ``u``.
+
+        Of the buffer before this step they then ask ``keep`` times what ``asked`` has become.
 
         Args:
             q: Gradients at this step, ``(m, ...)``.
-            asked: What later steps ask of the buffer, likewise, None is zero and not possible
-                where ``through`` is not 0; afterwards what is asked of the buffer before.
+            asked: What later steps ask of the buffer after it, likewise; ``q``'s part is added.
+                None is zero, and possible only where ``through`` is 0.
+
+        Returns:
+            A tensor, which may be ``asked`` itself, and a number; ``λ`` is their product.
         """
-        a = q if self.outside is None else q * self.outside
-        if asked is None:
-            result = a * self.direct
-        else:
-            if self.through:
-                asked.add_(a, alpha=self.through)
-            result = asked * self.gain
-            if self.direct:
-                result.add_(a, alpha=self.direct)
-            asked.mul_(self.keep)
-        return result if self.inside is None else result.mul_(self.inside)
+        if asked is not None and self.through:
+            if self.outside is None:
+                asked.add_(q, alpha=self.through)
+            else:
+                asked.addcmul_(q, self.outside, value=self.through)
+        if asked is not None and not self.direct:
+            return (asked, self.gain) if self.inside is None else (asked * self.inside, self.gain)
+        result = q * self.direct if self.outside is None else q * self.outside * self.direct
+        if asked is not None and self.gain:
+            result.add_(asked, alpha=self.gain)
+        return (result if self.inside is None else result.mul_(self.inside)), 1.0
 
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""

@@ -8,6 +8,7 @@ over pairs and layers whose first dimension is something else fail it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,7 +81,7 @@ def rows_of_examples(
     """
     n = len(factors)
     leading = delta.shape[:-1]
-    scale = probe.abs().masked_fill(~probe.isfinite(), 0).max()
+    scale = largest(probe)
     for shape, dim in _layouts(leading, n):
         rows = delta.reshape(*shape, delta.shape[-1])
         along = factors.reshape([n if k == dim else 1 for k in range(rows.dim())])
@@ -109,8 +110,17 @@ def _examples_first(tensor: Tensor, dim: int, n: int) -> Tensor:
 
 def deviation(found: Tensor, expected: Tensor) -> Tensor:
     """Return ``|found − expected|``; 0 where neither is finite, which is reported elsewhere."""
+    gap = (found - expected).abs_()
+    if math.isfinite(float(gap.sum())):
+        return gap
     both = ~found.isfinite() & ~expected.isfinite()
-    return (found - expected).abs().masked_fill(both, 0)
+    return gap.masked_fill(both, 0)
+
+
+def largest(tensor: Tensor) -> Tensor:
+    """Return the largest finite magnitude."""
+    found = torch.linalg.vector_norm(tensor, torch.inf)
+    return found if found.isfinite() else tensor.abs().masked_fill(~tensor.isfinite(), 0).max()
 
 
 def random_factors(count: int, like: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ def inner(examples: PerExample, name: str, vectors: Tensor) -> Tensor:
     n, tokens, d = factor.inputs.shape
     m, p = len(vectors), factor.deltas.shape[2]
     if tokens == 1:
-        products = (vectors.view(m * p, d) @ factor.inputs[:, 0].T).view(m, p, n)
-        return (products * factor.deltas[:, 0].T).sum(1, dtype=torch.float64).T
+        products = (factor.inputs[:, 0] @ vectors.view(m * p, d).T).view(n, m, p)
+        return torch.bmm(products, factor.deltas.mT)[:, :, 0].double()
     size = max(1, _BLOCK // (p * d))
     parts = [
         _materialised(Factors(inputs, deltas)) @ vectors.T
@@ -103,4 +103,6 @@ def _squares(rows: Tensor, weight: Tensor | float) -> Tensor:
 
 
 def _materialised(factor: Factors) -> Tensor:
+    if factor.inputs.shape[1] == 1:
+        return (factor.deltas.mT * factor.inputs).flatten(1)
     return torch.bmm(factor.deltas.mT, factor.inputs).flatten(1)

@@ -49,4 +49,4 @@ class PerExample:
         tensors = [t for f in self.factors.values() for t in (f.inputs, f.deltas)]
         tensors += self.biases.values()
         tensors += [t for _, rows in self.blocks() for t in rows.values()]
-        return sum(t.nbytes for t in [*tensors, *self.total.values()])
+        return sum(t.nbytes for t in tensors)
