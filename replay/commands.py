@@ -46,7 +46,7 @@ def opened(log: Path, options: dict[str, Any]) -> Replay:
 @click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
 @replay_options
 def self_influence(
-    log: Path, /, top: int, out: Path | None, overwrite: bool, as_json: bool, **options: Any
+    log: Path, top: int, out: Path | None, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
     """How much did each training example's own visits move that example?
 

@@ -154,7 +154,7 @@ def _one_step(task, log, t, j, identity, rule, method, result):
         scores, scale = result.scores[method], result.scale[method]
         scores[j, z] = scores.get((j, z), 0.0) + share.item()
         scale[j, z] = scale.get((j, z), 0.0) + size * norm
-    penalty = _penalty_gradient(task, w)
+    penalty = penalty_gradient(task, w)
     data = {n: active[n]["lr"] * sum(g[n] for g in gradients) for n in active}
     pull = {
         n: active[n]["lr"] * (active[n]["weight_decay"] * w[n].double() + penalty.get(n, 0))
@@ -196,7 +196,8 @@ def tracincp(task: Task, log: RunLog, test_ids, train_ids, checkpoints):
     return scores
 
 
-def _penalty_gradient(task, parameters):
+def penalty_gradient(task, parameters):
+    """Return the gradient of the task's penalty, by parameter."""
     if task.penalty is None:
         return {}
     module = task.model().double()

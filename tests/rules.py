@@ -56,7 +56,7 @@ RULES = [
 ]  # fmt: skip
 
 
-def task():
+def task(**parts):
     """Return a task with a small smooth model."""
     generator = torch.Generator().manual_seed(5)
     x = torch.randn(TRAIN + TEST, 4, generator=generator, dtype=torch.float64)
@@ -67,7 +67,7 @@ def task():
         torch.manual_seed(0)
         return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
 
-    return Task(model, cross_entropy, data[:TRAIN], data[TRAIN:])
+    return Task(model, cross_entropy, data[:TRAIN], data[TRAIN:], **parts)
 
 
 @dataclass
@@ -118,7 +118,10 @@ class Loop:
         parts = parts if self.accumulate else parts[:1]
         for part in parts:
             batch = run.task.collate([run.task.train[i] for i in part])
-            (run.task.loss(model, batch).mean() / len(parts)).backward()
+            objective = run.task.loss(model, batch).mean()
+            if run.task.penalty is not None:
+                objective = objective + run.task.penalty(model)
+            (objective / len(parts)).backward()
             if traced and self.accumulate:
                 optimizer.observe(part)
         self._clip(optimizer.clip_grad_norm_ if traced and t % 2 else None, model)
@@ -133,9 +136,14 @@ class Loop:
             nn.utils.clip_grad_norm_(model.parameters(), self.clip)
 
 
-def trace(path, rule, *, before=0, steps=6, groups=None, state_every=None, **loop):
-    """Trace ``steps`` steps after ``before`` untraced ones; ``groups`` makes parameter groups."""
-    run, loop = Run(rule, task(), path), Loop(**loop)
+def trace(path, rule, *, before=0, steps=6, groups=None, state_every=None, parts=None, **loop):
+    """Trace ``steps`` steps after ``before`` untraced ones.
+
+    Args:
+        groups: Makes parameter groups from a model.
+        parts: More of the task.
+    """
+    run, loop = Run(rule, task(**(parts or {})), path), Loop(**loop)
     model = run.task.model()
     inner = rule.kind(groups(model) if groups else model.parameters(), **rule.options)
     names = {id(p): n for n, p in model.named_parameters()}
@@ -148,7 +156,7 @@ def trace(path, rule, *, before=0, steps=6, groups=None, state_every=None, **loo
             loop.step(t, run, model, optimizer, generator)
             numbers = {names[id(p)]: g for g in inner.param_groups for p in g["params"]}
             state = {names[id(p)]: s for p, s in inner.state.items()}
-            run.denominators.append({n: _denominator(s, numbers[n]) for n, s in state.items()})
+            run.denominators.append({n: denominator(s, numbers[n]) for n, s in state.items()})
             run.counts.append({n: float(s.get("step", 0)) for n, s in state.items()})
     return run
 
@@ -158,7 +166,8 @@ def _buffer(state):
     return None if found is None else found.clone()
 
 
-def _denominator(state, group):
+def denominator(state, group):
+    """Return ``1 / D`` as torch has it; None for SGD."""
     if "exp_avg_sq" in state:
         v = state.get("max_exp_avg_sq", state["exp_avg_sq"])
         correction = 1 - group["betas"][1] ** float(state["step"])
@@ -213,7 +222,7 @@ class _Parameter:
             old = 0 if history.buffer is None else history.buffer
             history.buffer, decay.buffer = old + decay.buffer, None
 
-    def moves(self, w, gradients, start, factor, numbers, denominator, count):
+    def moves(self, w, gradients, start, factor, numbers, denominator, count, penalty):
         """Return each account's move when the step's gradients come in, numbered from ``start``."""
         fresh = self.rule.kind is O.SGD and not self.started
         self.started |= numbers.get("momentum", 0) != 0
@@ -221,7 +230,7 @@ class _Parameter:
         sign = -1 if numbers["maximize"] else 1
         zero = torch.zeros_like(w)
         inputs = dict.fromkeys(self.accounts, zero)
-        inputs["regulariser"] = zero if apart else decay * w
+        inputs["regulariser"] = sign * factor * penalty + (0 if apart else decay * w)
         for k, g in enumerate(gradients):
             self.accounts[start + k] = _Account(self.rule)
             inputs[start + k] = sign * factor * g
@@ -248,6 +257,7 @@ def moves(run, log, factor, window=None):
     for t in range(len(log)):
         step, w = log.step(t), log.parameters(t)
         gradients = reference.train_gradients(run.task, log, t)
+        penalty = reference.penalty_gradient(run.task, w)
         start = len(visits)
         visits += [(t, z) for z in step.batch_ids]
         named = {}
@@ -258,7 +268,8 @@ def moves(run, log, factor, window=None):
                 mine = parameters.setdefault(n, _Parameter(run.rule, run.first.get(n)))
                 numbers, rows = group.hyperparameters, [g[n] for g in gradients]
                 denominator, count = run.denominators[t].get(n), run.counts[t].get(n, 0.0)
-                found = mine.moves(w[n], rows, start, factor[t][n], numbers, denominator, count)
+                known = (numbers, denominator, count, penalty.get(n, 0 * w[n]))
+                found = mine.moves(w[n], rows, start, factor[t][n], *known)
                 for key, move in found.items():
                     early = isinstance(key, int) and visits[key][0] not in window
                     into = named.setdefault("history" if early else key, {})
@@ -332,7 +343,8 @@ def clip_factors(run, clip):
     with open_log(run.path) as log:
         for t in range(len(log)):
             rows = reference.train_gradients(run.task, log, t)
-            whole = {n: sum(row[n] for row in rows) for n in rows[0]}
+            extra = reference.penalty_gradient(run.task, log.parameters(t))
+            whole = {n: sum(row[n] for row in rows) + extra.get(n, 0) for n in rows[0]}
             norm = sum(float((g**2).sum()) for g in whole.values()) ** 0.5
             kappa = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
             found.append(dict.fromkeys(whole, kappa))

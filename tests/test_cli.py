@@ -110,6 +110,37 @@ def test_options_and_json(folder, capsys, monkeypatch):
     assert (folder / "study.h5").exists()
 
 
+def test_window_and_blocks(folder, capsys):
+    code, out, err = run(
+        capsys,
+        *("--log", "run.h5", "--test", "ids.txt", "--method", "tracin", "--method", "tracin-sgd"),
+        *("--steps", "1:3", "--parameters", "2.*", "--json"),
+    )
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["attributes"]["window"] == "1:3"
+    assert found["attributes"]["parameters_chosen"] == "2.bias 2.weight"
+    assert "elsewhere" in found["completeness"]["tracin"]
+    assert Influence.load(folder / "run.influence.h5").steps == [1, 2]
+
+
+def test_self(folder, capsys):
+    code, out, err = run(capsys, "self", "run.h5", "--top", 3)
+    assert code == 0, err
+    for part in ("Largest self-influence of 14", "own drop", "class", "steps 0:4 of SGD"):
+        assert part in out
+    assert (folder / "run.self.h5").exists()
+    code, _, err = run(capsys, "self", "run.h5")
+    assert code == 2
+    assert "run.self.h5 exists" in err
+    code, out, err = run(capsys, "self", "run.h5", "--overwrite", "--json", "--steps", "0:2")
+    assert code == 0, err
+    found = json.loads(out)
+    assert found["attributes"]["window"] == "0:2"
+    assert len(found["self"]) == len(found["own_drop"]) == len(found["train_ids"]) == 14
+    assert sum(found["visits"]) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -122,6 +153,10 @@ def test_options_and_json(folder, capsys, monkeypatch):
         (["--log", "run.h5", "--test", "twice.txt"], 2, "stands already on line 1"),
         (["--log", "run.h5", "--test", "empty.txt"], 2, "expected one test ID a line, found none"),
         (["--log", "run.h5", "--test", "ids.txt", "--method", "trak"], 2, "'trak' is not one of"),
+        (["--log", "run.h5", "--test", "ids.txt", "--steps", "3:9"], 2, "steps is a window a:b"),
+        (["--log", "run.h5", "--test", "ids.txt", "--steps", "x"], 2, "steps is a window a:b"),
+        (["--log", "run.h5", "--test", "ids.txt", "--parameters", "x"], 2, "no parameter matches"),
+        (["self", "none.h5"], 2, "there is no log none.h5"),
         (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "x"], 2, "'x' is not a number"),
         (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "9,1"], 2, "found step 9"),
         (["--log", "run.h5", "--test", "ids.txt", "--ideal-tolerance", "x"], 2, "neither a number"),

@@ -277,6 +277,7 @@ def test_nested_round_trip():
         assert again.dtype == dtype
         assert torch.equal(again, value)
     assert torch.equal(decode(encode(torch.tensor(2.5), "it")), torch.tensor(2.5))
+    assert decode(encode([np.float64(0.1), np.int64(3)], "it")) == [0.1, 3]
     array = decode(encode(np.arange(6.0).reshape(2, 3).T, "it"))
     assert isinstance(array, np.ndarray)
     assert (array == np.arange(6.0).reshape(2, 3).T).all()

@@ -523,3 +523,21 @@ def test_optimizer_state_is_logged_before_and_after(path):
             for key in ("step", "exp_avg", "exp_avg_sq"):
                 assert torch.equal(final["state"][k][key], inner.state[parameter][key])
         assert final["param_groups"][0]["betas"] == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["one dtype", "two dtypes"])
+def test_norms_of_groups(tmp_path, mixed):
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    if mixed:
+        model[0].weight.data = model[0].weight.data.double()
+    groups = [{"params": model[0].parameters()}, {"params": model[1].parameters()}]
+    sgd = torch.optim.SGD(groups, lr=0.1)
+    with TracingOptimizer(sgd, model, tmp_path / "run.h5") as optimizer:
+        for k, p in enumerate(model.parameters()):
+            p.grad = None if k == 3 else torch.full_like(p, k + 1)
+        optimizer.step(batch_ids=[1])
+    with open_log(tmp_path / "run.h5") as log:
+        step = log.step(0)
+    norms = [group.gradient_norm for group in step.groups]
+    assert norms == pytest.approx([(12 + 3 * 4) ** 0.5, (6 * 9) ** 0.5])
+    assert step.gradient_norm == pytest.approx((12 + 12 + 54) ** 0.5)

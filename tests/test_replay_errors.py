@@ -178,9 +178,10 @@ class SignSGD(torch.optim.Optimizer):
     ("make", "named"),
     [
         (lambda m: torch.optim.NAdam(m.parameters()), "NAdam"),
+        (lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2]), "Muon"),
         (lambda m: SignSGD(m.parameters()), r"(tests\.)?test_replay_errors\.SignSGD"),
     ],
-    ids=["nadam", "sign"],
+    ids=["nadam", "muon", "sign"],
 )
 def test_other_rules_refuse_by_name_but_measure(path, make, named):
     trained(path, TASK, make, wrapper=TracingOptimizer)
@@ -193,6 +194,28 @@ def test_other_rules_refuse_by_name_but_measure(path, make, named):
         for t in range(4)
     ]
     assert np.allclose(drops, -np.diff(np.stack(value), axis=0), rtol=1e-10, atol=1e-13)
+    found = run.influence([0], methods=("tracincp",), progress=False)
+    assert np.isfinite(found.scores["tracincp"]).all()
+
+
+def test_lbfgs_is_logged_and_refuses_by_name(path):
+    model = TASK.model()
+    inner = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=1)
+    with TracingOptimizer(inner, model, path) as optimizer:
+        for t in range(3):
+            ids = [t, t + 1]
+
+            def closure():
+                optimizer.zero_grad()
+                loss = TASK.loss(model, TASK.collate([TASK.train[i] for i in ids])).mean()  # noqa: B023
+                loss.backward()
+                return loss
+
+            optimizer.step(closure, batch_ids=ids)
+    with pytest.raises(UnsupportedRuleError, match="were made by LBFGS, whose update"):
+        influence(path, TASK)
+    run = Replay(path, task=TASK)
+    assert (run.drops([0], progress=False) != 0).all()
     found = run.influence([0], methods=("tracincp",), progress=False)
     assert np.isfinite(found.scores["tracincp"]).all()
 

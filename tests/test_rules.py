@@ -15,7 +15,7 @@ from torch import nn
 
 from replay import Influence, Replay
 from tracer import TracingOptimizer, open_log
-from tracer.errors import InputError, LogError, MismatchError
+from tracer.errors import InputError, LogError, MismatchError, UnsupportedRuleError
 from tracer.reader import RunLog
 
 TEST_IDS = list(range(TEST))
@@ -367,3 +367,102 @@ def test_train_ids_are_columns(tmp_path):
     whole, some = replayed(run), replayed(run, train_ids=[7, 2])
     assert np.array_equal(some.scores["tracin"], whole.scores["tracin"][:, [7, 2]])
     assert np.array_equal(some.terms["tracin"]["data"], whole.terms["tracin"]["data"])
+
+
+def quartic(model):
+    """A smooth penalty."""
+    return 0.05 * sum(p.pow(4).sum() for p in model.parameters())
+
+
+def margin(model, batch):
+    """A metric that is no loss: the logit of the class less the mean of all."""
+    logits = model(batch[0])
+    return logits.gather(1, batch[1][:, None])[:, 0] - logits.mean(1)
+
+
+@pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw", "adam-maximize", "rmsprop-momentum"])
+def test_penalty_and_measure(tmp_path, name):
+    parts = {"penalty": quartic, "measure": margin}
+    run = trace(tmp_path / "run.h5", BY_NAME[name], clip=0.3, accumulate=True, parts=parts)
+    found = compare(run, rules.clip_factors(run, 0.3))
+    assert np.abs(found.terms["tracin"]["regulariser"]).min() > 0
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adamw"])
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_scaled_gradients_of_amp(tmp_path, name, clip):
+    # the scaler's factor is gone when the optimizer steps, and a skipped step is no step
+    task, rule = rules.task(), BY_NAME[name]
+    model = task.model()
+    inner = rule.kind(model.parameters(), **rule.options)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10, growth_interval=2)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        for t in range(5):
+            ids = [t, t + 3, t + 1]
+            optimizer.zero_grad()
+            loss = task.loss(model, task.collate([task.train[i] for i in ids])).mean()
+            scaler.scale(loss * (torch.inf if t == 2 else 1)).backward()
+            if clip:
+                scaler.unscale_(optimizer)
+                optimizer.clip_grad_norm_(clip)
+            scaler.step(optimizer, batch_ids=ids)
+            scaler.update()
+    found = Replay(tmp_path / "run.h5", task=task).influence([0], progress=False)
+    assert len(found.steps) == 4
+    for method in ("tracin", "ideal"):
+        terms = found.terms[method]
+        assert np.abs(terms["rounding"]).max() <= 1e-12
+        assert found.attributes["steps_scaled_outside"] == 0
+        assert np.isclose(found.scores[method].sum(), terms["data"].sum(), rtol=1e-10)
+
+
+@pytest.mark.parametrize("name", ["nesterov", "adamw"])
+def test_weights_of_unequal_micro_batches(tmp_path, name):
+    task, rule = rules.task(), BY_NAME[name]
+    model = task.model()
+    inner = rule.kind(model.parameters(), **rule.options)
+    weights = torch.tensor([0.5, 0.1, 0.0, 0.3, 0.7], dtype=torch.float64)
+    path = tmp_path / "run.h5"
+    run = rules.Run(rule, task, path)
+    with TracingOptimizer(inner, model, path, reduction="sum") as optimizer:
+        for t in range(4):
+            ids = [t, t + 3, t + 1, t, t + 5]
+            optimizer.zero_grad()
+            for part in (slice(0, 2), slice(2, 5)):
+                losses = task.loss(model, task.collate([task.train[i] for i in ids[part]]))
+                (losses * weights[part]).sum().backward()
+                optimizer.observe(ids[part], weights=weights[part])
+            optimizer.step()
+            names = {id(p): n for n, p in model.named_parameters()}
+            state = {names[id(p)]: s for p, s in inner.state.items()}
+            group = inner.param_groups[0]
+            run.denominators.append({n: rules.denominator(s, group) for n, s in state.items()})
+            run.counts.append({n: float(s.get("step", 0)) for n, s in state.items()})
+    compare(run, rules.clip_factors(run, None))
+
+
+def test_sparse_gradients_refuse_by_name(tmp_path):
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.top = nn.Embedding(12, 4, sparse=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.top(self.table(x))
+
+    task = Case("sparse", Sparse).task()
+    data = {k: (torch.tensor(k), torch.tensor(k % 3)) for k in range(12)}
+    task = type(task)(lambda: Sparse().double(), task.loss, data, data)
+    model = task.model()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        task.loss(model, task.collate([data[k] for k in (1, 4)])).mean().backward()
+        optimizer.step(batch_ids=[1, 4])
+    run = Replay(tmp_path / "run.h5", task=task)
+    with pytest.raises(
+        UnsupportedRuleError, match="step 0: the gradient of 'table.weight' is spar"
+    ):
+        run.influence([0], methods=("tracin",), progress=False)
+    assert np.isfinite(run.drops([0, 2], progress=False)).all()
+    found = run.influence([0], methods=("tracincp",), progress=False)
+    assert np.isfinite(found.scores["tracincp"]).all()

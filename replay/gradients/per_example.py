@@ -208,9 +208,14 @@ def _for_products(tensor: Tensor) -> Tensor:
 def _gradient(loss: Tensor, targets: list[Tensor], *, retain: bool) -> list[Tensor]:
     found = torch.autograd.grad(loss, targets, retain_graph=retain, allow_unused=True)
     return [
-        _for_products((torch.zeros_like(target) if g is None else g).detach().flatten())
+        _for_products((torch.zeros_like(target) if g is None else _dense(g)).flatten())
         for g, target in zip(found, targets, strict=True)
     ]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    gradient = gradient.detach()
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 def _stack(names: Sequence[str], gradients: list[list[Tensor]]) -> Rows:
