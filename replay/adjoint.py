@@ -17,7 +17,7 @@ from torch import Tensor
 
 from replay.gradients import dense
 from replay.gradients.examples import PerExample
-from replay.tape import Recorded
+from replay.recorded import Recorded
 from replay.trained import TrainedStep
 from tracer.filters import Filter
 

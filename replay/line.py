@@ -16,7 +16,7 @@ from replay.adjoint import Weighted
 from replay.gradients import products
 from replay.gradients.examples import PerExample
 from replay.measured import Examples, between
-from replay.tape import Recorded
+from replay.recorded import Recorded
 from replay.trained import TrainedStep
 
 
@@ -99,9 +99,10 @@ class Line:
     keeps: bool
     _kept: dict[float, Weighted] = field(default_factory=dict)
 
-    def end(self, u: int) -> Node:
-        """Return the node at ``u`` = 0 or 1, for every test example."""
-        return self._node(float(u), self.ends[u](), list(range(len(self.examples))))
+    def end(self, u: int, *, shares: bool = True) -> Node:
+        """Return the node at ``u`` = 0 or 1, for every test example; shares may be left out."""
+        columns = list(range(len(self.examples)))
+        return self._node(float(u), self.ends[u](), columns, shares=shares)
 
     def node(self, u: float, columns: list[int]) -> Node:
         """Return the node at any ``u`` for some test examples, in ascending order."""
@@ -136,12 +137,13 @@ class Line:
             if name in factors
         }
 
-    def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
+    def _node(self, u: float, test: PerExample, columns: list[int], *, shares: bool = True) -> Node:
         if self.keeps:
             self._kept[u] = Weighted(test, torch.tensor(columns))
-        shares = [products.inner(batch, test, self.scale) for batch in self.trained.batches]
+        scale = self.scale if shares else {}
+        found = [products.inner(batch, test, scale) for batch in self.trained.batches]
         return Node(
-            torch.cat(shares).cpu(),
+            torch.cat(found).cpu(),
             products.project(test, self.recorded.parts.of(self.names)).cpu(),
             products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu(),
             {u: torch.ones(len(columns), dtype=torch.float64)},

@@ -15,7 +15,8 @@ from replay.gradients import products
 from replay.gradients.examples import PerExample
 from replay.line import Line, Split
 from replay.measured import Examples
-from replay.tape import Recorded, Tape
+from replay.recorded import Recorded
+from replay.tape import Tape
 from replay.trained import TrainedStep
 from replay.trajectory import State, Transition, transitions
 from tracer.reader import RunLog

@@ -24,7 +24,7 @@ from torch import Tensor
 from replay.gradients import dense
 from replay.influence import save_table
 from replay.measured import Models
-from replay.tape import Recorded
+from replay.recorded import Recorded
 from replay.task import Task
 from replay.trained import losses_at
 from replay.trajectory import State

@@ -10,41 +10,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
 from replay.checking import Checks
-from replay.displacement import Displacement, drives, split
+from replay.displacement import drives, split
 from replay.measured import Models
 from replay.optimizer_state import Memory, StoredStates
+from replay.recorded import Recorded, coupled_decay, moved_parameters
 from replay.task import Task
 from replay.trained import TrainedStep, replay_gradient, replay_step
-from replay.trajectory import Transition, transition
+from replay.trajectory import State, Transition, state
 from tracer.errors import UnsupportedRuleError
-from tracer.filters import Filter
 from tracer.reader import RunLog
 from tracer.records import Step
-from tracer.update_rules import RULES, Numbers, State
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """One step's training side.
-
-    Attributes:
-        transition: The logged step.
-        filters: How it moved each parameter.
-        factors: ``±κ`` of each: what its gradient was multiplied by.
-        parts: What moved it.
-        trained: Gradients of its examples; None if they are to be computed again.
-    """
-
-    transition: Transition
-    filters: dict[str, Filter]
-    factors: dict[str, float]
-    parts: Displacement
-    trained: TrainedStep | None
+from tracer.update_rules import RULES, Numbers
+from tracer.update_rules import State as Moments
 
 
 class Tape:
@@ -93,6 +74,7 @@ class Tape:
         self.checks = Checks(str(log.path), same, lenient, {})
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
+        self._states: dict[int, State] = {}
         self._kept: list[Recorded] | None = None
         self._first: tuple[Memory, int] | None = None
 
@@ -142,7 +124,7 @@ class Tape:
         memory = self._before_window()
         start = self._window.start
         recorded, _ = self._record(start, memory, keep=True)
-        size = _bytes(recorded)
+        size = recorded.nbytes
         examples = math.inf if recorded.trained is None else recorded.trained.nbytes
         if (size + examples) * len(self._window) <= self._budget:
             self._kept = []
@@ -180,7 +162,7 @@ class Tape:
             self._task,
             now,
             models.train,
-            _moved(now.step),
+            moved_parameters(now.step),
             device=models.device,
             budget=self._budget,
         )
@@ -189,21 +171,21 @@ class Tape:
         """Replay step ``t``; return it and what the optimizer remembers after it."""
         memory = self._stored.renewed(memory, t, self.checks)
         device = self._models.device
-        now = transition(self._log, t)
+        now = self._transition(t)
         run = replay_step if keep else replay_gradient
         trained = self._run(run, now)
         numbers, factors = self._settings(now.step, trained)
-        decays = {name: _coupled(n) for name, n in numbers.items()}
+        decays = {name: coupled_decay(n) for name, n in numbers.items()}
         driven = drives(now, trained, decays, factors, device)
-        moments: dict[str, State] = dict(memory.moments)
+        moments: dict[str, Moments] = dict(memory.moments)
         filters = {}
         for name, n in numbers.items():
             if self._rule.adapts:
                 w = now.before.parameters[name].to(device)
-                state = moments.get(name) or self._rule.initial(w, n)
+                known = moments.get(name) or self._rule.initial(w, n)
                 found = [u for u in driven[name] if u is not None]
                 u = torch.stack(found).sum(0).to(w.dtype) if found else torch.zeros_like(w)
-                moments[name] = self._rule.observe(state, u, n)
+                moments[name] = self._rule.observe(known, u, n)
             first = name not in memory.buffers
             filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
         parts, buffers = split(now, driven, filters, memory.buffers, device)
@@ -214,13 +196,19 @@ class Tape:
         recorded = Recorded(now, filters, factors, parts, trained if keep else None)
         return recorded, Memory(moments, buffers, noise, max(unit, memory.unit))
 
+    def _transition(self, t: int) -> Transition:
+        """Read step ``t``; a state that the last step had is not read again."""
+        states = {k: self._states.get(k) or state(self._log, k) for k in (t, t + 1)}
+        self._states = states
+        return Transition(self._log.step(t), states[t], states[t + 1])
+
     def _settings(
         self, step: Step, trained: TrainedStep
     ) -> tuple[dict[str, Numbers], dict[str, float]]:
         """Return hyperparameters and ``±κ`` of each parameter that the step moved."""
         numbers: dict[str, Numbers] = {}
         factors = {}
-        moved = set(_moved(step))
+        moved = set(moved_parameters(step))
         kappas = self.checks.clip_factors(step, trained)
         for group, kappa in zip(step.groups, kappas, strict=True):
             for name in group.names:
@@ -228,22 +216,3 @@ class Tape:
                     numbers[name] = group.hyperparameters
                     factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
         return numbers, factors
-
-
-def _moved(step: Step) -> list[str]:
-    left_out = step.without_gradient | step.frozen
-    return [name for group in step.groups for name in group.names if name not in left_out]
-
-
-def _coupled(numbers: Numbers) -> float:
-    return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
-
-
-def _bytes(recorded: Recorded) -> int:
-    """Return what a recorded step takes, without its examples' gradients."""
-    now = recorded.transition
-    tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
-    tensors += [v for part in recorded.parts.parts for v in part.values()]
-    for rule in recorded.filters.values():
-        tensors += [d for d in (rule.inside, rule.outside) if d is not None]
-    return max(1, sum(t.nbytes for t in tensors))

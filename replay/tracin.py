@@ -1,9 +1,9 @@
 r"""TracIn: the exact first order of each step.
 
-    tracin(z, z') = Σ_t Σ_{i ∈ B_t: id = z} η_t c_i ⟨q_t, g_i⟩,    q_t = ∇φ(w_t, z'),
+    tracin(z, z') = Σ_s Σ_{i ∈ B_s: id = z} κ_s c_i ⟨λ_s, g_i⟩,    λ_s = Σ_{t ≥ s} K_{t,s}ᵀ q_t,
 
-for plain SGD the formula of Pruthi et al. (arXiv 2002.08484), section 3.2: the single node
-``u = 0`` of the step.
+with ``q_t = ∇φ(w_t, z')``, the single node ``u = 0`` of each step. For plain SGD
+``λ_s = η_s q_s``: the formula of Pruthi et al. (arXiv 2002.08484), section 3.2.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from replay.line import Line, Split
 
 def split(line: Line) -> Split:
     """Divide the step by the gradient at its beginning."""
-    node = line.end(0)
+    node = line.end(0, shares=not line.keeps)  # else credits are found backwards
     m = len(node.norms)
     return Split(
         node,

@@ -46,11 +46,6 @@ def state(log: RunLog, t: int) -> State:
     return State(log.parameters(t), log.buffers(t))
 
 
-def transition(log: RunLog, t: int) -> Transition:
-    """Return step ``t`` with the states around it."""
-    return Transition(log.step(t), state(log, t), state(log, t + 1))
-
-
 def transitions(log: RunLog) -> Iterator[Transition]:
     """Yield every step, in order; each snapshot is read once."""
     before = state(log, 0)

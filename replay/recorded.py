@@ -1,0 +1,52 @@
+"""One step's training side, replayed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from replay.displacement import Displacement
+from replay.trained import TrainedStep
+from replay.trajectory import Transition
+from tracer.filters import Filter
+from tracer.records import Step
+from tracer.update_rules import Numbers
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One step's training side.
+
+    Attributes:
+        transition: The logged step.
+        filters: How it moved each parameter.
+        factors: ``±κ`` of each: what its gradient was multiplied by.
+        parts: What moved it.
+        trained: Gradients of its examples; None if they are to be computed again.
+    """
+
+    transition: Transition
+    filters: dict[str, Filter]
+    factors: dict[str, float]
+    parts: Displacement
+    trained: TrainedStep | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, without its examples' gradients."""
+        now = self.transition
+        tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
+        tensors += [v for part in self.parts.parts for v in part.values()]
+        for rule in self.filters.values():
+            tensors += [d for d in (rule.inside, rule.outside) if d is not None]
+        return max(1, sum(t.nbytes for t in tensors))
+
+
+def moved_parameters(step: Step) -> list[str]:
+    """Return the parameters that a step moved."""
+    left_out = step.without_gradient | step.frozen
+    return [name for group in step.groups for name in group.names if name not in left_out]
+
+
+def coupled_decay(numbers: Numbers) -> float:
+    """Return the weight decay that drives a parameter together with its gradient."""
+    return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
