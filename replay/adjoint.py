@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.gradients import dense
+from replay.gradients import products
 from replay.gradients.examples import PerExample
 from replay.recorded import Recorded
 from replay.trained import TrainedStep
@@ -41,7 +41,7 @@ class Weighted:
 
     def rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
         """Return weighted gradients of one parameter, and whose, of columns start to stop."""
-        if name not in self.gradients.total:
+        if name not in self.gradients.names:
             return None
         inside = (self.columns >= start) & (self.columns < stop)
         if self.weights is not None:
@@ -49,7 +49,7 @@ class Weighted:
         chosen = inside.nonzero().flatten()
         if len(chosen) == 0:
             return None
-        found = dense.rows(self.gradients, name, chosen.to(self.gradients.losses.device))
+        found = self.gradients.rows(name, chosen.to(self.gradients.losses.device))
         if self.weights is not None:
             found = found * self.weights[chosen].to(found)[:, None]
         return found, self.columns[chosen] - start
@@ -90,7 +90,7 @@ class Adjoint:
         for name, exact in recorded.filters.items():
             if names is not None and name not in names:
                 continue
-            with_rows = [k for k, b in enumerate(trained.batches) if name in b.total]
+            with_rows = [k for k, b in enumerate(trained.batches) if name in b.names]
             complete = [k for k in with_rows if name in trained.batches[k].complete]
             hooked = [k for k in with_rows if k not in complete]
             size = self._block(trained, hooked, name, recorded, whole=bool(complete))
@@ -104,14 +104,14 @@ class Adjoint:
                 asked, scale = self._ask(name, rule, q, start, stop)
                 scale *= recorded.factors[name]
                 for k in hooked:
-                    products = dense.inner(trained.batches[k], name, asked)
-                    shares[k][:, start:stop] += scale * products
+                    found = products.with_vectors(trained.batches[k].pieces[name], asked)
+                    shares[k][:, start:stop] += scale * found
                 for k in complete:
                     postponed[k][name] = asked * scale
             self._keep[name] = exact.keep
         for k, vectors in enumerate(postponed):
             if vectors:
-                shares[k] += dense.inner_complete(trained.batches[k], vectors)
+                shares[k] += products.complete_with_vectors(trained.batches[k], vectors)
         return result.cpu()
 
     def _block(
@@ -127,7 +127,7 @@ class Adjoint:
         if whole:
             return self._count
         numel = recorded.transition.before.parameters[name].numel()
-        cheap = all(dense.is_cheap(trained.batches[k], name) for k in hooked)
+        cheap = all(products.is_cheap(trained.batches[k].pieces[name]) for k in hooked)
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
     def _gradient(

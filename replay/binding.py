@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from replay.gradients.engine import Engine
 from replay.task import Task
 from tracer.errors import NonFiniteError, TaskError
 from tracer.reader import RunLog
@@ -26,11 +27,19 @@ class BoundModel:
     Attributes:
         module: The copy.
         parameters: By the log's names, in the log's dtypes or all in ``dtype``.
+        engine: Computes per-example gradients of them.
     """
 
     def __init__(
-        self, built: nn.Module, log: RunLog, *, device: torch.device, dtype: torch.dtype | None
+        self,
+        built: nn.Module,
+        log: RunLog,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        audit: int = 100,
     ) -> None:
+        self.engine = Engine(audit)
         self.module = copy.deepcopy(built).to(device)
         self.dtype = dtype
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from replay.binding import BoundModel, checked_losses, moved
 from replay.gradients.examples import PerExample
-from replay.gradients.per_example import of_independent
 from replay.task import Task
 from replay.trajectory import State
 from tracer.errors import TaskError
@@ -107,7 +106,9 @@ class Examples:
                 )
             return losses
 
-        return of_independent(bound.module, names, lambda: run(chosen), lambda i: run([chosen[i]]))
+        return bound.engine.of_independent(
+            names, lambda: run(chosen), lambda i: run([chosen[i]]), where=where
+        )
 
     @torch.no_grad()
     def values(self, state: State, where: str, columns: list[int] | None = None) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from replay.gradients import dense
+from replay.gradients import products
 from replay.influence import save_table
 from replay.measured import Models
 from replay.recorded import Recorded
@@ -104,12 +104,12 @@ def _immediate(recorded: Recorded) -> Tensor:
         total = batch.losses.new_zeros(batch.count, dtype=torch.float64)
         weights = {}
         for name, rule in recorded.filters.items():
-            if name not in batch.total or not rule.immediate:
+            if name not in batch.names or not rule.immediate:
                 continue
             diagonal = rule.immediate * recorded.factors[name]
             sides = [d.flatten() for d in (rule.inside, rule.outside) if d is not None]
             weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
-        total += dense.weighted_squares(batch, weights)
+        total += products.weighted_squares(batch, weights)
         c = micro.coefficients.to(total)  # gradients are those of c_i l_i
         found.append(torch.where(c == 0, 0.0, total / torch.where(c == 0, 1.0, c)))
     return torch.cat(found).cpu()

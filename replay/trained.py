@@ -15,7 +15,6 @@ from torch import Tensor
 
 from replay.binding import BoundModel, checked_losses, moved, set_random_state
 from replay.gradients.examples import PerExample
-from replay.gradients.per_example import of_batch
 from replay.task import Task, unknown_ids
 from replay.trajectory import State, Transition
 from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
@@ -75,7 +74,9 @@ def replay_step(
         forward = _forward(task, micro, transition, bound, device)
         weights = micro.coefficients.to(device)
         share = budget // max(1, len(micro_batches))
-        found = of_batch(bound.module, parameters, forward, weights, budget=share)
+        found = bound.engine.of_batch(
+            parameters, forward, weights, budget=share, where=transition.name
+        )
         _require_finite(found, micro.ids, transition.name)
         batches.append(found)
     gradient = _sum([batch.total for batch in batches], transition.name)
@@ -197,9 +198,9 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def _has_nonfinite_row(found: PerExample, i: int) -> bool:
-    for factor in found.factors.values():
-        if not (factor.inputs[i].isfinite().all() and factor.deltas[i].isfinite().all()):
-            return True
+    chosen = torch.tensor([i], device=found.losses.device)
+    if not all(bool(found.rows(name, chosen).isfinite().all()) for name in found.pieces):
+        return True
     for rows, gradients in found.blocks():
         if rows.start <= i < rows.stop:
             return any(not g[i - rows.start].isfinite().all() for g in gradients.values())

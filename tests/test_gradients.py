@@ -4,148 +4,510 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from replay.gradients import products
-from replay.gradients.factors import Factors, inner
-from replay.gradients.per_example import of_batch, of_independent
+from replay.gradients.engine import Engine
+from replay.gradients.layout import FIRST, LAST, Layout, prove
+from replay.gradients.outer import Outer, ghost
+from replay.gradients.pieces import Rows
+from tracer.errors import GradientError
+
+CLOSE = {"rtol": 1e-10, "atol": 1e-12}
 
 
-def rows(module, losses, weights):
-    """Return every weighted gradient as one row, by plain backwards."""
-    parameters = list(module.parameters())
+class Block(nn.Module):
+    """Modules and parameters by name, joined by a function."""
+
+    def __init__(self, forward, **parts):
+        super().__init__()
+        self.joined = forward
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.joined(self, x)
+
+
+def vectors(n):
+    return torch.randn(n, 4, dtype=torch.float64)
+
+
+def sequences(n):
+    return torch.randn(n, 7, 4, dtype=torch.float64)
+
+
+def tokens(n):
+    return torch.randint(0, 9, (n, 7))
+
+
+def images(n):
+    return torch.randn(n, 3, 8, 8, dtype=torch.float64)
+
+
+def attention(forward, **options):
+    return lambda: Block(forward, m=nn.MultiheadAttention(4, 2, **options))
+
+
+def self_attention(self, x):
+    return self.m(x, x, x)[0]
+
+
+def time_first(self, x):
+    x = x.transpose(0, 1)
+    return self.m(x, x, x)[0].transpose(0, 1)
+
+
+def transformer(**parts):
+    return nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+
+def bare(*shape):
+    return nn.Parameter(torch.randn(shape))
+
+
+# model, inputs, parameters that must take the complete way in train mode
+LAYERS = {
+    "mlp": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), vectors, 0),
+    "in-place": (lambda: nn.Sequential(nn.Linear(4, 5), nn.ReLU(inplace=True)), vectors, 0),
+    "no-bias": (lambda: nn.Linear(4, 3, bias=False), vectors, 0),
+    "sequences": (
+        lambda: nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3, bias=False)),
+        sequences,
+        0,
+    ),
+    "time-first": (
+        lambda: Block(lambda s, x: s.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(4, 3)),
+        sequences,
+        0,
+    ),
+    "examples-inside": (
+        lambda: Block(
+            lambda s, x: s.a(x.reshape(-1, 7, 2, 2).permute(1, 0, 2, 3)).transpose(0, 1),
+            a=nn.Linear(2, 3),
+        ),
+        sequences,
+        0,
+    ),
+    "conv2d": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, stride=2), nn.Conv2d(4, 6, (1, 3))),
+        images,
+        0,
+    ),
+    "conv2d-circular": (
+        lambda: nn.Conv2d(3, 6, 3, groups=3, padding=2, dilation=2, padding_mode="circular"),
+        images,
+        0,
+    ),
+    "conv-frames": (
+        lambda: Block(
+            lambda s, x: s.a(x.reshape(-1, 1, 8, 8)).reshape(len(x), -1), a=nn.Conv2d(1, 2, 3)
+        ),
+        images,
+        0,
+    ),
+    "conv1d": (lambda: nn.Conv1d(7, 4, 3, dilation=2, padding="same"), sequences, 0),
+    "conv3d": (
+        lambda: Block(lambda s, x: s.a(x[:, None]), a=nn.Conv3d(1, 2, 2, padding=1)),
+        images,
+        0,
+    ),
+    "transposed": (
+        lambda: nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1, groups=3),
+        images,
+        0,
+    ),
+    "transposed1d": (lambda: nn.ConvTranspose1d(7, 5, 4, stride=3, padding=1), sequences, 0),
+    "embedding": (
+        lambda: nn.Sequential(nn.Embedding(9, 4, padding_idx=2), nn.LayerNorm(4), nn.Linear(4, 2)),
+        tokens,
+        0,
+    ),
+    "embedding-by-frequency": (
+        lambda: nn.Embedding(9, 4, scale_grad_by_freq=True),
+        tokens,
+        1,
+    ),
+    "bag": (lambda: nn.EmbeddingBag(9, 4), tokens, 1),
+    "layer-norm-2d": (lambda: nn.LayerNorm((7, 4)), sequences, 0),
+    "group-norm": (lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4)), images, 0),
+    "instance-norm": (
+        lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.InstanceNorm2d(4, affine=True)),
+        images,
+        0,
+    ),
+    "batch-norm": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.0), nn.Tanh(), nn.Conv2d(4, 2, 3)
+        ),
+        images,
+        2,
+    ),
+    "rms-norm": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.RMSNorm(4), nn.PReLU(7)),
+        sequences,
+        0,
+    ),
+    "attention": (attention(self_attention, batch_first=True), sequences, 0),
+    "attention-time-first": (attention(time_first), sequences, 0),
+    "attention-memory": (
+        attention(lambda s, x: s.m(x, 2 * x, 2 * x)[0] + s.m(x, x, 3 * x)[0], batch_first=True),
+        sequences,
+        0,
+    ),
+    "attention-kv": (
+        attention(lambda s, x: s.m(x, x[..., :3], x[..., 1:])[0], batch_first=True, kdim=3, vdim=3),
+        sequences,
+        0,
+    ),
+    "attention-bias-kv": (
+        attention(self_attention, batch_first=True, add_bias_kv=True),
+        sequences,
+        2,
+    ),
+    "transformer": (transformer, sequences, 0),
+    "gru": (lambda: Block(lambda s, x: s.m(x)[0], m=nn.GRU(4, 3, batch_first=True)), sequences, 0),
+    "lstm": (
+        lambda: Block(lambda s, x: s.m(x)[0], m=nn.LSTM(4, 3, 2, batch_first=True)),
+        sequences,
+        0,
+    ),
+    "positions": (
+        lambda: Block(
+            lambda s, x: s.h(x + s.e(torch.arange(7)) - s.p[:, 1:8]) * s.g,
+            e=nn.Embedding(9, 4),
+            p=bare(1, 9, 4),
+            g=bare(3),
+            h=nn.Linear(4, 3),
+        ),
+        sequences,
+        0,
+    ),
+    "class-token": (
+        lambda: Block(
+            lambda s, x: s.h(torch.cat([s.c.expand(len(x), -1, -1), x], 1)),
+            c=bare(1, 1, 4),
+            h=transformer(),
+        ),
+        sequences,
+        0,
+    ),
+    "bare": (
+        lambda: Block(lambda s, x: s.k * torch.tanh(x) @ s.w, k=bare(), w=bare(4, 3)),
+        vectors,
+        0,
+    ),
+    "tied": (
+        lambda: Block(lambda s, x: torch.tanh(s.e(x)) @ s.e.weight.T, e=nn.Embedding(9, 4)),
+        tokens,
+        0,
+    ),
+    "reused": (
+        lambda: Block(
+            lambda s, x: s.a(torch.tanh(s.a(x))) + F.linear(x, s.a.weight), a=nn.Linear(4, 4)
+        ),
+        vectors,
+        0,
+    ),
+    "weight-norm": (
+        lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+        vectors,
+        2,
+    ),
+    "bilinear": (
+        lambda: Block(lambda s, x: s.a(x, x), a=nn.Bilinear(4, 4, 3)),
+        vectors,
+        1,
+    ),
+    "weight-first": (lambda: Block(lambda s, x: (s.w @ x.T).T, w=bare(3, 4)), vectors, 1),
+    "unused": (
+        lambda: Block(lambda s, x: s.a(x), a=nn.Linear(4, 3), b=nn.Linear(2, 2)),
+        vectors,
+        0,
+    ),
+}
+
+
+def losses_of(model, x):
+    """Return one loss an example, which tells every output element from every other."""
+    out = model(x)
+    return (torch.sin(out).flatten(1) * torch.arange(1, out[0].numel() + 1)).sum(1)
+
+
+def rows_of(losses, parameters):
+    """Return each loss's gradient as one row, by plain backwards."""
     found = []
-    for loss, weight in zip(losses, weights, strict=True):
+    for loss in losses:
         gradients = torch.autograd.grad(
-            weight * loss, parameters, retain_graph=True, allow_unused=True
+            loss, list(parameters.values()), retain_graph=True, allow_unused=True
         )
+        pairs = zip(gradients, parameters.values(), strict=True)
         found.append(
-            torch.cat(
-                [
-                    torch.zeros_like(p).flatten() if g is None else g.flatten()
-                    for g, p in zip(gradients, parameters, strict=True)
-                ]
-            )
+            torch.cat([(torch.zeros_like(p) if g is None else g).flatten() for g, p in pairs])
         )
     return torch.stack(found)
 
 
-class InPlace(nn.Module):
-    """An in-place activation right on a layer's output."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Linear(4, 5), nn.Linear(5, 3)
-
-    def forward(self, x):
-        return self.b(F.relu_(self.a(x)))
+def by_name(vector, parameters):
+    parts = torch.split(vector, [p.numel() for p in parameters.values()])
+    return {n: part.view_as(p) for (n, p), part in zip(parameters.items(), parts, strict=True)}
 
 
-class Sequence(nn.Module):
-    """Tokens; the inner layer sees (b, T, ·)."""
-
-    def __init__(self, tokens):
-        super().__init__()
-        self.tokens, self.a, self.b = tokens, nn.Linear(4, 5), nn.Linear(5, 3, bias=False)
-
-    def forward(self, x):
-        x = torch.stack([x * (k + 1) for k in range(self.tokens)], 1)
-        return self.b(torch.tanh(self.a(x))).mean(1)
+def complete(engine):
+    return sum(path.startswith("complete") for path in engine.paths.values())
 
 
-def coupled():
-    """BatchNorm: the layers before it are coupled, the one after it is not."""
-    return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+def equal(found, expected):
+    size = expected.norm() + 1e-300
+    return bool((found - expected).norm() <= 1e-10 * size)
 
 
-MODELS = {
-    "mlp": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), 4),
-    "no-bias": (lambda: nn.Linear(4, 3, bias=False), 1),
-    "in-place": (InPlace, 4),
-    "tokens-2": (lambda: Sequence(2), 3),
-    "tokens-40": (lambda: Sequence(40), 3),
-    "batchnorm": (coupled, 2),
-    "layernorm": (lambda: nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.Linear(5, 3)), 4),
-}
+def check(model, x, y, engines, budget=1 << 30):
+    """Compare everything that the engine gives with plain backwards."""
+    parameters = dict(model.named_parameters())
+    weights = torch.rand(len(x), dtype=torch.float64)
+    model.train()
+    r = rows_of(losses_of(model, x) * weights, parameters)
+    train = engines[0].of_batch(parameters, lambda: losses_of(model, x), weights, budget=budget)
+    scale = {n: 0.5 + k for k, n in enumerate(parameters)}
+    each = torch.cat([torch.full((p.numel(),), scale[n]) for n, p in parameters.items()]).double()
+    v = torch.randn(2, r.shape[1], dtype=torch.float64)
+    directions = [by_name(one, parameters) for one in v]
+    assert equal(products.project(train, directions), v @ r.T)
+    squares = by_name(torch.rand(r.shape[1], dtype=torch.float64), parameters)
+    flat = torch.cat([s.flatten() for s in squares.values()])
+    assert equal(products.squared_norms(train, set(parameters)), r.square().sum(1))
+    weighted = {n: s.flatten() for n, s in squares.items()}
+    assert equal(products.weighted_squares(train, weighted), r.square() @ flat)
+    total = by_name(r.sum(0), parameters)
+    assert all((g - total[n]).norm() <= 1e-10 * r.norm() for n, g in train.total.items())
+    for name in train.pieces:
+        vector = torch.cat([d[name].flatten()[None] for d in directions])
+        mine = torch.stack([by_name(row, parameters)[name].flatten() for row in r])
+        assert equal(products.with_vectors(train.pieces[name], vector), mine @ vector.T), name
+        chosen = torch.tensor([len(x) - 1, 0])
+        assert equal(train.rows(name, chosen), mine[chosen]), name
+    model.eval()
+    q = torch.cat([rows_of(losses_of(model, y[i : i + 1]), parameters) for i in range(len(y))])
+    test = engines[1].of_independent(
+        parameters, lambda: losses_of(model, y), lambda i: losses_of(model, y[i : i + 1])
+    )
+    model.train()
+    assert equal(products.inner(train, test, scale), (r * each) @ q.T)
+    assert equal(products.inner(test, train, scale), (q * each) @ r.T)
+    assert equal(products.inner(test, test, scale), (q * each) @ q.T)
 
 
 @pytest.mark.parametrize("budget", [1, 1 << 30], ids=["recomputed", "stored"])
-@pytest.mark.parametrize("name", MODELS)
-def test_products_equal_plain_backwards(name, budget):
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_equal_plain_backwards(name, budget):
     torch.manual_seed(0)
-    build, hooked = MODELS[name]
+    build, data, uncovered = LAYERS[name]
     model = build().double()
-    parameters = dict(model.named_parameters())
-    x, y = torch.randn(6, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
-    test = torch.randn(4, 4, dtype=torch.float64)
-    weights = torch.rand(6, dtype=torch.float64)
-    weights[2] = 0
-    scale = {n: 0.5 + k for k, n in enumerate(parameters)}
-    vector = torch.cat([torch.full((p.numel(),), scale[n]) for n, p in parameters.items()])
+    engines = Engine(), Engine()
+    check(model, data(5), data(3), engines, budget)
+    assert complete(engines[0]) == uncovered, engines[0].paths
+    check(model, data(4), data(6), engines, budget)  # by the plan that was proven
+    check(model, data(1), data(1), engines, budget)
 
-    def forward():
-        return F.cross_entropy(model(x), y, reduction="none")
 
-    def measured(columns):
-        return F.cross_entropy(model(test[columns]), y[columns], reduction="none")
-
-    expected = rows(model, forward(), weights)
-    train = of_batch(model, parameters, forward, weights, budget=budget)
-    assert len(train.factors) + len(train.biases) == hooked
-    model.eval()
-    q = rows(model, measured([0, 1, 2, 3]), torch.ones(4))
-    independent = of_independent(
-        model, parameters, lambda: measured([0, 1, 2, 3]), lambda i: measured([i])
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    st.integers(1, 3),
+    st.integers(1, 2),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 2),
+    st.integers(1, 2),
+    st.booleans(),
+    st.integers(1, 4),
+)
+def test_convolutions(dims, groups, kernel, stride, padding, dilation, transposed, n):
+    torch.manual_seed(0)
+    kinds = (
+        (nn.Conv1d, nn.Conv2d, nn.Conv3d),
+        (
+            nn.ConvTranspose1d,
+            nn.ConvTranspose2d,
+            nn.ConvTranspose3d,
+        ),
     )
-    close = {"rtol": 1e-10, "atol": 1e-12}
-    assert torch.allclose(
-        products.inner(train, independent, scale), (expected * vector) @ q.T, **close
-    )
-    assert torch.allclose(
-        products.inner(independent, train, scale), (q * vector) @ expected.T, **close
-    )
-    total = dict(zip(parameters, _split(expected.sum(0), parameters), strict=True))
-    assert all(torch.allclose(train.total[n], total[n], **close) for n in parameters)
-    direction = {n: torch.randn_like(p) for n, p in parameters.items()}
-    flat = torch.cat([d.flatten() for d in direction.values()])
-    assert torch.allclose(products.project(train, [direction])[0], expected @ flat, **close)
-    assert torch.allclose(products.project(independent, [direction])[0], q @ flat, **close)
-    names = set(parameters)
-    assert torch.allclose(products.squared_norms(train, names), expected.square().sum(1), **close)
+    padding = min(padding, dilation * (kernel - 1) // 2 if transposed else padding)
+    kind = kinds[transposed][dims - 1]
+    model = kind(
+        2 * groups, 3 * groups, kernel, stride, padding, dilation=dilation, groups=groups
+    ).double()
+    side = {1: 11, 2: 6, 3: 5}[dims]
+    x, y = (torch.randn(k, 2 * groups, *(side,) * dims, dtype=torch.float64) for k in (n, 2))
+    engines = Engine(), Engine()
+    check(model, x, y, engines)
+    assert not complete(engines[0])
 
 
-def _split(vector, parameters):
-    parts = torch.split(vector, [p.numel() for p in parameters.values()])
-    return [part.view_as(p) for part, p in zip(parts, parameters.values(), strict=True)]
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(
+    st.integers(1, 5), st.integers(1, 5), st.integers(1, 9), st.integers(1, 9), st.integers(1, 3)
+)
+def test_tied_sequences(n, m, length, other, calls):
+    """An embedding tied to its head, a layer called several times, lengths that differ."""
+    torch.manual_seed(0)
+
+    def forward(self, x):
+        h = self.e(x)
+        for _ in range(calls):
+            h = torch.tanh(self.n(self.a(h)))
+        return h @ self.e.weight.T
+
+    model = Block(forward, e=nn.Embedding(7, 3), a=nn.Linear(3, 3), n=nn.LayerNorm(3)).double()
+    engines = Engine(), Engine()
+    check(model, torch.randint(0, 7, (n, length)), torch.randint(0, 7, (m, other)), engines)
+    assert not complete(engines[0])
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (5, 40)])
-@pytest.mark.parametrize(("rows_", "columns"), [(1, 1), (1, 3), (4, 4), (60, 50)])
-def test_factors(n, m, rows_, columns):
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (1, 3), (4, 4), (60, 50)])
+def test_both_ways_of_outer_products(n, m, left, right):
     torch.manual_seed(n + m)
-    left = Factors(torch.randn(n, rows_, 3).double(), torch.randn(n, rows_, 2).double())
-    right = Factors(torch.randn(m, columns, 3).double(), torch.randn(m, columns, 2).double())
-    g = torch.einsum("ntp,ntd->npd", left.deltas, left.inputs)
-    h = torch.einsum("ntp,ntd->npd", right.deltas, right.inputs)
-    assert torch.allclose(inner(left, right), torch.einsum("npd,mpd->nm", g, h), rtol=1e-11)
-    assert torch.allclose(left.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
-    assert torch.allclose(left.total(), g.sum(0), rtol=1e-11)
+    a = Outer(torch.randn(n, left, 3).double(), torch.randn(n, left, 2).double(), 0, 2)
+    b = Outer(torch.randn(m, right, 3).double(), torch.randn(m, right, 2).double(), 0, 2)
+    g = torch.einsum("ntp,ntd->npd", a.deltas, a.inputs)
+    h = torch.einsum("ntp,ntd->npd", b.deltas, b.inputs)
+    expected = torch.einsum("npd,mpd->nm", g, h)
+    assert torch.allclose(ghost(a, b), expected, rtol=1e-11)
+    formed = [Rows(x.flatten(1), (2, 3)) for x in (g, h)]
+    assert torch.allclose(products.inner_pieces([a], [formed[1]]), expected, rtol=1e-11)
+    assert torch.allclose(products.inner_pieces([formed[0]], [b]), expected, rtol=1e-11)
+    assert torch.allclose(a.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
+
+
+def pairwise(model, x):
+    z = model(x)
+    return -torch.log_softmax(z @ z.T, 1).diagonal()
 
 
 def test_pairwise_losses_are_found_coupled():
     torch.manual_seed(0)
     model = nn.Linear(4, 3).double()
-    parameters = dict(model.named_parameters())
-    x = torch.randn(5, 4, dtype=torch.float64)
+    parameters, x = dict(model.named_parameters()), vectors(5)
     weights = torch.full((5,), 0.2, dtype=torch.float64)
-
-    def forward():
-        z = model(x)
-        return -torch.log_softmax(z @ z.T, 1).diagonal()
-
-    found = of_batch(model, parameters, forward, weights, budget=1 << 20)
-    assert set(found.complete) == {"weight", "bias"}
-    expected = rows(model, forward(), weights)
+    engine = Engine()
+    found = engine.of_batch(parameters, lambda: pairwise(model, x), weights, budget=1 << 20)
+    assert engine.paths["weight"] == "complete: rows of its linear operation are not examples"
+    expected = rows_of(pairwise(model, x) * weights, parameters)
     gram = products.inner(found, found, {"weight": 1.0, "bias": 1.0})
-    assert torch.allclose(gram, expected @ expected.T, rtol=1e-11)
+    assert equal(gram, expected @ expected.T)
+
+
+class Sometimes(nn.Module):
+    """Couples examples by a factor that is zero at first; the graph is always the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.much = nn.Linear(4, 3), 0.0
+
+    def forward(self, x):
+        z = torch.tanh(self.a(x))
+        return z + self.much * z.mean(0)
+
+
+@pytest.mark.parametrize("audit", [1, 4])
+def test_audits_find_coupling_that_begins_later(audit):
+    torch.manual_seed(0)
+    model = Sometimes().double()
+    parameters, x = dict(model.named_parameters()), vectors(5)
+    weights = torch.full((5,), 0.2, dtype=torch.float64)
+    engine = Engine(audit)
+
+    def run():
+        return engine.of_batch(
+            parameters, lambda: losses_of(model, x), weights, budget=1 << 20, where="step 7"
+        )
+
+    run()
+    model.much = 0.5
+    if audit == 1:
+        expected = rows_of(losses_of(model, x) * weights, parameters)
+        gram = products.inner(run(), run(), {"a.weight": 1.0, "a.bias": 1.0})
+        assert equal(gram, expected @ expected.T)
+        return
+    for _ in range(3):
+        run()
+    with pytest.raises(GradientError, match=r"step 7: .* 'a.\w+' were proven .*--audit 1"):
+        run()
+
+
+def test_vanishing_gradients_prove_nothing():
+    """A layer whose output gradient is zero once may hold its examples in any dimension."""
+    torch.manual_seed(0)
+    model = Block(lambda s, x: s.on * s.a(x.transpose(0, 1)).transpose(0, 1), a=nn.Linear(4, 3))
+    model.on = 0.0
+    model = model.double()
+    engines = Engine(), Engine()
+    check(model, sequences(7), sequences(7), engines)
+    model.on = 1.0
+    check(model, sequences(7), sequences(7), engines)
+
+
+def test_another_graph_gets_its_own_plan():
+    torch.manual_seed(0)
+    model = Block(
+        lambda s, x: s.a(x) if s.plain else s.a(x - x.mean(0) * s.a(x).mean()), a=nn.Linear(4, 3)
+    ).double()
+    engines = Engine(), Engine()
+    for model.plain in (True, True, False):
+        parameters, x = dict(model.named_parameters()), vectors(5)
+        weights = torch.ones(5, dtype=torch.float64)
+        found = engines[0].of_batch(
+            parameters, lambda x=x: losses_of(model, x), weights, budget=1 << 20
+        )
+        expected = rows_of(losses_of(model, x), parameters)
+        gram = products.inner(found, found, dict.fromkeys(parameters, 1.0))
+        assert equal(gram, expected @ expected.T)
+        assert complete(engines[0]) == (0 if model.plain else 2)
+
+
+@pytest.mark.parametrize("layout", [FIRST, LAST, Layout(2, 3)])
+def test_layouts(layout):
+    torch.manual_seed(0)
+    n, size = 4, 24
+    r = torch.tensor([0.5, -1.1, 0.7, 1.4])
+    outer = layout.outer or size // (n * layout.inner)
+    owner = torch.arange(size).view(outer, n, -1)
+    owner = torch.arange(n).view(1, n, 1).expand_as(owner).flatten()
+    delta = torch.randn(size, 2)
+    found, only = prove(delta, delta * r[owner, None], r, 1, 1e-6)
+    assert only
+    assert found is not None
+    arranged = found.arrange(delta, 1, n)
+    for i in range(n):
+        assert torch.equal(arranged[i], delta[owner == i])
+    shuffled = delta * r[owner.roll(1), None]
+    assert prove(delta, shuffled, r, 1, 1e-6)[0] is None
+
+
+def alone(model, z):
+    return lambda i: losses_of(model, z[i : i + 1])
+
+
+def test_float32_is_right_to_its_rounding():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    x, y = images(6).float(), images(5).float()
+    twin = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(8 * 36, 10))
+    twin.load_state_dict(model.state_dict())
+    twin.double()
+    parameters = dict(model.named_parameters())
+    train, test = (
+        Engine().of_independent(
+            parameters,
+            lambda z=z: losses_of(model, z),
+            alone(model, z),
+        )
+        for z in (x, y)
+    )
+    r, q = (rows_of(losses_of(twin, z.double()), dict(twin.named_parameters())) for z in (x, y))
+    found = products.inner(train, test, dict.fromkeys(parameters, 1.0))
+    assert (found - r @ q.T).abs().max() <= 1e-5 * (r.norm(dim=1).max() * q.norm(dim=1).max())

@@ -8,6 +8,7 @@
     │   └── OutputExistsError   the result would overwrite a file
     ├── UnsupportedRuleError    a step of an update rule that cannot be split (yet)
     ├── NonFiniteError          a loss or a gradient is NaN or infinite
+    ├── GradientError           an audit found per-example gradients that are not right
     └── MismatchError           a replayed step does not reproduce the logged one
 
     UserWarning
@@ -48,6 +49,10 @@ class UnsupportedRuleError(TracinError):
 
 class NonFiniteError(TracinError):
     """A loss or a gradient is NaN or infinite."""
+
+
+class GradientError(TracinError):
+    """An audit found that per-example gradients are not what plain backward passes give."""
 
 
 class MismatchError(TracinError):

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
-from replay.gradients.factors import Factors
+from replay.gradients.pieces import Piece
 
 Rows = dict[str, Tensor]  # per-example gradients by parameter, (n, numel) each
 
@@ -19,22 +20,18 @@ class PerExample:
 
     Attributes:
         losses: ``ℓ_i``, detached, ``(n,)``.
-        total: ``Σ c_i g_i`` by one plain backward; parameters that it does not reach are absent.
-        factors: Hooked weights.
-        biases: Their biases, ``(n, p)``.
-        complete: Names of the parameters that take the complete way.
-        blocks: Yields ``(rows, gradients)`` of the complete parameters, block by block.
-        lazy: Whether each call of ``blocks`` computes them anew; only while the model is at
-            the same point.
+        pieces: By parameter, pieces that add up to its gradients.
+        total: ``Σ c_i g_i`` by one plain backward, where it was asked for.
+        complete: Parameters whose gradients were too large to store.
+        blocks: Computes those anew, yields ``(rows, gradients)`` block by block; only while the
+            model is at the same point.
     """
 
     losses: Tensor
+    pieces: dict[str, list[Piece]]
     total: dict[str, Tensor]
-    factors: dict[str, Factors]
-    biases: Rows
-    complete: tuple[str, ...]
-    blocks: Callable[[], Iterator[tuple[slice, Rows]]] = field(repr=False)
-    lazy: bool = False
+    complete: tuple[str, ...] = ()
+    blocks: Callable[[], Iterator[tuple[slice, Rows]]] = field(default=lambda: iter(()), repr=False)
 
     @property
     def count(self) -> int:
@@ -42,11 +39,24 @@ class PerExample:
         return len(self.losses)
 
     @property
+    def names(self) -> set[str]:
+        """The parameters that the losses depend on."""
+        return {*self.pieces, *self.complete}
+
+    @property
     def nbytes(self) -> float:
-        """Bytes of what is stored; infinite if ``lazy``."""
-        if self.lazy:
+        """Bytes of what is stored; infinite if some are computed anew."""
+        if self.complete:
             return math.inf
-        tensors = [t for f in self.factors.values() for t in (f.inputs, f.deltas)]
-        tensors += self.biases.values()
-        tensors += [t for _, rows in self.blocks() for t in rows.values()]
-        return sum(t.nbytes for t in tensors)
+        stored: dict[int, int] = {}  # inputs that layers share are there once
+        for pieces in self.pieces.values():
+            for tensor in (t for piece in pieces for t in piece.tensors):
+                storage = tensor.untyped_storage()
+                stored[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
+        return sum(stored.values())
+
+    def rows(self, name: str, chosen: Tensor) -> Tensor:
+        """Return some examples' gradients of one stored parameter, ``(n, numel)``."""
+        whole = slice(0, self.pieces[name][0].shape[0])
+        found = [piece.select(chosen).dense(whole) for piece in self.pieces[name]]
+        return found[0] if len(found) == 1 else torch.stack(found).sum(0)

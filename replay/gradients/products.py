@@ -1,12 +1,22 @@
-"""Inner products of per-example gradients, with a scale for each parameter, in float64."""
+"""Inner products of per-example gradients: with each other, with vectors, with themselves.
+
+Everything is summed over parameters, each with a scale, in float64.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from replay.gradients import factors as linear
+from replay.gradients.convolution import Convolved
 from replay.gradients.examples import PerExample
+from replay.gradients.lookup import Lookup, common
+from replay.gradients.outer import Outer, ghost, prefers_ghost
+from replay.gradients.pieces import BLOCK, Piece, Rows, blocks_of_rows, matrix_shape
+
+_WIDE = 1 << 24  # elements of gradients of one side formed at once
 
 
 def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tensor:
@@ -19,40 +29,124 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
             the step did.
     """
     result = left.losses.new_zeros(left.count, right.count, dtype=torch.float64)
-    names = [n for n, factor in scale.items() if factor and n in left.total and n in right.total]
-    for name in names:
-        if name not in left.complete and name not in right.complete:
-            result += scale[name] * _hooked_inner(left, right, name)
-    both = [n for n in names if n in left.complete and n in right.complete]
-    ours = [n for n in names if n in left.complete and n not in right.complete]
-    theirs = [n for n in names if n in right.complete and n not in left.complete]
-    if ours or both:
-        for rows, gradients in left.blocks():
-            for name in ours:
-                result[rows] += scale[name] * _against(gradients[name], right, name)
-            for columns, others in right.blocks() if both else ():
-                for name in both:
-                    product = gradients[name] @ others[name].T
-                    result[rows, columns] += scale[name] * product
-    for columns, others in right.blocks() if theirs else ():
-        for name in theirs:
-            result[:, columns] += scale[name] * _against(others[name], left, name).T
+    chosen = {n: f for n, f in scale.items() if f and n in left.names and n in right.names}
+    for ours, mine in _parts(left, chosen):
+        for theirs, others in _parts(right, chosen):
+            block = result[ours, theirs]
+            for name in mine.keys() & others.keys():
+                block += chosen[name] * inner_pieces(mine[name], others[name])
     return result
 
 
-def _hooked_inner(left: PerExample, right: PerExample, name: str) -> Tensor:
-    if name in left.factors:
-        return linear.inner(left.factors[name], right.factors[name])
-    return left.biases[name] @ right.biases[name].T
+def _parts(
+    examples: PerExample, chosen: dict[str, float]
+) -> Iterator[tuple[slice, dict[str, list[Piece]]]]:
+    """Yield stored pieces of all examples, then of blocks what is computed anew."""
+    stored = {name: pieces for name, pieces in examples.pieces.items() if name in chosen}
+    if stored:
+        yield slice(0, examples.count), stored
+    if any(name in chosen for name in examples.complete):
+        for rows, gradients in examples.blocks():
+            yield (
+                rows,
+                {
+                    name: [Rows(g, (g.shape[1], 1))]
+                    for name, g in gradients.items()
+                    if name in chosen
+                },
+            )
 
 
-def _against(gradients: Tensor, hooked: PerExample, name: str) -> Tensor:
-    """Return inner products of stored gradients ``(n, numel)`` with hooked ones, ``(n, m)``."""
-    if name in hooked.biases:
-        return gradients @ hooked.biases[name].T
-    factors = hooked.factors[name]
-    shape = (factors.deltas.shape[2], factors.inputs.shape[2])
-    return torch.stack([factors.project(row.view(shape)) for row in gradients])
+def inner_pieces(left: list[Piece], right: list[Piece]) -> Tensor:
+    """Return ``⟨g_i, h_j⟩`` of one parameter for every pair, float64 ``(n, m)``."""
+    for side, other in ((left, right), (right, left)):
+        if len(side) == 1 and isinstance(side[0], Convolved):
+            found = [inner_pieces([piece], other) for _, piece in side[0].pieces()]
+            return torch.cat(found) if side is left else torch.cat([f.T for f in found], 1)
+    if len(left) == 1 and len(right) == 1:
+        mine, theirs = left[0], right[0]
+        if isinstance(mine, Rows) and isinstance(theirs, Rows):
+            return (mine.rows @ theirs.rows.T).double()
+        if isinstance(mine, Outer) and isinstance(theirs, Outer) and _prefers_ghost(mine, theirs):
+            return ghost(mine, theirs)
+        if isinstance(mine, Lookup) and isinstance(theirs, Lookup):
+            return _looked_up(mine, theirs)
+    return _formed(left, right)
+
+
+def _prefers_ghost(left: Outer, right: Outer) -> bool:
+    p, d = left.deltas.shape[2], left.inputs.shape[2]
+    same = left.start == right.start and p == right.deltas.shape[2]
+    tokens = (left.inputs.shape[1], right.inputs.shape[1])
+    return same and prefers_ghost(left.count, right.count, tokens, p, d)
+
+
+def _looked_up(left: Lookup, right: Lookup) -> Tensor:
+    tokens = common(left, right)
+    result = left.deltas.new_zeros(left.count, right.count, dtype=torch.float64)
+    size = max(1, _WIDE // max(1, (left.count + right.count) * left.deltas.shape[2]))
+    for some in torch.split(tokens, size) if len(tokens) else ():
+        result += left.compact(some) @ right.compact(some).T
+    return result
+
+
+def _formed(left: list[Piece], right: list[Piece]) -> Tensor:
+    """Form both sides' gradients, a block of the parameter's rows at a time."""
+    shape, n, m = _shape(left, right), left[0].count, right[0].count
+    result = torch.zeros(n, m, dtype=torch.float64, device=left[0].tensors[0].device)
+    for rows in blocks_of_rows(shape, n + m):
+        result += _dense(left, rows, shape) @ _dense(right, rows, shape).T
+    return result
+
+
+def _shape(left: list[Piece], right: list[Piece]) -> tuple[int, int]:
+    """Return the shape in which both sides are seen: gradients computed anew have no columns."""
+    return min(left[0].shape, right[0].shape)
+
+
+def _dense(pieces: list[Piece], rows: slice, shape: tuple[int, int]) -> Tensor:
+    if pieces[0].shape != shape:  # (R C, 1): rows of the other side's
+        rows = slice(rows.start * shape[1], rows.stop * shape[1])
+    found = pieces[0].dense(rows)
+    for piece in pieces[1:]:
+        found = found + piece.dense(rows)
+    return found
+
+
+def with_vectors(pieces: list[Piece], vectors: Tensor) -> Tensor:
+    """Return products of one parameter's gradients with vectors, float64 ``(n, m)``.
+
+    Args:
+        pieces: Gradients of n examples.
+        vectors: ``(m, numel)``.
+    """
+    piece = pieces[0]
+    if len(pieces) == 1 and isinstance(piece, Convolved):
+        return torch.cat([with_vectors([formed], vectors) for _, formed in piece.pieces()])
+    (total, d), n, m = piece.shape, piece.count, len(vectors)
+    if len(pieces) == 1 and isinstance(piece, Outer) and piece.single:
+        products = (piece.inputs[:, 0] @ vectors.view(m * total, d).T).view(n, m, total)
+        return torch.bmm(products, piece.deltas.mT)[:, :, 0].double()
+    result = vectors.new_zeros(n, m, dtype=torch.float64)
+    for rows in blocks_of_rows(piece.shape, n, BLOCK):
+        part = vectors[:, rows.start * d : rows.stop * d]
+        result += _dense(pieces, rows, piece.shape) @ part.T
+    return result
+
+
+def is_cheap(pieces: list[Piece]) -> bool:
+    """Return whether products with few vectors cost as much a vector as with many."""
+    return len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].single
+
+
+def complete_with_vectors(examples: PerExample, vectors: dict[str, Tensor]) -> Tensor:
+    """Return the same, summed over parameters that are computed anew; each is passed once."""
+    m = len(next(iter(vectors.values())))
+    result = examples.losses.new_zeros(examples.count, m, dtype=torch.float64)
+    for block, gradients in examples.blocks():
+        for name, vector in vectors.items():
+            result[block] += gradients[name] @ vector.T
+    return result
 
 
 def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor:
@@ -65,13 +159,9 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
     result = examples.losses.new_zeros(len(directions), examples.count, dtype=torch.float64)
     for k, direction in enumerate(directions):
         for name, vector in direction.items():
-            if name in examples.factors:
-                factor = examples.factors[name]
-                result[k] += factor.project(vector.to(factor.inputs))
-            elif name in examples.biases:
-                rows = examples.biases[name]
-                result[k] += rows @ vector.to(rows).flatten()
-    if examples.complete:
+            for piece in examples.pieces.get(name, ()):
+                result[k] += piece.project(vector.reshape(piece.shape))
+    if any(name in direction for direction in directions for name in examples.complete):
         for block, gradients in examples.blocks():
             for name, gradient in gradients.items():
                 for k, direction in enumerate(directions):
@@ -82,16 +172,42 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
 
 def squared_norms(examples: PerExample, names: set[str]) -> Tensor:
     """Return ``‖g_i‖²`` over the named parameters, float64 ``(n,)``."""
+    return weighted_squares(examples, dict.fromkeys(names & examples.names, 1.0))
+
+
+def weighted_squares(examples: PerExample, weights: dict[str, Tensor | float]) -> Tensor:
+    """Return ``Σ_k weights_k g_ik²`` over some parameters, float64 ``(n,)``.
+
+    Args:
+        examples: Gradients of n examples.
+        weights: By parameter, one number or one for each element, ``(numel,)``.
+    """
     result = examples.losses.new_zeros(examples.count, dtype=torch.float64)
-    for name, factor in examples.factors.items():
-        if name in names:
-            result += factor.squared_norms()
-    for name, rows in examples.biases.items():
-        if name in names:
-            result += rows.double().square().sum(1)
-    if examples.complete:
-        for block, gradients in examples.blocks():
-            for name, gradient in gradients.items():
-                if name in names:
-                    result[block] += gradient.double().square().sum(1)
+    anew = {name: weight for name, weight in weights.items() if name in examples.complete}
+    for name, weight in weights.items():
+        if name in examples.pieces:
+            result += _squares(examples.pieces[name], weight)
+    for block, gradients in examples.blocks() if anew else ():
+        for name, weight in anew.items():
+            shape = matrix_shape((gradients[name].shape[1],))
+            result[block] += _squares([Rows(gradients[name], shape)], weight)
+    return result
+
+
+def _squares(pieces: list[Piece], weight: Tensor | float) -> Tensor:
+    piece = pieces[0]
+    if len(pieces) == 1 and not isinstance(weight, Tensor):
+        return piece.squared_norms() * weight
+    if len(pieces) == 1 and isinstance(piece, Convolved):
+        return torch.cat([_squares([formed], weight) for _, formed in piece.pieces()])
+    if len(pieces) == 1 and isinstance(piece, Outer) and piece.single:
+        deltas, inputs = (x[:, 0].double().square() for x in (piece.deltas, piece.inputs))
+        return ((deltas @ torch.as_tensor(weight).view(piece.shape)) * inputs).sum(1)
+    result = torch.zeros(piece.count, dtype=torch.float64, device=piece.tensors[0].device)
+    for rows in blocks_of_rows(piece.shape, piece.count):
+        squares = _dense(pieces, rows, piece.shape).double().square()
+        if isinstance(weight, Tensor):
+            result += squares @ weight[rows.start * piece.shape[1] : rows.stop * piece.shape[1]]
+        else:
+            result += squares.sum(1) * weight
     return result

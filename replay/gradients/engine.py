@@ -1,0 +1,204 @@
+r"""Gradients of every example's own loss, exact for every model, close to the cost of one pass.
+
+Two ways, chosen for each parameter. *Pieces*: where all operations that use it are known (see
+``uses``) and the rows of their results are examples (see ``layout``), one backward to those results
+gives every example's gradient without forming it. *Complete*: one backward for each ``ℓ_i`` over
+the graph of the forward pass that was run, which is right for any layer, coupling or randomness.
+
+Nothing is taken on trust: the first pass through every shape of graph, and every ``audit``-th pass,
+proves its plan (see ``proof``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replay.gradients.examples import PerExample
+from replay.gradients.examples import Rows as ByName
+from replay.gradients.graph import shape_of
+from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
+from replay.gradients.pieces import Piece, Rows, for_products, matrix_shape
+from replay.gradients.proof import COMPLETE, Proof, prove_plan
+from tracer.errors import GradientError
+
+
+class Engine:
+    """Computes gradients of one model's examples.
+
+    Args:
+        audit: Passes between audits; 1 proves every pass.
+
+    Attributes:
+        paths: By parameter, how the last pass that was proven went: ``"linear"``, ``"bias"``,
+            ``"convolution"``, ..., or ``"complete: "`` and the reason.
+    """
+
+    def __init__(self, audit: int = 100) -> None:
+        self._audit, self._count = audit, 0
+        self._plans: dict[Any, Plan] = {}
+        self._unproven: dict[Any, int] = {}  # passes since a plan was proven
+        self.paths: dict[str, str] = {}
+
+    def of_batch(
+        self,
+        parameters: dict[str, Tensor],
+        forward: Callable[[], Tensor],
+        weights: Tensor,
+        *,
+        budget: int,
+        where: str = "this pass",
+    ) -> PerExample:
+        """Return the gradients of ``c_i ℓ_i`` inside one real batch, coupled or not.
+
+        Args:
+            parameters: Those to differentiate, by name.
+            forward: Runs the pass once, returns the losses ``(n,)`` with their graph.
+            weights: ``c``, ``(n,)``.
+            budget: Bytes that stored complete gradients may take; beyond it they are computed
+                anew, in blocks, each time they are asked for.
+            where: For messages.
+
+        Raises:
+            GradientError: An audit found that a plan proven before is no longer right.
+        """
+        found = run(parameters, forward, weights)
+        pieces, total = self._pieces(found, where, totals=True)
+        losses = found.losses.detach()
+        rest = [name for name in total if name not in pieces]
+        if not rest:
+            return PerExample(losses, pieces, total)
+        targets = [parameters[name] for name in rest]
+        each = sum(target.numel() * max(4, target.element_size()) for target in targets)
+        size = max(1, min(len(losses), budget // max(1, each)))
+
+        def blocks() -> Iterator[tuple[slice, ByName]]:
+            for start in range(0, len(losses), size):
+                rows = slice(start, min(start + size, len(losses)))
+                own = [found.own(i, rest) for i in range(rows.start, rows.stop)]
+                yield rows, {name: torch.stack([one[name] for one in own]) for name in rest}
+
+        if size < len(losses):
+            return PerExample(losses, pieces, total, tuple(rest), blocks)
+        for _, rows in blocks():  # one block; the graph can go
+            pieces.update(_as_pieces(rows, parameters))
+        return PerExample(losses, pieces, total)
+
+    def of_independent(
+        self,
+        parameters: dict[str, Tensor],
+        forward: Callable[[], Tensor],
+        forward_one: Callable[[int], Tensor],
+        *,
+        where: str = "this pass",
+    ) -> PerExample:
+        """Return the gradients of examples that do not depend on each other (eval mode).
+
+        Everything is stored, so that the model's parameters may change afterwards; there is no
+        ``total``.
+
+        Args:
+            parameters: Those to differentiate, by name.
+            forward: Runs all examples in one pass, returns the losses ``(n,)``.
+            forward_one: Runs example i alone, returns ``(1,)``.
+            where: For messages.
+
+        Raises:
+            GradientError: An audit found that a plan proven before is no longer right.
+        """
+        found = run(parameters, forward, None)
+        pieces, _ = self._pieces(found, where, totals=False)
+        losses = found.losses.detach()
+        rest = [name for name in found.parameters if name not in pieces]
+        if rest:
+            targets, rows = [parameters[name] for name in rest], []
+            for i in range(len(losses)):
+                with torch.enable_grad():
+                    loss = forward_one(i).sum()
+                rows.append(gradient(loss, targets, retain=False))
+            columns = zip(*rows, strict=True)
+            stacked = {n: torch.stack(c) for n, c in zip(rest, columns, strict=True)}
+            pieces.update(_as_pieces(stacked, parameters))
+        return PerExample(losses, pieces, {})
+
+    def _pieces(
+        self, found: Pass, where: str, *, totals: bool
+    ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
+        """Return pieces of the covered parameters, and plain gradients of all if asked for."""
+        key = (found.graph.signature, len(found.losses) == 1)
+        plan = self._plans.get(key)
+        self._count += 1
+        if plan is not None and self._unproven[key] < self._audit - 1:
+            read = _follow(found, plan, totals=totals)
+            if read is not None:
+                self._unproven[key] += 1
+                return read
+        proof = prove_plan(found)
+        if plan is not None and self._unproven[key]:
+            _require_same(plan, proof, where, self._unproven[key])
+        self.paths = proof.paths
+        self._unproven[key] = 0
+        if proof.certain:
+            self._plans[key] = proof.plan
+        return proof.pieces, proof.total
+
+
+def _follow(
+    found: Pass, plan: Plan, *, totals: bool
+) -> tuple[dict[str, list[Piece]], dict[str, Tensor]] | None:
+    """Read a pass by a proven plan; None if it does not fit."""
+    n = len(found.losses)
+    chosen = {
+        name: [
+            (uses[way.number], way.layout)
+            for uses, way in zip(found.candidates(name), ways, strict=True)
+        ]
+        for name, ways in plan.items()
+    }
+    for use, layout in (one for read in chosen.values() for one in read):
+        seen = use.shape or shape_of(use.node)
+        if not layout.fits(math.prod(seen[: use.leading]), n):
+            return None
+    nodes = list({use.node: None for read in chosen.values() for use, _ in read})
+    names = list(found.parameters) if totals else []
+    keep = totals and len(plan) < len(found.parameters)
+    total, deltas = found.backward(names, nodes, found.weights, retain=keep)
+    pieces = {}
+    for name, read in chosen.items():
+        parts = [
+            piece_of(use, layout, deltas[use.node], n)
+            for use, layout in read
+            if use.node in deltas  # else nothing flows back
+        ]
+        pieces[name] = merged(parts) if parts else [_nothing(found, name)]
+    return pieces, total
+
+
+def _nothing(found: Pass, name: str) -> Piece:
+    parameter = found.parameters[name]
+    zero = for_products(parameter.new_zeros(1, parameter.numel()))
+    return Rows(zero.expand(len(found.losses), -1), matrix_shape(tuple(parameter.shape)))
+
+
+def _require_same(plan: Plan, proof: Proof, where: str, passes: int) -> None:
+    for name, ways in plan.items():
+        lost = name not in proof.plan
+        if lost or (proof.certain and proof.plan[name] != ways):
+            why = proof.paths.get(name, "").removeprefix(COMPLETE) or "another layout"
+            raise GradientError(
+                f"{where}: the gradients of {name!r} were proven earlier in the run and are not "
+                f"right any more ({why}), within the last {passes} passes: what examples do to "
+                "each other depends on data or parameters here. Prove every pass: audit=1 "
+                "(--audit 1)."
+            )
+
+
+def _as_pieces(rows: ByName, parameters: dict[str, Tensor]) -> dict[str, list[Piece]]:
+    return {
+        name: [Rows(found, matrix_shape(tuple(parameters[name].shape)))]
+        for name, found in rows.items()
+    }

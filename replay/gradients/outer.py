@@ -1,0 +1,131 @@
+r"""Gradients that are sums of outer products: Linear layers, and convolutions seen as such.
+
+For ``y = a Wᵀ`` with rows (tokens) τ, example i's gradient is ``g_i = Σ_τ δ_iτ a_iτᵀ`` with
+``δ = ∂ℓ/∂y``, so inner products need no weight gradient:
+
+    ⟨g_i, g_j⟩ = Σ_{τ,υ} (a_iτ · a_jυ)(δ_iτ · δ_jυ)
+
+Source: Goodfellow, "Efficient Per-Example Gradient Computations" (arXiv 1510.01799); with
+sequences, Li et al., "Large Language Models Can Be Strong Differentially Private Learners"
+(arXiv 2110.05679), there called ghost clipping.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.gradients.pieces import BLOCK, LARGE
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients of rows ``start:start+p`` of a parameter ``(R, d)``.
+
+    Attributes:
+        inputs: ``a``, ``(n, T, d)``.
+        deltas: ``δ``, ``(n, T, p)``.
+        start: The first row.
+        total: R.
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    start: int
+    total: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.inputs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(R, d)``."""
+        return self.total, self.inputs.shape[2]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Both factors."""
+        return [self.inputs, self.deltas]
+
+    @property
+    def single(self) -> bool:
+        """Whether each gradient is one outer product of all rows."""
+        return self.inputs.shape[1] == 1 and self.deltas.shape[2] == self.total
+
+    def select(self, examples: Tensor | slice) -> Outer:
+        """Return some examples' factors."""
+        return Outer(self.inputs[examples], self.deltas[examples], self.start, self.total)
+
+    def dense(self, rows: slice) -> Tensor:
+        """Return some rows of each gradient."""
+        n, tokens, d = self.inputs.shape
+        p = self.deltas.shape[2]
+        low, high = (min(max(k - self.start, 0), p) for k in (rows.start, rows.stop))
+        deltas = self.deltas[:, :, low:high]
+        found = deltas.mT * self.inputs if tokens == 1 else torch.bmm(deltas.mT, self.inputs)
+        if high - low < rows.stop - rows.start:
+            whole = found.new_zeros(n, rows.stop - rows.start, d)
+            at = self.start + low - rows.start
+            whole[:, at : at + high - low] = found
+            found = whole
+        return found.flatten(1)
+
+    def project(self, direction: Tensor) -> Tensor:
+        """Return inner products with a direction."""
+        p = self.deltas.shape[2]
+        moved = self.deltas @ direction[self.start : self.start + p].to(self.deltas)  # (n, T, d)
+        return (moved * self.inputs).sum((1, 2), dtype=torch.float64)
+
+    def squared_norms(self) -> Tensor:
+        """Return squared norms."""
+        n, rows, d = self.inputs.shape
+        p = self.deltas.shape[2]
+        if rows * rows * (d + p) > 2 * rows * d * p:
+            size = max(1, BLOCK // (p * d))
+            squares = [
+                torch.bmm(deltas.mT, inputs).square().sum((1, 2), dtype=torch.float64)
+                for deltas, inputs in zip(
+                    torch.split(self.deltas, size), torch.split(self.inputs, size), strict=True
+                )
+            ]
+            return torch.cat(squares) if squares else self.inputs.new_zeros(n).double()
+        gram = (self.inputs @ self.inputs.mT) * (self.deltas @ self.deltas.mT)  # (n, T, T)
+        return gram.sum((1, 2), dtype=torch.float64)
+
+
+def joined(pieces: list[Outer]) -> Outer:
+    """Return several pieces of the same rows as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    inputs = torch.cat([piece.inputs for piece in pieces], 1)
+    deltas = torch.cat([piece.deltas for piece in pieces], 1)
+    return Outer(inputs, deltas, pieces[0].start, pieces[0].total)
+
+
+def prefers_ghost(n: int, m: int, tokens: tuple[int, int], p: int, d: int) -> bool:
+    """Return whether inner products cost fewer operations without any gradient being formed."""
+    ghost = n * m * tokens[0] * tokens[1] * (d + p)
+    formed = (n * tokens[0] + m * tokens[1]) * d * p + n * m * d * p
+    return ghost < formed
+
+
+def ghost(left: Outer, right: Outer) -> Tensor:
+    """Return ``⟨g_i, g_j⟩`` for every pair, float64 ``(n, m)``; both of the same rows."""
+    n, rows, d = left.inputs.shape
+    columns, p = right.inputs.shape[1], left.deltas.shape[2]
+    if rows == 1 and columns == 1:
+        gram = left.inputs[:, 0] @ right.inputs[:, 0].T
+        return gram.mul_(left.deltas[:, 0] @ right.deltas[:, 0].T).double()
+    size = max(1, LARGE // (n * rows * columns))
+    blocks = []
+    for inputs, deltas in zip(
+        torch.split(right.inputs, size), torch.split(right.deltas, size), strict=True
+    ):
+        gram = left.inputs.reshape(-1, d) @ inputs.reshape(-1, d).T  # (n T, m' U)
+        gram *= left.deltas.reshape(-1, p) @ deltas.reshape(-1, p).T
+        blocks.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
+    return torch.cat(blocks, 1)

@@ -1,0 +1,106 @@
+r"""What per-example gradients of one parameter are kept as: the protocol, and plain rows.
+
+A parameter is a matrix here, ``(R, C)``: its first dimension and all others. What a family of
+operations gives is a ``Piece``; a parameter that is used several times has several, and its
+gradients are their sum.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+BLOCK = 1 << 21  # elements of a temporary that should stay near the processor
+LARGE = 1 << 25  # elements of any other temporary
+
+
+class Piece(Protocol):
+    """Gradients of n examples of one ``(R, C)`` parameter, from one operation (or several)."""
+
+    @property
+    def count(self) -> int:
+        """The number of examples, n."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(R, C)``."""
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """What it stores."""
+
+    def select(self, examples: Tensor | slice) -> Piece:
+        """Return some examples' gradients."""
+
+    def dense(self, rows: slice) -> Tensor:
+        """Return some rows of each gradient, ``(n, r C)``."""
+
+    def project(self, direction: Tensor) -> Tensor:
+        """Return inner products with a ``(R, C)`` direction, float64 ``(n,)``."""
+
+    def squared_norms(self) -> Tensor:
+        """Return ``‖g_i‖²``, float64 ``(n,)``."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Gradients as plain rows.
+
+    Attributes:
+        rows: ``(n, R C)``.
+        shape: ``(R, C)``.
+    """
+
+    rows: Tensor
+    shape: tuple[int, int]
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.rows)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The rows."""
+        return [self.rows]
+
+    def select(self, examples: Tensor | slice) -> Rows:
+        """Return some examples' rows."""
+        return Rows(self.rows[examples], self.shape)
+
+    def dense(self, rows: slice) -> Tensor:
+        """Return some rows of each gradient."""
+        each = self.shape[1]
+        return self.rows[:, rows.start * each : rows.stop * each]
+
+    def project(self, direction: Tensor) -> Tensor:
+        """Return inner products with a direction."""
+        return (self.rows @ direction.flatten().to(self.rows)).double()
+
+    def squared_norms(self) -> Tensor:
+        """Return squared norms."""
+        return self.rows.double().square().sum(1)
+
+
+def for_products(tensor: Tensor) -> Tensor:
+    """Half-precision gradients are multiplied in float32."""
+    tensor = tensor.detach()
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the shape ``(R, C)`` in which a parameter is seen."""
+    if not shape:
+        return 1, 1
+    return shape[0], math.prod(shape[1:])
+
+
+def blocks_of_rows(shape: tuple[int, int], count: int, size: int = BLOCK) -> list[slice]:
+    """Cut a parameter's rows so that a block of ``count`` gradients has about ``size`` elements."""
+    rows, columns = shape
+    step = max(1, size // max(1, count * columns))
+    return [slice(k, min(k + step, rows)) for k in range(0, rows, step)]
