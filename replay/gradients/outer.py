@@ -12,12 +12,14 @@ sequences, Li et al., "Large Language Models Can Be Strong Differentially Privat
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from replay.gradients.pieces import BLOCK, LARGE
+from replay.gradients.workspace import workspace
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ class Outer:
         """Return some examples' factors."""
         return Outer(self.inputs[examples], self.deltas[examples], self.start, self.total)
 
-    def dense(self, rows: slice) -> Tensor:
-        """Return some rows of each gradient."""
+    def dense(self, rows: slice, role: str | None = None) -> Tensor:
+        """Return some rows of each gradient, in a workspace if a role is given."""
         n, tokens, d = self.inputs.shape
         p = self.deltas.shape[2]
         low, high = (min(max(k - self.start, 0), p) for k in (rows.start, rows.stop))
         deltas = self.deltas[:, :, low:high]
-        found = deltas.mT * self.inputs if tokens == 1 else torch.bmm(deltas.mT, self.inputs)
+        shape = (n, high - low, d)
+        out = None if role is None else workspace(role, deltas, math.prod(shape)).view(shape)
+        multiply = torch.mul if tokens == 1 else torch.bmm
+        found = multiply(deltas.mT, self.inputs, out=out)
         if high - low < rows.stop - rows.start:
             whole = found.new_zeros(n, rows.stop - rows.start, d)
             at = self.start + low - rows.start

@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 21  # elements of a temporary that should stay near the processor
+BLOCK = 1 << 22  # elements of a temporary that is used over and over
 LARGE = 1 << 25  # elements of any other temporary
 
 

@@ -95,7 +95,7 @@ def _formed(left: list[Piece], right: list[Piece]) -> Tensor:
     shape, n, m = _shape(left, right), left[0].count, right[0].count
     result = torch.zeros(n, m, dtype=torch.float64, device=left[0].tensors[0].device)
     for rows in blocks_of_rows(shape, n + m):
-        result += _dense(left, rows, shape) @ _dense(right, rows, shape).T
+        result += _dense(left, rows, shape, "left") @ _dense(right, rows, shape, "right").T
     return result
 
 
@@ -104,7 +104,12 @@ def _shape(left: list[Piece], right: list[Piece]) -> tuple[int, int]:
     return min(left[0].shape, right[0].shape)
 
 
-def _dense(pieces: list[Piece], rows: slice, shape: tuple[int, int]) -> Tensor:
+def _dense(
+    pieces: list[Piece], rows: slice, shape: tuple[int, int], role: str = "left"
+) -> Tensor:
+    """Return some rows of a sum of pieces; the next call of the same role may overwrite it."""
+    if len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].shape == shape:
+        return pieces[0].dense(rows, role)
     if pieces[0].shape != shape:  # (R C, 1): rows of the other side's
         rows = slice(rows.start * shape[1], rows.stop * shape[1])
     found = pieces[0].dense(rows)
