@@ -47,26 +47,33 @@ class Filter:
         b = _sum(self.keep, b, self.gain, u)
         return _scaled(_sum(self.direct, u, self.through, b), self.outside), b
 
-    def backward(self, q: Tensor, asked: Tensor | None) -> tuple[Tensor, float]:
+    @property
+    def adds_plainly(self) -> bool:
+        """Whether all that ``backward`` needs of ``q`` is ``through`` times it in ``asked``."""
+        return bool(self.through) and not self.direct and self.outside is None
+
+    def backward(self, q: Tensor | None, asked: Tensor | None) -> tuple[Tensor, float]:
         """Return ``λ``: what ``q`` and, through the buffer, all later steps ask of ``u``.
 
         Of the buffer before this step they then ask ``keep`` times what ``asked`` has become.
 
         Args:
-            q: Gradients at this step, ``(m, ...)``.
+            q: Gradients at this step, ``(m, ...)``; None only where ``adds_plainly`` and the
+                caller has added them to ``asked``.
             asked: What later steps ask of the buffer after it, likewise; ``q``'s part is added.
                 None is zero, and possible only where ``through`` is 0.
 
         Returns:
             A tensor, which may be ``asked`` itself, and a number; ``λ`` is their product.
         """
-        if asked is not None and self.through:
+        if asked is not None and self.through and q is not None:
             if self.outside is None:
                 asked.add_(q, alpha=self.through)
             else:
                 asked.addcmul_(q, self.outside, value=self.through)
         if asked is not None and not self.direct:
             return (asked, self.gain) if self.inside is None else (asked * self.inside, self.gain)
+        assert q is not None
         result = q * self.direct if self.outside is None else q * self.outside * self.direct
         if asked is not None and self.gain:
             result.add_(asked, alpha=self.gain)

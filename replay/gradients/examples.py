@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from replay.gradients.outer import Outer
 from replay.gradients.pieces import Piece
 
 Rows = dict[str, Tensor]  # per-example gradients by parameter, (n, numel) each
@@ -55,8 +56,17 @@ class PerExample:
                 stored[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return sum(stored.values())
 
-    def rows(self, name: str, chosen: Tensor) -> Tensor:
-        """Return some examples' gradients of one stored parameter, ``(n, numel)``."""
-        whole = slice(0, self.pieces[name][0].shape[0])
+    def rows(self, name: str, chosen: Tensor, role: str | None = None) -> Tensor:
+        """Return some examples' gradients of one stored parameter, ``(n, numel)``.
+
+        Args:
+            name: The parameter.
+            chosen: Which examples.
+            role: Lets the result be in a workspace, until the next call for that role.
+        """
+        pieces = self.pieces[name]
+        whole = slice(0, pieces[0].shape[0])
+        if role is not None and len(pieces) == 1 and isinstance(pieces[0], Outer):
+            return pieces[0].select(chosen).dense(whole, role)
         found = [piece.select(chosen).dense(whole) for piece in self.pieces[name]]
         return found[0] if len(found) == 1 else torch.stack(found).sum(0)

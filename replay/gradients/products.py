@@ -104,9 +104,7 @@ def _shape(left: list[Piece], right: list[Piece]) -> tuple[int, int]:
     return min(left[0].shape, right[0].shape)
 
 
-def _dense(
-    pieces: list[Piece], rows: slice, shape: tuple[int, int], role: str = "left"
-) -> Tensor:
+def _dense(pieces: list[Piece], rows: slice, shape: tuple[int, int], role: str = "left") -> Tensor:
     """Return some rows of a sum of pieces; the next call of the same role may overwrite it."""
     if len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].shape == shape:
         return pieces[0].dense(rows, role)
