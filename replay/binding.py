@@ -169,6 +169,20 @@ def untouched_randomness() -> Iterator[None]:
             np.random.set_state(numpy_state)  # noqa: NPY002
 
 
+@contextmanager
+def rounded_products(allowed: bool) -> Iterator[None]:
+    """Let a GPU round what it multiplies to TF32, or not; leave torch's settings as found."""
+    settings: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    found = [one.allow_tf32 for one in settings]
+    try:
+        for one in settings:
+            one.allow_tf32 = allowed
+        yield
+    finally:
+        for one, before in zip(settings, found, strict=True):
+            one.allow_tf32 = before
+
+
 def set_random_state(state: RandomState | None) -> None:
     """Put torch's generators where a logged forward pass found them."""
     if state is None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 import traceback
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.console import Console
 
 from replay.arguments import DEFAULT, METHODS
 from replay.commands import inspect, opened, self_influence
+from replay.estimate import Cost, estimate, peak_bytes
 from replay.influence import check_free
 from replay.option_types import Checkpoints, Tolerance, replay_options
 from replay.report import report, to_json
@@ -79,6 +82,11 @@ proponents: training examples whose steps lowered the test loss.
     show_default=True,
     help="Where the split of ideal stops refining; none never refines.",
 )
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say how long it will take and how much memory, from a few timed steps; write nothing.",
+)
 @click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
 @click.option(
     "--parameters",
@@ -113,8 +121,27 @@ def cli(
     if log is None or test_file is None:
         raise click.UsageError("expected --log run.h5 and --test ids.txt; see --help.")
     target = log.with_name(log.stem + ".influence.h5") if out is None else out
+    if options["dry_run"]:
+        _estimate(log, test_file, methods or DEFAULT, as_json, options)
+        return
     check_free(target, overwrite=overwrite)
     _replay(log, test_file, target, methods or DEFAULT, top, as_json, overwrite, options)
+
+
+def _estimate(
+    log: Path, test_file: str, methods: tuple[str, ...], as_json: bool, options: dict[str, Any]
+) -> None:
+    run = opened(log, options)
+    cost = estimate(
+        run,
+        _test_ids(run, test_file),
+        methods=methods,
+        checkpoints=options["checkpoints"],
+        steps=options["steps"],
+        ideal_tolerance=options["ideal_tolerance"],
+        allow_mismatch=options["allow_mismatch"],
+    )
+    click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
 
 
 def _replay(
@@ -127,6 +154,7 @@ def _replay(
     overwrite: bool,
     options: dict[str, Any],
 ) -> None:
+    began = time.perf_counter()
     run = opened(log, options)
     influence = run.influence(
         _test_ids(run, test_file),
@@ -138,7 +166,8 @@ def _replay(
         allow_mismatch=options["allow_mismatch"],
     )
     influence.save(target, overwrite=overwrite)
-    click.echo(f"wrote {target}", err=True)
+    took = Cost(time.perf_counter() - began, peak_bytes())
+    click.echo(f"wrote {target}; took {took}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(influence, k=top), allow_nan=False))
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from replay.following import follow
 from replay.influence import check_free
 from replay.inspection import inspection, inspection_table
 from replay.option_types import replay_options
+from replay.plan import plan_table
 from replay.progress import Progress
 from replay.run import Replay
 from replay.self_report import self_json, self_report
@@ -29,6 +31,8 @@ def opened(log: Path, options: dict[str, Any]) -> Replay:
         dtype=torch.float64 if options["dtype"] == "float64" else None,
         values=options["values"],
         memory=options["memory"],
+        audit=options["audit"],
+        allow_tf32=options["allow_tf32"],
         announce=lambda file: click.echo(f"running the task's code in {file}", err=True),
     )
 
@@ -70,8 +74,9 @@ def self_influence(
 @click.argument("log", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
 @click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
-def inspect(log: Path, as_json: bool, watch: bool) -> None:
-    """Say what LOG holds; imports no task and runs no code."""
+@click.option("--task", help="Also say how each parameter's gradients are computed; runs its code.")
+def inspect(log: Path, as_json: bool, watch: bool, task: str | None) -> None:
+    """Say what LOG holds; imports no task and runs no code unless --task names one."""
     if watch and as_json:
         raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
     if watch:
@@ -80,7 +85,11 @@ def inspect(log: Path, as_json: bool, watch: bool) -> None:
         return
     with open_log(log) as opened, Progress(enabled=True) as progress:
         facts = inspection(opened, progress.task("reading steps", len(opened)))
+    paths = [] if task is None else Replay(log, task).plan()
     if as_json:
-        click.echo(json.dumps(facts))
+        plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
+        click.echo(json.dumps({**facts, **plan}))
         return
     Console().print(inspection_table(facts))
+    if paths:
+        Console().print(plan_table(paths))

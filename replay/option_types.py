@@ -42,6 +42,14 @@ class Checkpoints(click.ParamType[int | str | list[int]]):
 _SHARED = [
     click.option("--task", help="module:name or file.py:name.  [default: what the log names]"),
     click.option("--memory", default="2GiB", show_default=True, help="Budget for gradients."),
+    click.option(
+        "--audit",
+        type=click.IntRange(min=1),
+        default=100,
+        show_default=True,
+        help="Passes between proofs of the gradients; 1 proves every pass.",
+    ),
+    click.option("--allow-tf32", is_flag=True, help="Let a GPU round products to TF32."),
     click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda."),
     click.option(
         "--dtype",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay import passes, tracincp
+from replay import filling, passes, tracincp
 from replay.arguments import (
     DEFAULT,
     METHODS,
@@ -19,18 +20,19 @@ from replay.arguments import (
     matching,
     window,
 )
-from replay.binding import BoundModel, build, untouched_randomness
+from replay.binding import BoundModel, build, rounded_products, untouched_randomness
 from replay.influence import Influence
 from replay.measured import Models
-from replay.memory import Chunks, parse_bytes, placed
+from replay.memory import Chunks, parse_bytes
+from replay.plan import ParameterPath, paths_of_run
 from replay.progress import Progress
 from replay.provenance import provenance
 from replay.scores import Tables
 from replay.self_influence import SelfInfluence, Sums
 from replay.tape import Tape
-from replay.task import Task, described, example_ids, load_task, parse_test_ids
+from replay.task import Task, described, example_ids, parse_test_ids, resolved
 from replay.trajectory import state
-from tracer.errors import InputError, LogError, TaskError
+from tracer.errors import InputError, LogError
 from tracer.reader import open_log
 from tracer.records import ID
 
@@ -46,6 +48,8 @@ class Replay:
             run's own dtype.
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
         memory: Budget for gradients and activations, beyond the copies of the model.
+        audit: Passes between proofs of the per-example gradients; 1 proves every pass.
+        allow_tf32: Let a GPU round products to 10 bits; off, whatever torch's own settings are.
         announce: Told which file a task named by the log is loaded from.
 
     Raises:
@@ -62,28 +66,25 @@ class Replay:
         dtype: torch.dtype | None = None,
         values: str = "float64",
         memory: int | str = "2GiB",
+        audit: int = 100,
+        allow_tf32: bool = False,
         announce: Callable[[str], None] | None = None,
     ) -> None:
         if values not in ("float64", "model"):
             raise InputError(f'values must be "float64" or "model", found {values!r}.')
-        self._budget = parse_bytes(memory)
+        if audit < 1:
+            raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
+        self._budget, self._tf32 = parse_bytes(memory), allow_tf32
         self.log = open_log(log)
         if len(self.log) == 0:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
-        named = self.log.metadata.get("task")
-        if isinstance(task, Task):
-            self.task = task
-        elif task is not None or named:
-            reference = str(task if task is not None else named)
-            self.task = load_task(reference, trusted=task is not None, announce=announce)
-        else:
-            raise TaskError(f"{log} names no task; pass one: task= (--task module:name).")
+        self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
         self._device, self._values = torch.device(device), values
-        with untouched_randomness():
+        with self._computing():
             built = build(self.task)
             in_double = torch.float64 if values == "float64" else dtype
             train, test, value = (
-                BoundModel(built, self.log, device=self._device, dtype=kind)
+                BoundModel(built, self.log, device=self._device, dtype=kind, audit=audit)
                 for kind in (dtype, dtype, in_double)
             )
         self._models = Models(train, test, value, self._device)
@@ -112,17 +113,10 @@ class Replay:
             float64 ``(T, m)``.
         """
         check_ids(test_ids, self.task.test, "test")
-        with untouched_randomness(), Progress(progress) as shown:
+        with self._computing(), Progress(progress) as shown:
             chunks = self._chunks.of(test_ids, "test")
             advance = shown.task("drops", len(chunks) * len(self.log))
-            columns = []
-            for chunk in chunks:
-                rows = []
-                for drop in passes.drops(self.log, chunk):
-                    rows.append(drop.measured.numpy())
-                    advance()
-                columns.append(np.stack(rows))
-            return np.concatenate(columns, 1)
+            return filling.drops(self.log, chunks, advance)
 
     def influence(
         self,
@@ -175,26 +169,21 @@ class Replay:
         split = tuple(name for name in METHODS if name in methods and name != "tracincp")
         tables = Tables(list(test_ids), columns, chosen_steps, tuple(methods), names is not None)
         found: dict[str, str | int] = {}
-        with untouched_randomness(), Progress(progress) as shown:
+        with self._computing(), Progress(progress) as shown:
             if split:
                 tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
                 kept = 0 if tape.plain and names is None else len(split)
                 chunks = self._chunks.of(test_ids, "test", kept=kept)
                 settings = passes.Settings(split, ideal_tolerance, names)
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
-                for rows, chunk in placed(chunks):
-                    for step in passes.steps(tape, chunk, settings):
-                        tables.add_step(rows, step)
-                        advance()
+                filling.splits(tables, tape, chunks, settings, advance)
                 found["steps_scaled_outside"] = len(tape.checks.inferred)
             if chosen:
                 chunks = self._chunks.of(test_ids, "test")
                 blocks = self._chunks.of(columns, "train", most=1024)
                 advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
-                for at in (tracincp.checkpoint(self.log, k, names) for k in chosen):
-                    for place, scores in tracincp.tables(at, chunks, blocks):
-                        tables.add_scores("tracincp", *place, scores.numpy())
-                        advance()
+                points = (tracincp.checkpoint(self.log, k, names) for k in chosen)
+                filling.checkpoints(tables, points, chunks, blocks, advance)
         choices = {
             "methods": " ".join(methods),
             "window": f"{chosen_steps.start}:{chosen_steps.stop}",
@@ -224,7 +213,7 @@ class Replay:
         check_ids(chosen, self.task.train, "training")
         looked_at = window(steps, len(self.log))
         sums = Sums(chosen)
-        with untouched_randomness(), Progress(progress) as shown:
+        with self._computing(), Progress(progress) as shown:
             tape = self._tape(looked_at, lenient=allow_mismatch, shown=shown)
             advance = shown.task("self-influence", len(looked_at))
             for recorded in tape.forwards():
@@ -236,6 +225,16 @@ class Replay:
         }
         facts = provenance(self.log, self._models, **choices)
         return SelfInfluence(chosen, sums.scores, sums.visits, facts)
+
+    def plan(self) -> list[ParameterPath]:
+        """Return how gradients of each parameter are computed, as proven on the first step."""
+        with self._computing():
+            return paths_of_run(self.log, self.task, self._models, budget=self._budget)
+
+    @contextmanager
+    def _computing(self) -> Iterator[None]:
+        with untouched_randomness(), rounded_products(self._tf32):
+            yield
 
     def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
         return Tape(

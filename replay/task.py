@@ -110,6 +110,31 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     return list(found)
 
 
+def resolved(
+    task: Task | str | None,
+    named: Any,
+    log: Path,
+    announce: Callable[[str], None] | None = None,
+) -> Task:
+    """Return a task: the one given, or the one that a log names.
+
+    Args:
+        task: A task or its name; None for the log's.
+        named: What the log names.
+        log: Its path, for the message.
+        announce: Told the file before its code runs.
+
+    Raises:
+        TaskError: There is none, or it does not load.
+    """
+    if isinstance(task, Task):
+        return task
+    if task is None and not named:
+        raise TaskError(f"{log} names no task; pass one: task= (--task module:name).")
+    reference = str(named if task is None else task)
+    return load_task(reference, trusted=task is not None, announce=announce)
+
+
 def load_task(
     reference: str, *, trusted: bool, announce: Callable[[str], None] | None = None
 ) -> Task:

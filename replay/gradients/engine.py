@@ -34,13 +34,13 @@ class Engine:
         audit: Passes between audits; 1 proves every pass.
 
     Attributes:
-        paths: By parameter, how the last pass that was proven went: ``"linear"``, ``"bias"``,
+        paths: By parameter, how the last pass went: ``"linear"``, ``"bias"``,
             ``"convolution"``, ..., or ``"complete: "`` and the reason.
     """
 
     def __init__(self, audit: int = 100) -> None:
-        self._audit, self._count = audit, 0
-        self._plans: dict[Any, Plan] = {}
+        self._audit = audit
+        self._plans: dict[Any, tuple[Plan, dict[str, str]]] = {}
         self._unproven: dict[Any, int] = {}  # passes since a plan was proven
         self.paths: dict[str, str] = {}
 
@@ -130,8 +130,7 @@ class Engine:
     ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
         """Return pieces of the covered parameters, and plain gradients of all if asked for."""
         key = (found.graph.signature, len(found.losses) == 1)
-        plan = self._plans.get(key)
-        self._count += 1
+        plan, self.paths = self._plans.get(key, (None, self.paths))
         if plan is not None and self._unproven[key] < self._audit - 1:
             read = _follow(found, plan, totals=totals)
             if read is not None:
@@ -143,7 +142,7 @@ class Engine:
         self.paths = proof.paths
         self._unproven[key] = 0
         if proof.certain:
-            self._plans[key] = proof.plan
+            self._plans[key] = proof.plan, proof.paths
         return proof.pieces, proof.total
 
 

@@ -1,0 +1,55 @@
+"""Fills the tables of a result: the methods that split steps, and the checkpoint heuristic."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay import passes, tracincp
+from replay.measured import Examples
+from replay.memory import placed
+from replay.scores import Tables
+from replay.tape import Tape
+from tracer.reader import RunLog
+
+
+def drops(log: RunLog, chunks: list[Examples], advance: Callable[[], None]) -> NDArray[np.float64]:
+    """Return every step's measured drop for all chunks, ``(T, m)``."""
+    columns = []
+    for chunk in chunks:
+        rows = []
+        for drop in passes.drops(log, chunk):
+            rows.append(drop.measured.numpy())
+            advance()
+        columns.append(np.stack(rows))
+    return np.concatenate(columns, 1)
+
+
+def splits(
+    tables: Tables,
+    tape: Tape,
+    chunks: list[Examples],
+    settings: passes.Settings,
+    advance: Callable[[], None],
+) -> None:
+    """Add every step of a tape, for each chunk of test examples."""
+    for rows, chunk in placed(chunks):
+        for step in passes.steps(tape, chunk, settings):
+            tables.add_step(rows, step)
+            advance()
+
+
+def checkpoints(
+    tables: Tables,
+    points: Iterable[tracincp.Checkpoint],
+    chunks: list[Examples],
+    blocks: list[Examples],
+    advance: Callable[[], None],
+) -> None:
+    """Add TracInCP's scores at every checkpoint, block by block."""
+    for at in points:
+        for place, scores in tracincp.tables(at, chunks, blocks):
+            tables.add_scores("tracincp", *place, scores.numpy())
+            advance()

@@ -1,0 +1,67 @@
+"""How the gradients of each parameter are computed: what the engine proved on the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from replay.measured import Examples, Models
+from replay.recorded import moved_parameters
+from replay.task import Task, example_ids
+from replay.trained import replay_step
+from replay.trajectory import Transition, state
+from tracer.reader import RunLog
+
+_TEST = 8  # test examples that are looked at
+
+
+@dataclass(frozen=True)
+class ParameterPath:
+    """How one parameter's per-example gradients are computed.
+
+    Attributes:
+        name: The parameter.
+        shape: Its shape.
+        train: Of training examples: kinds of operation, or ``"complete: "`` and the reason; of one
+            that the first step did not move, ``"not moved"``.
+        test: Of test examples, likewise; ``"no gradient"`` where the measure does not depend on it.
+    """
+
+    name: str
+    shape: list[int]
+    train: str
+    test: str
+
+
+def paths_of_run(log: RunLog, task: Task, models: Models, *, budget: int) -> list[ParameterPath]:
+    """Return every parameter's path at step 0.
+
+    Args:
+        log: The run.
+        task: Its task.
+        models: The bound copies.
+        budget: Bytes for gradients.
+    """
+    now = Transition(log.step(0), state(log, 0), state(log, 1))
+    names = moved_parameters(now.step)
+    replay_step(task, now, models.train, names, device=models.device, budget=budget)
+    Examples(task, example_ids(task.test)[:_TEST], "test", models).gradients(now.before, now.name)
+    train, test = models.train.engine.paths, models.test.engine.paths
+    return [
+        ParameterPath(
+            name, list(shape), train.get(name, "not moved"), test.get(name, "no gradient")
+        )
+        for name, (shape, _) in log.parameter_layout.items()
+    ]
+
+
+def plan_table(paths: Sequence[ParameterPath]) -> Table:
+    """Return a table of paths for a terminal."""
+    table = Table(title="How gradients are computed", title_justify="left")
+    for column in ("parameter", "shape", "of training examples", "of test examples"):
+        table.add_column(column)
+    for path in paths:
+        table.add_row(path.name, " x ".join(map(str, path.shape)) or "()", path.train, path.test)
+    return table
