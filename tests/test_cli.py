@@ -231,6 +231,34 @@ def test_inspect_imports_nothing(folder, capsys):
     assert json.loads(out)["steps"] == 4
 
 
+def test_inspect_with_a_task_shows_the_plan(folder, capsys):
+    code, out, _ = run(capsys, "inspect", "run.h5", "--task", "work.py:task", "--json")
+    assert code == 0
+    plan = {row["name"]: row for row in json.loads(out)["plan"]}
+    assert plan["0.weight"] == {
+        "name": "0.weight",
+        "shape": [5, 4],
+        "train": "linear",
+        "test": "linear",
+    }
+    code, out, _ = run(capsys, "inspect", "run.h5", "--task", "work.py:task")
+    assert "How gradients are computed" in out
+    assert "2.bias" in out
+
+
+def test_dry_run_writes_nothing(folder, capsys):
+    before = sorted(folder.iterdir())
+    code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
+    assert code == 0
+    assert out.startswith("about ")
+    assert "peak memory" in out
+    code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
+    assert set(json.loads(out)) == {"seconds", "peak_bytes"}
+    assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
+        "__pycache__"
+    }
+
+
 def test_every_command_and_option_has_help():
     for command in (cli, *cli.commands.values()):
         assert command.help

@@ -1,0 +1,153 @@
+"""The gradient engine inside a replay: its plan, audits, and what its results do not depend on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from cases import CASES
+from torch import nn
+from torch.nn import functional as F
+
+from replay import Replay, Task
+from replay.estimate import Cost, estimate
+from tracer import TracingOptimizer
+from tracer.errors import GradientError, InputError
+
+TEST_IDS = [2, 0, 3]
+METHODS = ("tracin", "ideal", "tracincp", "tracin-sgd")
+
+
+def scores(path, task, ids=TEST_IDS, **options):
+    found = Replay(path, task=task, **options).influence(
+        ids, methods=METHODS, checkpoints=[0, 2], ideal_tolerance=1e-12, progress=False
+    )
+    return np.stack([found.scores[m][[found.test_ids.index(i) for i in TEST_IDS]] for m in METHODS])
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_results_do_not_depend_on_how_they_are_computed(case, tmp_path):
+    """Chunks, memory, order of the test IDs, audits."""
+    task = case.trace(tmp_path / "run.h5")
+    expected = scores(tmp_path / "run.h5", task)
+    size = 1e-12 * np.abs(expected).max((1, 2), keepdims=True)
+    for options in ({"memory": 20_000}, {"audit": 1}, {"ids": [3, 1, 0, 2]}):
+        found = scores(tmp_path / "run.h5", task, **options)
+        assert (np.abs(found - expected) <= size).all(), options
+
+
+class Network(nn.Module):
+    """A convolution, BatchNorm and a transformer layer: what people train."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv1d(3, 4, 3, padding=1), nn.BatchNorm1d(4)
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.head = nn.Linear(4, 3)
+        self.unused = nn.Parameter(torch.zeros(2))
+
+    def forward(self, x):
+        return self.head(self.layer(torch.tanh(self.norm(self.conv(x))).mT).mean(1))
+
+
+def loss(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    path = tmp_path_factory.mktemp("network") / "run.h5"
+    torch.manual_seed(0)
+    data = [(torch.randn(3, 5).double(), torch.tensor(k % 3)) for k in range(20)]
+    task = Task(lambda: Network().double(), loss, data[:12], data[12:])
+    model = task.model()
+    with TracingOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, path) as optimizer:
+        for t in range(6):
+            ids = [(4 * t + k) % 12 for k in range(4)]
+            optimizer.zero_grad()
+            loss(model, task.collate([data[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+    return path, task
+
+
+def test_plan_names_every_parameter(network):
+    path, task = network
+    plan = {row.name: row for row in Replay(path, task=task).plan()}
+    assert set(plan) == {name for name, _ in Network().named_parameters()}
+    assert plan["conv.weight"].train.startswith("complete: rows of its convolution")
+    assert plan["conv.weight"].test == "convolution"
+    assert plan["norm.weight"].train == plan["norm.weight"].test == "norm scale"
+    assert plan["layer.self_attn.in_proj_weight"].train == "linear"
+    assert (plan["unused"].train, plan["unused"].test) == ("not moved", "no gradient")
+    assert plan["head.weight"].shape == [3, 4]
+
+
+def test_audit_must_be_positive(network):
+    with pytest.raises(InputError, match="audit is a number of passes, at least 1, found 0"):
+        Replay(*network, audit=0)
+
+
+def test_tf32_is_left_as_found(network):
+    path, task = network
+    kinds = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = [kind.allow_tf32 for kind in kinds]
+    seen = []
+
+    def spy(model, batch):
+        seen.append([kind.allow_tf32 for kind in kinds])
+        return loss(model, batch)
+
+    watched = Task(task.model, spy, task.train, task.test)
+    for allowed in (False, True):
+        seen.clear()
+        Replay(path, task=watched, allow_tf32=allowed).drops([0], progress=False)
+        assert seen
+        assert all(one == [allowed, allowed] for one in seen)
+        assert [kind.allow_tf32 for kind in kinds] == before
+
+
+def test_coupling_that_begins_in_the_middle_is_an_error_that_names_the_step(tmp_path):
+    """The graph is the same, the data couple examples from step 3 on."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 2).double()
+    data = [(torch.randn(3).double(), torch.tensor(0.0 if k < 6 else 1.0)) for k in range(12)]
+
+    def coupled(model, batch):
+        x, much = batch
+        z = torch.tanh(model(x)).sum(1)
+        return z.square() + much * z * z.mean()
+
+    task = Task(lambda: nn.Linear(3, 2).double(), coupled, data, data[:2])
+    with TracingOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5"
+    ) as optimizer:
+        for t in range(6):
+            ids = [2 * t, 2 * t + 1]
+            optimizer.zero_grad()
+            coupled(model, task.collate([data[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+    with pytest.raises(GradientError, match=r"step [34]: .*--audit 1"):
+        Replay(tmp_path / "run.h5", task, audit=2).influence(
+            [0], methods=["tracin"], progress=False
+        )
+    exact = Replay(tmp_path / "run.h5", task, audit=1).influence(
+        [0], methods=["tracin"], progress=False
+    )
+    assert abs(exact.terms["tracin"]["rounding"]).max() < 1e-12
+    assert np.allclose(exact.scores["tracin"].sum(1), exact.terms["tracin"]["data"].sum(0))
+
+
+def test_estimate(network):
+    path, task = network
+    run = Replay(path, task=task)
+    cost = estimate(run, [0, 1], methods=("tracin", "ideal", "tracincp"), checkpoints=2)
+    assert 0 < cost.seconds < 60
+    assert cost.peak_bytes > 1e7
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.123, "0.12 s"), (75, "75 s"), (1500, "25 min"), (2e4, "5.6 h")],
+)
+def test_costs_in_words(seconds, text):
+    assert str(Cost(seconds, 1_500_000_000)) == f"{text}, peak memory 1.50 GB"
