@@ -134,9 +134,10 @@ class StepLogger:
         found: list[Gradients] = []
 
         def measure() -> None:
-            if not found:  # the last step has led to where this one begins
-                self._settle(self._buffers())
-            found.append(self._measurement.gradients())
+            with torch.no_grad():
+                if not found:  # the last step has led to where this one begins
+                    self._settle(self._buffers())
+                found.append(self._measurement.gradients())
             self._updating = True
 
         def evaluate() -> Any:
@@ -169,12 +170,14 @@ class StepLogger:
         self._pending = _Pending(step, found[-1].norms, self._buffers(), state)
         return result, True
 
+    @torch.no_grad()
     def flush(self) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
         if self._feed.started and not self._feed.stopped:
             self._settle(pack(self._recorder.current_buffers()))
             self._feed.flush()
 
+    @torch.no_grad()
     def close(self) -> None:
         """Write what is left and close the file; a forked copy of the process leaves it alone."""
         if self._closed:
