@@ -13,15 +13,18 @@ import warnings
 from pathlib import Path
 
 import h5py
+import numpy as np
 import pytest
 import torch
 from kills import kill_one, reference
 from torch.utils.data import DataLoader
 from training import Run, assert_equal_logs
 
-from tracer import open_log, ring, superblock, with_ids
+from tracer import background, open_log, ring, schema, superblock, with_ids
 from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
+from tracer.layout import joined
 from tracer.locking import is_being_written
+from tracer.tables import Tables
 from tracer.writer import LogWriter
 
 HERE = Path(__file__).parent
@@ -381,6 +384,34 @@ def test_training_waits_when_the_ring_is_full(tmp_path, monkeypatch):
     run.close()
     assert len(made) == 3
     assert_equal_logs(path, expected)
+
+
+def test_a_burst_writes_its_snapshots_in_one_call(tmp_path, monkeypatch):
+    expected, path, written = tmp_path / "expected.h5", tmp_path / "run.h5", []
+    Run(expected).train(20).close()
+    monkeypatch.setattr(background, "_BURST", 60)
+    put = Tables._put
+
+    def counting(self, name, start, rows):
+        if name == schema.WEIGHTS:
+            written.append((start, len(rows)))
+        put(self, name, start, rows)
+
+    monkeypatch.setattr(Tables, "_put", counting)
+    run = Run(path).train(20)
+    run.optimizer.flush()
+    assert written == [(0, 1), (1, 20)]
+    run.close()
+    assert_equal_logs(path, expected)
+
+
+def test_rows_that_follow_each_other_are_one_block():
+    memory = np.arange(24, dtype=np.uint8).reshape(6, 4)
+    rows = [memory[4], memory[5], memory[0], memory[1], memory[3], np.full(4, 7, np.uint8)]
+    blocks = joined(rows)
+    assert [len(block) for block in blocks] == [2, 2, 1, 1]
+    assert (np.concatenate(blocks) == np.array(rows)).all()
+    assert np.shares_memory(blocks[1], memory)
 
 
 def test_exception_closes_the_log(tmp_path):

@@ -33,6 +33,19 @@ def test_in_the_same_process(tmp_path):
         assert (len(log), log.live, log.metadata["closed"]) == (12, False, True)
 
 
+def test_a_step_is_on_file_soon_without_flush(tmp_path):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(1)
+    run.optimizer.flush()
+    with open_log(path) as log:
+        run.train(5)  # the fifth is final when the sixth begins
+        until = time.monotonic() + 2
+        while log.refresh() < 4 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert log.refresh() == 4
+    run.close()
+
+
 def test_writer_closes_while_a_reader_of_the_same_process_looks_on(tmp_path):
     path = tmp_path / "run.h5"
     run = Run(path).train(3)

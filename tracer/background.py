@@ -82,13 +82,27 @@ class Background:
             with contextlib.suppress(queue.Empty):
                 while burst[-1][0] is not None:
                     burst.append(self._jobs.get_nowait())
-            for job, slot in burst:
-                self._do(LogWriter.close if job is None else job)
-                if slot is not None:
-                    self.ring.give(slot)
+            self._write([(job, slot) for job, slot in burst if job is not None])
             if burst[-1][0] is None:
+                self._do(LogWriter.close)
                 return
-            self._do(LogWriter.commit)
+
+    def _write(self, burst: list[tuple[Job, Slot | None]]) -> None:
+        """Do jobs; their slots are free once what they hold is written, half a ring at a time."""
+        held: list[Slot] = []
+        for job, slot in burst:
+            self._do(job)
+            if slot is not None:
+                held.append(slot)
+            if 2 * len(held) >= self.ring.size:
+                self._commit(held)
+        self._commit(held)
+
+    def _commit(self, held: list[Slot]) -> None:
+        self._do(LogWriter.commit)
+        for slot in held:
+            self.ring.give(slot)
+        held.clear()
 
     def _do(self, job: Job) -> None:
         """Do a job; after a failure, give the writer up."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 from torch import Tensor
 
 Row: TypeAlias = NDArray[np.uint8]
+
+_NOTHING: Row = np.zeros(0, np.uint8)
 
 
 @dataclass(frozen=True)
@@ -69,12 +73,28 @@ def views(row: Tensor, layout: Sequence[Field]) -> list[Tensor]:
 def pack(tensors: Mapping[str, Tensor]) -> Row:
     """Return tensors as one flat byte row, in order."""
     if not tensors:
-        return np.zeros(0, np.uint8)
+        return _NOTHING
     layout = fields(tensors)
     row = torch.zeros(row_bytes(layout), dtype=torch.uint8)
     for view, tensor in zip(views(row, layout), tensors.values(), strict=True):
         view.copy_(tensor.detach())
     return row.numpy()
+
+
+def joined(rows: Sequence[Row]) -> list[NDArray[np.uint8]]:
+    """Return rows as blocks, ``(n, bytes)``: those that follow each other in memory are one view.
+
+    Args:
+        rows: All of one length, contiguous; whoever calls keeps them.
+    """
+    places = [row.__array_interface__["data"][0] for row in rows]
+    starts = [
+        k for k in range(len(rows)) if not k or places[k] != places[k - 1] + rows[k - 1].nbytes
+    ]
+    return [
+        as_strided(rows[k], (end - k, len(rows[k])), (rows[k].nbytes, 1), writeable=False)
+        for k, end in pairwise([*starts, len(rows)])
+    ]
 
 
 def unpack(row: Row, layout: Sequence[Field]) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from operator import is_
 from typing import Any
 
 import torch
@@ -36,13 +37,20 @@ class Measurement:
         self._optimizer = optimizer
         self.parameters = dict(model.named_parameters())
         self._names = {id(p): name for name, p in self.parameters.items()}
+        self._members: list[Tensor] = []  # of the groups, as they were last
+        self._sizes: list[int] = []
+        self._names_by_group: list[tuple[str, ...]] = []
+        self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
 
     def groups(self) -> tuple[ParameterGroup, ...]:
         """Return the parameter groups as they are."""
-        names = self._names
+        self._grouped()
+        groups = self._optimizer.param_groups
         return tuple(
-            ParameterGroup(tuple([names[id(p)] for p in group["params"]]), self._numbers(group))
-            for group in self._optimizer.param_groups
+            [
+                ParameterGroup(names, self._remembered(k, group))
+                for k, (names, group) in enumerate(zip(self._names_by_group, groups, strict=True))
+            ]
         )
 
     def hyperparameters(self) -> list[str]:
@@ -56,22 +64,18 @@ class Measurement:
         """Return the parameters that do not require a gradient."""
         return frozenset([name for name, p in self.parameters.items() if not p.requires_grad])
 
-    @torch.no_grad()
     def gradients(self) -> Gradients:
-        """Return what is to be known of the gradients."""
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        """Return what is to be known of the gradients; inside ``torch.no_grad()``."""
+        parameters = self._grouped()
         found = [p.grad for p in parameters]
         without = frozenset(
             [self._names[id(p)] for p, g in zip(parameters, found, strict=True) if g is None]
         )
-        dense = [g.coalesce().values() if g.is_sparse else g for g in found if g is not None]
-        norms = _norms(dense)
+        norms = _norms([_dense(g) for g in found if g is not None])
         scale = getattr(self._optimizer, "grad_scale", None)
         scale = scale.clone() if isinstance(scale, Tensor) else scale
-        sizes = [
-            sum([p.grad is not None for p in group["params"]])
-            for group in self._optimizer.param_groups
-        ]
+        has = iter([g is not None for g in found])
+        sizes = [sum(islice(has, size)) for size in self._sizes] if without else self._sizes
 
         def by_group() -> list[float]:
             values = iter([float(norm) for norm in norms])
@@ -84,6 +88,29 @@ class Measurement:
         """Return whether AMP left the step out."""
         found_inf = getattr(self._optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf)
+
+    def _grouped(self) -> list[Tensor]:
+        """Return the parameters of all groups; looks up again who they are if they changed."""
+        groups = self._optimizer.param_groups
+        found = [p for group in groups for p in group["params"]]
+        sizes = [len(group["params"]) for group in groups]
+        if sizes != self._sizes or not all(map(is_, found, self._members)):
+            names = iter([self._names[id(p)] for p in found])
+            self._names_by_group = [tuple(islice(names, size)) for size in sizes]
+            self._members, self._sizes = found, sizes
+        return found
+
+    def _remembered(self, k: int, group: Mapping[str, Any]) -> dict[str, float]:
+        """Return the numbers of group k, the very last ones if nothing was assigned since."""
+        values = [group.get(key) for key in ("lr", *self._optimizer.defaults)]
+        known = self._known.get(k)
+        if known is not None and all(map(is_, values, known[0])):
+            return known[1]
+        numbers = self._numbers(group)
+        self._known.pop(k, None)
+        if all(_unchanging(value) for value in values):
+            self._known[k] = values, numbers
+        return numbers
 
     def _numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
         """Return a group's numeric hyperparameters; tuples are spread, None is NaN."""
@@ -106,6 +133,17 @@ def fill_in(step: Step, norms: list[float]) -> None:
     for group, norm in zip(step.groups, norms, strict=True):
         object.__setattr__(group, GRADIENT_NORM, norm)
     object.__setattr__(step, GRADIENT_NORM, math.hypot(*norms))
+
+
+def _unchanging(value: Any) -> bool:
+    """Return whether the same object always means the same number; tensors do not."""
+    if isinstance(value, tuple):
+        return all(_unchanging(one) for one in value)
+    return value is None or isinstance(value, (bool, int, float, str))
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def _norms(gradients: list[Tensor]) -> list[Tensor]:

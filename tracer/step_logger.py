@@ -79,8 +79,7 @@ class StepLogger:
         self._random = recorder.random_state()  # after the last step
         self._epoch: int | None = None  # of the last step
         self._closed = self._updating = False
-        self._owner = os.getpid()
-        self._feed = Feed(path)
+        self._owner, self._feed = os.getpid(), Feed(path)
 
     def require_open(self) -> None:
         """Raise TracingError after ``close``, and in a forked process."""
@@ -134,9 +133,10 @@ class StepLogger:
         found: list[Gradients] = []
 
         def measure() -> None:
-            if not found:  # the last step has led to where this one begins
-                self._settle(self._buffers())
-            found.append(self._measurement.gradients())
+            with torch.no_grad():
+                if not found:  # the last step has led to where this one begins
+                    self._settle(self._buffers())
+                found.append(self._measurement.gradients())
             self._updating = True
 
         def evaluate() -> Any:
@@ -162,19 +162,20 @@ class StepLogger:
             without_gradient=found[-1].without,
             frozen=self._measurement.frozen(),
         )
-        self.steps += 1
-        self._epoch = epoch
+        self.steps, self._epoch = self.steps + 1, epoch
         self._random = self._recorder.random_state()
         state = self._state() if self._states.due(self.steps) else None
         self._pending = _Pending(step, found[-1].norms, self._buffers(), state)
         return result, True
 
+    @torch.no_grad()
     def flush(self) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
         if self._feed.started and not self._feed.stopped:
             self._settle(pack(self._recorder.current_buffers()))
             self._feed.flush()
 
+    @torch.no_grad()
     def close(self) -> None:
         """Write what is left and close the file; a forked copy of the process leaves it alone."""
         if self._closed:
@@ -209,9 +210,8 @@ class StepLogger:
         """Write the pending step, which led to where we are; begin the log if there is none."""
         pending = self._pending
         if not self._feed.started:
-            threads = torch.get_num_threads()
             self._feed.start(self._creation(), self._measurement.parameters)
-            self._feed.put(lambda writer, row: writer.begin(row, threads))
+            self._feed.put(partial(LogWriter.begin, threads=torch.get_num_threads()))
             self._submit_state(0, self._state(self._recorder.buffers), passing=False)
         elif pending is None:
             self._feed.put(lambda writer, row: writer.amend(row, buffers))

@@ -14,6 +14,7 @@ from h5py import h5s
 from numpy.typing import NDArray
 
 from tracer import schema
+from tracer.layout import Row, joined
 
 
 class Tables:
@@ -30,6 +31,8 @@ class Tables:
         self._kept: dict[str, int] = {name: data.shape[0] for name, data in self._data.items()}
         self._length: dict[str, int] = dict(self._kept)
         self._waiting: dict[str, list[bytes]] = {}
+        self._rows: list[Row] = []  # of parameters, that wait
+        self._first_row = 0  # number of the first of them
         self._types = {name: data.get_type() for name, data in self._data.items()}
         self._tails = {name: data.shape[1:] for name, data in self._data.items()}
         self._dtypes = {name: data.dtype for name, data in self._data.items()}
@@ -60,14 +63,10 @@ class Tables:
             self._kept[name] = self._length[name] = length
 
     def snapshot(self, t: int, row: NDArray[np.uint8]) -> None:
-        """Write row ``t`` of the parameters now."""
-        name, width = schema.WEIGHTS, self._tails[schema.WEIGHTS][0]
-        if t >= self._kept[name]:
-            self._grow(name, t + 1)
-        if len(row) < width:
-            row = np.pad(row, (0, width - len(row)))
-        # not write_direct_chunk: that one keeps the interpreter's lock, and training waits
-        self._put(name, t, row[None])
+        """Write row ``t`` of the parameters at the next commit; rows come in order."""
+        if not self._rows:
+            self._first_row = t
+        self._rows.append(row)
 
     def last(self, name: str) -> NDArray[Any] | None:
         """Return the last row of a table on file."""
@@ -80,10 +79,23 @@ class Tables:
 
     def commit(self) -> None:
         """Write what waits, the meta rows last, and hand it to the operating system."""
+        self._write_snapshots()
         for name in [name for name in self._waiting if name != schema.META]:
             self._write_waiting(name)
         self._write_waiting(schema.META)
         self._file.flush()
+
+    def _write_snapshots(self) -> None:
+        rows, self._rows = self._rows, []
+        if not rows:
+            return
+        name, t = schema.WEIGHTS, self._first_row
+        if t + len(rows) > self._kept[name]:
+            self._grow(name, t + len(rows))
+        for block in joined(rows):
+            # not write_direct_chunk: that one keeps the interpreter's lock, and training waits
+            self._put(name, t, block)
+            t += len(block)
 
     def _write_waiting(self, name: str) -> None:
         pieces = self._waiting.pop(name, None)
