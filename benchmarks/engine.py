@@ -4,11 +4,16 @@ The floor is one forward and backward pass over the b training and m test exampl
 plain gradients. *engine*: both sides' gradients and their ``(b, m)`` products. One process,
 interleaved, medians of seven, float32.
 
-    python benchmarks/engine.py [CASE ...] [--threads N]
+    python benchmarks/engine.py [CASE ...] [--threads N] [--memory]
+
+With ``--memory``: peak memory beyond what the model and the data take, each candidate in a process
+of its own.
 """
 
 from __future__ import annotations
 
+import os
+import resource
 import statistics
 import sys
 import time
@@ -180,6 +185,29 @@ def medians(runs: dict[str, Callable[[], object]], rounds: int = 7) -> dict[str,
     return {name: statistics.median(found) for name, found in seconds.items()}
 
 
+def peak(case: Case, m: int, name: str) -> float:
+    """Return the memory that a candidate takes in a forked process, MB."""
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run = candidates(case, m)[name]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for _ in range(3):
+            run()
+        found = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        os.write(write, str(found).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return int(os.read(read, 64)) / 1024
+
+
+def memory(names: list[str]) -> None:
+    torch.set_num_threads(1)  # also because threads do not outlive a fork
+    for name in names:
+        floor, engine = (peak(CASES[name], 100, kind) for kind in ("floor", "engine"))
+        print(f"{name:10s} m = 100  floor {floor:7.0f} MB, engine {engine:7.0f} MB", flush=True)
+
+
 def main(names: list[str], threads: int) -> None:
     torch.set_num_threads(threads)
     print(f"{threads} thread(s): ms, and times the floor")
@@ -193,4 +221,8 @@ def main(names: list[str], threads: int) -> None:
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     count = int(arguments.pop(arguments.index("--threads") + 1)) if "--threads" in arguments else 1
-    main([a for a in arguments if a != "--threads"] or list(CASES), count)
+    cases = [a for a in arguments if not a.startswith("--")] or list(CASES)
+    if "--memory" in arguments:
+        memory(cases)
+    else:
+        main(cases, count)

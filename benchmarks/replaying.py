@@ -54,12 +54,17 @@ def main() -> None:
         def replay(methods: tuple[str, ...], tolerance: float | None = None) -> None:
             run.influence(test_ids, methods=methods, ideal_tolerance=tolerance, progress=False)
 
+        three = ("tracin", "ideal", "tracincp")
+
         jobs = {
             "floor": lambda: floor(run, test_ids),
             "tracin": lambda: replay(("tracin",)),
             "ideal, no refinement": lambda: replay(("ideal",)),
             "ideal, tolerance 1e-3": lambda: replay(("ideal",), 1e-3),
             "tracin + ideal, no refinement": lambda: replay(("tracin", "ideal")),
+            "tracincp, 10 checkpoints": lambda: replay(("tracincp",)),
+            "all three, no refinement": lambda: replay(three),
+            "all three, tolerance 1e-3": lambda: replay(three, 1e-3),
         }
         times: dict[str, list[float]] = {name: [] for name in jobs}
         for _ in range(RUNS + 1):

@@ -33,12 +33,35 @@ def splits(
     chunks: list[Examples],
     settings: passes.Settings,
     advance: Callable[[], None],
-) -> None:
-    """Add every step of a tape, for each chunk of test examples."""
+    heuristic: Callable[[int], tracincp.Checkpoint],
+    blocks: list[Examples],
+) -> set[int]:
+    """Add every step of a tape, for each chunk of test examples.
+
+    Gradients of test examples at a checkpoint serve TracInCP, too.
+
+    Args:
+        tables: What is added to.
+        tape: The steps.
+        chunks: The test examples.
+        settings: How steps are split, and which checkpoints there are.
+        advance: Called after each step and chunk.
+        heuristic: Gives a checkpoint by number.
+        blocks: The training examples of TracInCP.
+
+    Returns:
+        The checkpoints that were added.
+    """
+    done: set[int] = set()
     for rows, chunk in placed(chunks):
         for step in passes.steps(tape, chunk, settings):
             tables.add_step(rows, step)
+            for k, gradients in step.snapshots.items():
+                for columns, scores in tracincp.against(heuristic(k), gradients, blocks):
+                    tables.add_scores("tracincp", rows, columns, scores.numpy())
+                done.add(k)
             advance()
+    return done
 
 
 def checkpoints(

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -87,13 +87,30 @@ class Examples:
         batch = self._task.collate([self._examples[j] for j in columns])
         return moved(batch, self._models.device, dtype)
 
-    def gradients(self, state: State, where: str, columns: list[int] | None = None) -> PerExample:
-        """Return ``∇φ`` of each example (or of some columns) at a state."""
+    def gradients(
+        self,
+        state: State,
+        where: str,
+        columns: list[int] | None = None,
+        names: Collection[str] | None = None,
+    ) -> PerExample:
+        """Return ``∇φ`` of each example (or of some columns) at a state.
+
+        Args:
+            state: Where.
+            where: For messages.
+            columns: Which examples; None is all.
+            names: With respect to which parameters; None is all.
+        """
         chosen = list(range(len(self))) if columns is None else columns
         bound = self._models.test
         bound.load(state.parameters, state.buffers)
         bound.module.eval()
-        names = {n: p for n, p in bound.parameters.items() if p.requires_grad}
+        found = {
+            n: p
+            for n, p in bound.parameters.items()
+            if p.requires_grad and (names is None or n in names)
+        }
 
         def run(some: list[int]) -> Tensor:
             whole = len(some) == len(self)
@@ -107,7 +124,7 @@ class Examples:
             return losses
 
         return bound.engine.of_independent(
-            names, lambda: run(chosen), lambda i: run([chosen[i]]), where=where
+            found, lambda: run(chosen), lambda i: run([chosen[i]]), where=where
         )
 
     @torch.no_grad()

@@ -59,6 +59,8 @@ class StepResult:
         splits: The split of each method that has one.
         credits: By method, what each occurrence is credited with, float64 ``(b, m)``.
         restricted: Whether products were taken over a part of the parameters.
+        snapshots: Gradients of the test examples at the states that ``Settings.snapshots`` names
+            and this step begins with (or, the last one, leads to).
     """
 
     index: int
@@ -67,6 +69,7 @@ class StepResult:
     splits: dict[str, Split]
     credits: dict[str, Tensor]
     restricted: bool
+    snapshots: dict[int, PerExample]
 
     def predicted(self, method: str) -> Tensor:
         """Return a method's account of the drop, ``(m,)``: ``ideal``'s is the measured one."""
@@ -128,11 +131,13 @@ class Settings:
         methods: Those of ``"tracin"``, ``"ideal"``, ``"tracin-sgd"`` that were asked for.
         tolerance: ``ideal_tolerance``.
         names: Parameters over which products are taken; None is all.
+        snapshots: States whose gradients others need, too; given where the step has them anyway.
     """
 
     methods: tuple[str, ...]
     tolerance: float | None
     names: frozenset[str] | None = None
+    snapshots: frozenset[int] = frozenset()
 
 
 def drops(log: RunLog, examples: Examples) -> Iterator[Drop]:
@@ -176,7 +181,9 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
             found = _ignoring_the_optimizer(recorded, trained, ends.get(0), settings.names)
             credited["tracin-sgd"] = found
         restricted = settings.names is not None
-        yield StepResult(now.step.index, trained.ids, drop, splits, credited, restricted)
+        t = now.step.index
+        snapshots = ends.known({t} if t + 1 < tape.stop else {t, t + 1}, settings.snapshots)
+        yield StepResult(t, trained.ids, drop, splits, credited, restricted, snapshots)
 
 
 def _splits(line: Line, settings: Settings) -> dict[str, Split]:
@@ -215,6 +222,14 @@ class _Ends:
         same = last is not None and last.before.same_buffers(transition.before)
         t = transition.step.index
         self._found = {k: g for k, g in self._found.items() if same and k in (t, t + 1)}
+
+    def known(self, states: set[int], wanted: frozenset[int]) -> dict[int, PerExample]:
+        """Return gradients at some states, by number, where buffers are the state's own."""
+        now = self._transition
+        assert now is not None
+        t = now.step.index
+        same = now.before.same_buffers(now.after)
+        return {k: self.get(k - t) for k in sorted(states & wanted) if k == t or same}
 
     def get(self, u: int) -> PerExample:
         transition = self._transition

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ class Replay:
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
         memory: Budget for gradients and activations, beyond the copies of the model.
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
-        allow_tf32: Let a GPU round products to 10 bits; off, whatever torch's own settings are.
+        allow_tf32: Let a GPU round products to 10 bits.
         announce: Told which file a task named by the log is loaded from.
 
     Raises:
@@ -146,8 +147,7 @@ class Replay:
             parameters: Patterns of parameter names, like ``"head.*"``: only their part of every
                 product; the parts of disjoint patterns add up to the whole.
             ideal_tolerance: Where ``ideal`` stops refining; None never refines.
-            allow_mismatch: Go on where a step does not reproduce, counting the difference as
-                rounding.
+            allow_mismatch: Go on where a step does not reproduce; what differs is ``rounding``.
             progress: Show progress on stderr.
 
         Raises:
@@ -169,21 +169,23 @@ class Replay:
         split = tuple(name for name in METHODS if name in methods and name != "tracincp")
         tables = Tables(list(test_ids), columns, chosen_steps, tuple(methods), names is not None)
         found: dict[str, str | int] = {}
+        rest = chosen
         with self._computing(), Progress(progress) as shown:
+            point = partial(tracincp.checkpoint, self.log, names=names)
+            blocks = self._chunks.of(columns, "train", most=1024) if chosen else []
             if split:
                 tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
                 kept = 0 if tape.plain and names is None else len(split)
                 chunks = self._chunks.of(test_ids, "test", kept=kept)
-                settings = passes.Settings(split, ideal_tolerance, names)
+                settings = passes.Settings(split, ideal_tolerance, names, frozenset(chosen))
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
-                filling.splits(tables, tape, chunks, settings, advance)
+                done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)
                 found["steps_scaled_outside"] = len(tape.checks.inferred)
-            if chosen:
+                rest = [k for k in chosen if k not in done]
+            if rest:
                 chunks = self._chunks.of(test_ids, "test")
-                blocks = self._chunks.of(columns, "train", most=1024)
-                advance = shown.task("tracincp", len(chosen) * len(chunks) * len(blocks))
-                points = (tracincp.checkpoint(self.log, k, names) for k in chosen)
-                filling.checkpoints(tables, points, chunks, blocks, advance)
+                advance = shown.task("tracincp", len(rest) * len(chunks) * len(blocks))
+                filling.checkpoints(tables, map(point, rest), chunks, blocks, advance)
         choices = {
             "methods": " ".join(methods),
             "window": f"{chosen_steps.start}:{chosen_steps.stop}",

@@ -43,6 +43,7 @@ class Tape:
     Attributes:
         plain: Whether no step remembers another: SGD without momentum throughout.
         checks: What was compared with the log.
+        stop: The window's end.
 
     Raises:
         UnsupportedRuleError: The rule cannot be split; names it.
@@ -67,7 +68,7 @@ class Tape:
                 "for every optimizer."
             )
         self._rule, self._log, self._task, self._models = RULES[name], log, task, models
-        self._window, self._budget = window, budget
+        self._window, self._budget, self.stop = window, budget, window.stop
         self.plain = name == "SGD" and not log.ever_used("momentum")
         self._stored = StoredStates(log, self._rule, models.device)
         same = models.test.dtype is None

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from replay.gradients import products
+from replay.gradients.examples import PerExample
 from replay.measured import Examples
 from replay.memory import placed
 from replay.trajectory import State
@@ -55,10 +56,19 @@ def tables(
         Rows and columns of a block, and the block, float64.
     """
     for rows, chunk in placed(test):
-        gradients = chunk.gradients(checkpoint.state, checkpoint.name)
-        for columns, block in placed(train):
-            others = block.gradients(checkpoint.state, checkpoint.name)
-            yield (rows, columns), products.inner(gradients, others, checkpoint.scale).cpu()
+        names = checkpoint.scale.keys()
+        gradients = chunk.gradients(checkpoint.state, checkpoint.name, names=names)
+        for columns, scores in against(checkpoint, gradients, train):
+            yield (rows, columns), scores
+
+
+def against(
+    checkpoint: Checkpoint, test: PerExample, train: list[Examples]
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the scores of some test examples whose gradients are known, block by block."""
+    for columns, block in placed(train):
+        found = block.gradients(checkpoint.state, checkpoint.name, names=checkpoint.scale.keys())
+        yield columns, products.inner(test, found, checkpoint.scale).cpu()
 
 
 def checkpoint(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:

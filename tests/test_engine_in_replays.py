@@ -9,7 +9,7 @@ from cases import CASES
 from torch import nn
 from torch.nn import functional as F
 
-from replay import Replay, Task
+from replay import Replay, Task, filling
 from replay.estimate import Cost, estimate
 from tracer import TracingOptimizer
 from tracer.errors import GradientError, InputError
@@ -34,6 +34,31 @@ def test_results_do_not_depend_on_how_they_are_computed(case, tmp_path):
     for options in ({"memory": 20_000}, {"audit": 1}, {"ids": [3, 1, 0, 2]}):
         found = scores(tmp_path / "run.h5", task, **options)
         assert (np.abs(found - expected) <= size).all(), options
+
+
+@pytest.mark.parametrize(("name", "left"), [("mlp", []), ("batchnorm-dropout", ["last"])])
+def test_checkpoints_use_gradients_that_steps_have(name, left, tmp_path, monkeypatch):
+    """Only a last state with buffers of its own is evaluated for TracInCP alone."""
+    case = next(case for case in CASES if case.name == name)
+    task = case.trace(tmp_path / "run.h5")
+    run = Replay(tmp_path / "run.h5", task=task)
+    chosen = [*range(len(run.log)), len(run.log)]
+    alone = run.influence(TEST_IDS, methods=("tracincp",), checkpoints=chosen, progress=False)
+    seen = []
+    whole = filling.checkpoints
+
+    def spy(tables, points, *rest):
+        points = list(points)
+        seen.extend(point.index for point in points)
+        whole(tables, points, *rest)
+
+    monkeypatch.setattr(filling, "checkpoints", spy)
+    both = run.influence(
+        TEST_IDS, methods=("tracin", "tracincp"), checkpoints=chosen, progress=False
+    )
+    assert seen == [len(run.log) for _ in left]
+    size = np.abs(alone.scores["tracincp"]).max()
+    assert np.abs(both.scores["tracincp"] - alone.scores["tracincp"]).max() <= 1e-12 * size
 
 
 class Network(nn.Module):

@@ -488,6 +488,23 @@ def test_layouts(layout):
     assert prove(delta, shuffled, r, 1, 1e-6)[0] is None
 
 
+def test_half_precision_is_multiplied_in_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+    model, x = model.to(torch.bfloat16), vectors(6).bfloat16()
+    parameters = dict(model.named_parameters())
+    engine = Engine()
+    found = engine.of_independent(
+        parameters, lambda: losses_of(model, x), lambda i: losses_of(model, x[i : i + 1])
+    )
+    assert not complete(engine)
+    tensors = [t for pieces in found.pieces.values() for piece in pieces for t in piece.tensors]
+    assert {t.dtype for t in tensors} == {torch.float32}
+    r = rows_of(losses_of(model, x), parameters).double()
+    gram = products.inner(found, found, dict.fromkeys(parameters, 1.0))
+    assert (gram - r @ r.T).norm() <= 3e-2 * (r @ r.T).norm()
+
+
 def alone(model, z):
     return lambda i: losses_of(model, z[i : i + 1])
 
