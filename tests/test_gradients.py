@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from replay.gradients import products
+from replay.gradients import products, uses
 from replay.gradients.engine import Engine
 from replay.gradients.layout import FIRST, LAST, Layout, prove
 from replay.gradients.outer import Outer, ghost
@@ -280,6 +282,8 @@ def check(model, x, y, engines, budget=1 << 30):
     squares = by_name(torch.rand(r.shape[1], dtype=torch.float64), parameters)
     flat = torch.cat([s.flatten() for s in squares.values()])
     assert equal(products.squared_norms(train, set(parameters)), r.square().sum(1))
+    numbers = dict.fromkeys(parameters, 2.5)
+    assert equal(products.weighted_squares(train, numbers), 2.5 * r.square().sum(1))
     weighted = {n: s.flatten() for n, s in squares.items()}
     assert equal(products.weighted_squares(train, weighted), r.square() @ flat)
     total = by_name(r.sum(0), parameters)
@@ -449,6 +453,44 @@ def test_vanishing_gradients_prove_nothing():
     check(model, sequences(7), sequences(7), engines)
     model.on = 1.0
     check(model, sequences(7), sequences(7), engines)
+
+
+@pytest.mark.parametrize("name", ["time-first", "batch-norm", "positions"])
+def test_one_example_proves_nothing_for_several(name):
+    torch.manual_seed(0)
+    build, data, uncovered = LAYERS[name]
+    model = build().double()
+    engines = Engine(), Engine()
+    for n in (1, 5, 1):
+        check(model, data(n), data(n), engines)
+        assert complete(engines[0]) == (0 if n == 1 else uncovered)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        (lambda piece: piece.select(torch.arange(piece.count - 1, -1, -1)), "not its own gradient"),
+        (lambda piece: Rows(2 * piece.dense(slice(0, 3)), piece.shape), "do not add up"),
+    ],
+    ids=["examples-swapped", "twice-as-large"],
+)
+def test_wrong_readings_are_found(monkeypatch, wrong, why):
+    """What an operation's reading says is compared with plain backward passes."""
+    right = uses._KNOWN["AddmmBackward0"]
+
+    def read(*arguments):
+        return [
+            replace(use, build=lambda *a, use=use: wrong(use.build(*a)))
+            for use in right(*arguments)
+        ]
+
+    monkeypatch.setitem(uses._KNOWN, "AddmmBackward0", read)
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    engines = Engine(), Engine()
+    check(model, vectors(4), vectors(3), engines)
+    for engine in engines:
+        assert all(why in path for path in engine.paths.values()), engine.paths
 
 
 def test_another_graph_gets_its_own_plan():
