@@ -98,11 +98,18 @@ class Line:
     names: frozenset[str] | None
     keeps: bool
     _kept: dict[float, Weighted] = field(default_factory=dict)
+    _ends: dict[tuple[int, bool], Node] = field(default_factory=dict)
 
     def end(self, u: int, *, shares: bool = True) -> Node:
-        """Return the node at ``u`` = 0 or 1, for every test example; shares may be left out."""
-        columns = list(range(len(self.examples)))
-        return self._node(float(u), self.ends[u](), columns, shares=shares)
+        """Return the node at ``u`` = 0 or 1, for every test example; shares may be left out.
+
+        Methods share it: it is not to be changed.
+        """
+        if (u, shares) not in self._ends:
+            columns = list(range(len(self.examples)))
+            found = self._node(float(u), self.ends[u](), columns, shares=shares)
+            self._ends[u, shares] = found
+        return self._ends[u, shares]
 
     def node(self, u: float, columns: list[int]) -> Node:
         """Return the node at any ``u`` for some test examples, in ascending order."""
