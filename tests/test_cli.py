@@ -283,6 +283,8 @@ def test_interrupt_leaves_no_file(folder):
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        # a suite that runs in a shell's background ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "computing\n"

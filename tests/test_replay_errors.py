@@ -128,8 +128,11 @@ def test_nan_loss_names_step_and_example(path):
         )
 
     trained(path, TASK)
+    task = changed(TASK, loss=loss, measure=cross_entropy)
     with pytest.raises(NonFiniteError, match="step 2: task.loss of example 4 is inf"):
-        influence(path, changed(TASK, loss=loss, measure=cross_entropy))
+        influence(path, task, methods=("tracin", "ideal"))
+    with pytest.raises(NonFiniteError, match="train set, .*: task.loss of example 4 is inf"):
+        influence(path, task)  # tracincp looks at every training example
 
 
 def test_nan_gradient_names_step_and_example(path):
