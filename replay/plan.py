@@ -61,7 +61,7 @@ def plan_table(paths: Sequence[ParameterPath]) -> Table:
     """Return a table of paths for a terminal."""
     table = Table(title="How gradients are computed", title_justify="left")
     for column in ("parameter", "shape", "of training examples", "of test examples"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for path in paths:
         table.add_row(path.name, " x ".join(map(str, path.shape)) or "()", path.train, path.test)
     return table

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 import torch
 from cases import CASES
+from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 
 from replay import Replay, Task, filling
 from replay.estimate import Cost, estimate
+from replay.plan import plan_table
 from tracer import TracingOptimizer
 from tracer.errors import GradientError, InputError
 
@@ -105,6 +109,14 @@ def test_plan_names_every_parameter(network):
     assert plan["layer.self_attn.in_proj_weight"].train == "linear"
     assert (plan["unused"].train, plan["unused"].test) == ("not moved", "no gradient")
     assert plan["head.weight"].shape == [3, 4]
+
+
+def test_plan_table_shortens_nothing(network):
+    console = Console(width=60, file=io.StringIO())
+    console.print(plan_table(Replay(*network).plan()))
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert "in_proj_weight"[-4:] in shown
 
 
 def test_audit_must_be_positive(network):
