@@ -58,8 +58,13 @@ class Weighted:
             deltas = deltas * self.weights[start:stop].to(deltas)[:, None, None]
         return deltas.mT, some.inputs
 
-    def rows(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """Return weighted gradients of one parameter, and whose, of columns start to stop."""
+    def rows(
+        self, name: str, start: int, stop: int, role: str | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return weighted gradients of one parameter, and whose, of columns start to stop.
+
+        With a role they may be in a workspace, until the next call for that role.
+        """
         if name not in self.gradients.names:
             return None
         inside = (self.columns >= start) & (self.columns < stop)
@@ -68,7 +73,7 @@ class Weighted:
         chosen = inside.nonzero().flatten()
         if len(chosen) == 0:
             return None
-        found = self.gradients.rows(name, chosen.to(self.gradients.losses.device), "asked")
+        found = self.gradients.rows(name, chosen.to(self.gradients.losses.device), role)
         if self.weights is not None:
             found = found * self.weights[chosen].to(found)[:, None]
         return found, self.columns[chosen] - start
@@ -202,8 +207,9 @@ class Adjoint:
 
 def _sum(mean: Sequence[Weighted], name: str, start: int, stop: int) -> Tensor | None:
     result: Tensor | None = None
+    role = "asked" if len(mean) == 1 else None  # else they are needed side by side
     for part in mean:
-        found = part.rows(name, start, stop)
+        found = part.rows(name, start, stop, role)
         if found is None:
             continue
         rows, places = found

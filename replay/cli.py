@@ -22,6 +22,7 @@ from replay.option_types import Checkpoints, Tolerance, replay_options
 from replay.report import report, to_json
 from replay.run import Replay
 from tracer.errors import (
+    GradientError,
     InputError,
     LogWarning,
     MismatchError,
@@ -204,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except MismatchError as error:
+    except (GradientError, MismatchError) as error:
         click.echo(f"Check failed: {error}", err=True)
         sys.exit(1)
     except TracinError as error:

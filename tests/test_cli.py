@@ -15,8 +15,9 @@ import click
 import pytest
 import torch
 
-from replay import Influence
+from replay import Influence, Replay
 from replay.cli import cli, main
+from tracer.errors import GradientError
 
 TASK = """
 import time
@@ -169,6 +170,8 @@ def test_self(folder, capsys):
         (["--log", "run.h5", "inspect", "run.h5"], 2, "go without a subcommand"),
         (["inspect", "none.h5"], 2, "there is no log none.h5"),
         (["--log", "run.h5", "--test", "ids.txt", "--memory", "much"], 2, "memory is a size"),
+        (["--log", "run.h5", "--test", "ids.txt", "--audit", "0"], 2, "0 is not in the range x>=1"),
+        (["inspect", "run.h5", "--task", "no.py:task"], 2, "there is no file"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "broken.py:task"], 3, "ZeroDivision"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "moved.py:task"], 1, "not reproduce"),
     ],
@@ -185,6 +188,16 @@ def test_messages_and_exit_codes(folder, capsys, arguments, code, message):
     assert message in err
     assert out == ""
     assert not list(folder.glob("*.influence.h5*"))
+
+
+def test_a_failed_audit_is_a_failed_check(folder, capsys, monkeypatch):
+    def fail(*_, **__):
+        raise GradientError("step 2: not right any more")
+
+    monkeypatch.setattr(Replay, "influence", fail)
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
+    assert code == 1
+    assert "Check failed: step 2: not right any more" in err
 
 
 def test_existing_output_is_an_error_before_the_work(folder, capsys):
