@@ -466,6 +466,18 @@ def test_one_example_proves_nothing_for_several(name):
         assert complete(engines[0]) == (0 if n == 1 else uncovered)
 
 
+def test_lengths_may_change_between_passes():
+    """Examples in the middle of three dimensions, of which the outer and inner one change."""
+    torch.manual_seed(0)
+    model = Block(lambda s, x: s.a(x.permute(1, 0, 2, 3)).transpose(0, 1), a=nn.Linear(2, 3))
+    model = model.double()
+    engines = Engine(), Engine()
+    for outer, inner in ((2, 3), (3, 2), (6, 1), (1, 6), (4, 5), (2, 3)):
+        x, y = (torch.randn(n, outer, inner, 2, dtype=torch.float64) for n in (4, 3))
+        check(model, x, y, engines)
+        assert not complete(engines[0])
+
+
 @pytest.mark.parametrize(
     ("wrong", "why"),
     [

@@ -136,6 +136,7 @@ class Engine:
             if read is not None:
                 self._unproven[key] += 1
                 return read
+            plan = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
         if plan is not None and self._unproven[key]:
             _require_same(plan, proof, where, self._unproven[key])

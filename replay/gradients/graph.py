@@ -7,7 +7,7 @@ or does only sometimes, is overlooked; its shape is the ``signature``.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,8 @@ class Graph:
     Attributes:
         arrivals: By parameter, every operation that uses it.
         users: By node, the nodes that use its result, with slot and output number.
-        signature: Names of all nodes and how they are joined.
+        signature: Names of all nodes, how they are joined, and the shapes of their results with
+            multiples of n as such: where a layout proven once need not hold, it differs.
     """
 
     arrivals: dict[str, list[Arrival]]
@@ -78,11 +79,16 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
                     leaves[child] = names[id(variable)]
             users.setdefault(child, []).append((node, slot, output))
             children += [numbers[child], output]
-        signature.append((node.name(), leaves.get(node), *children))
+        shapes = (_relative(meta.shape, len(losses)) for meta in node._input_metadata)
+        signature.append((node.name(), leaves.get(node), *children, *shapes))
     arrivals: dict[str, list[Arrival]] = {}
     for leaf, name in leaves.items():
         _follow(name, (), leaf, users, arrivals.setdefault(name, []))
     return Graph(arrivals, users, tuple(signature))
+
+
+def _relative(shape: Sequence[int], n: int) -> tuple[Any, ...]:
+    return tuple((size // n,) if n and size % n == 0 else size for size in shape)
 
 
 def _follow(

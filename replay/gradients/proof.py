@@ -13,7 +13,14 @@ import torch
 from torch import Tensor
 
 from replay.gradients.graph import Node
-from replay.gradients.layout import deviation, prove, random_factors, tolerance_of
+from replay.gradients.layout import (
+    FIRST,
+    LAST,
+    deviation,
+    prove,
+    random_factors,
+    tolerance_of,
+)
 from replay.gradients.passes import Pass, Plan, Way, merged, piece_of
 from replay.gradients.pieces import Piece, blocks_of_rows, for_products
 from replay.gradients.reading import Use
@@ -102,7 +109,8 @@ def _read(
                 ways.append(Way(number, layout))
                 pieces.append(piece_of(use, layout, delta, len(factors)))
                 kinds.append(use.kind)
-                certain &= only
+                # any other layout depends on lengths, which the next pass may change
+                certain &= only and layout in (FIRST, LAST)
                 break
         else:
             why = f"{COMPLETE}rows of its {uses[0].kind} operation are not examples"
