@@ -131,6 +131,7 @@ class Engine:
         """Return pieces of the covered parameters, and plain gradients of all if asked for."""
         key = (found.graph.signature, len(found.losses) == 1)
         plan, self.paths = self._plans.get(key, (None, self.paths))
+        plan = plan if found.graph.steady else None  # else data may say another thing each time
         if plan is not None and self._unproven[key] < self._audit - 1:
             read = _follow(found, plan, totals=totals)
             if read is not None:
@@ -142,7 +143,7 @@ class Engine:
             _require_same(plan, proof, where, self._unproven[key])
         self.paths = proof.paths
         self._unproven[key] = 0
-        if proof.certain:
+        if proof.certain and found.graph.steady:
             self._plans[key] = proof.plan, proof.paths
         return proof.pieces, proof.total
 

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
+from replay.gradients.mixing import ATTRIBUTES, is_steady
+
 Node = Any  # torch.autograd.graph.Node, with the fields that torch documents as saved tensors
 Adjoint = Callable[[Tensor], Tensor]
 _LAST = 1 << 63  # torch keeps negative dimensions as unsigned numbers
@@ -45,11 +47,13 @@ class Graph:
         users: By node, the nodes that use its result, with slot and output number.
         signature: Names of all nodes, how they are joined, and the shapes of their results with
             multiples of n as such: where a layout proven once need not hold, it differs.
+        steady: Whether what examples do to each other is the same whatever data say (``mixing``).
     """
 
     arrivals: dict[str, list[Arrival]]
     users: dict[Node, list[tuple[Node, int, int]]]
     signature: tuple[Any, ...]
+    steady: bool
 
 
 def walk(losses: Tensor, names: dict[int, str]) -> Graph:
@@ -65,8 +69,10 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     signature: list[Any] = []
     root: Node = losses.grad_fn
     waiting, numbers[root] = [root], 0
+    steady, n = True, len(losses)
     while waiting:
         node = waiting.pop()
+        name = node.name()
         children = []
         for slot, (child, output) in enumerate(node.next_functions):
             if child is None:
@@ -79,12 +85,14 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
                     leaves[child] = names[id(variable)]
             users.setdefault(child, []).append((node, slot, output))
             children += [numbers[child], output]
-        shapes = (_relative(meta.shape, len(losses)) for meta in node._input_metadata)
-        signature.append((node.name(), leaves.get(node), *children, *shapes))
+        shapes = (_relative(meta.shape, n) for meta in node._input_metadata)
+        rows = (getattr(node, attribute) for attribute in ATTRIBUTES.get(name, ()))
+        signature.append((name, leaves.get(node), *children, *shapes, *rows))
+        steady = steady and is_steady(node, name, n)
     arrivals: dict[str, list[Arrival]] = {}
-    for leaf, name in leaves.items():
-        _follow(name, (), leaf, users, arrivals.setdefault(name, []))
-    return Graph(arrivals, users, tuple(signature))
+    for leaf, parameter in leaves.items():
+        _follow(parameter, (), leaf, users, arrivals.setdefault(parameter, []))
+    return Graph(arrivals, users, tuple(signature), steady)
 
 
 def _relative(shape: Sequence[int], n: int) -> tuple[Any, ...]:
