@@ -1,8 +1,9 @@
 """What tracing costs: training time with it over training time without, and bytes a step.
 
 One process, one torch thread. Each candidate is a run of its own; they take turns in blocks of
-about a second, and a block's time is divided by that of the untraced block beside it; medians of
-five. After a block, outside the timing, what the ring of buffers (64 MiB) still holds is written.
+about half a second, and a block's time is divided by that of the untraced block of its turn;
+median and quartiles of fifteen. A second untraced run says how far two of a kind are apart. After a
+block, outside the timing, what the ring of buffers (64 MiB) still holds is written.
 Beside the log what people do without one: ``torch.save`` of the state dict every step, and a
 safetensors file every step.
 
@@ -31,7 +32,7 @@ from torch.nn import functional as F
 
 from tracer import TracingOptimizer, open_log
 
-BLOCKS = 5
+BLOCKS = 15
 
 
 def mlp(*sizes: int) -> nn.Module:
@@ -147,7 +148,7 @@ class Run:
         saved = folder / kind
         saved.mkdir()
         state = self.model.state_dict()
-        if kind == "untraced":
+        if "untraced" in kind:
             self.optimizer: Any = Saving(inner, lambda path: None, saved)
         elif kind == "torch.save":
             self.optimizer = Saving(inner, lambda path: torch.save(state, path), saved)
@@ -177,7 +178,15 @@ class Run:
         return seconds
 
 
-KINDS = ("untraced", "none", "none, synchronous", "delta", "torch.save", "safetensors")
+KINDS = (
+    "untraced",
+    "untraced again",
+    "none",
+    "none, synchronous",
+    "delta",
+    "torch.save",
+    "safetensors",
+)
 
 
 def compare(case: Case, folder: Path) -> None:
@@ -194,9 +203,12 @@ def compare(case: Case, folder: Path) -> None:
     print(f"{case.name}: {parameters:,} parameters, {plain:.2f} ms a step untraced")
     for kind in KINDS[1:]:
         pairs = list(zip(times[kind], times["untraced"], strict=True))
-        ratio = statistics.median(a / b for a, b in pairs)
+        low, ratio, high = statistics.quantiles(a / b for a, b in pairs)
         more = 1e3 * statistics.median(a - b for a, b in pairs)
-        print(f"  {kind:20s} {ratio:6.3f} x untraced, {more:6.2f} ms a step more")
+        print(
+            f"  {kind:20s} {ratio:6.3f} x untraced ({low:.2f} to {high:.2f}), "
+            f"{more:6.2f} ms a step more"
+        )
     sizes = {}
     for kind in ("none", "delta"):
         with h5py.File(folder / f"{kind}.h5") as file:
