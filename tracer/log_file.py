@@ -60,7 +60,9 @@ def create_log(
         options: How it is written.
     """
     path.unlink(missing_ok=True)
-    file = h5py.File(path, "w", libver="latest", fs_strategy="page", fs_page_size=4096)
+    file = h5py.File(
+        path, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
+    )
     try:
         schema.create(
             file,

@@ -75,7 +75,7 @@ def reopen(path: Path, step: int, *, state_every: int, sync_every: int) -> LogWr
         strings = log.string_ids()[: lengths[schema.STRING_ENDS]]
         hyperparameters = str(log.metadata["hyperparameters"]).split("\n")
     try:
-        file = h5py.File(path, "r+", libver="latest")
+        file = h5py.File(path, "r+", libver="latest", **schema.UNCACHED)
     except OSError as error:
         raise TracingError(
             f"cannot resume {path}: a reader has it open ({error}); close it and resume again."

@@ -43,6 +43,7 @@ STATES = "snap/states"
 SNAP_STATE = "snap/opt"
 
 NONE = -1  # "no row": deterministic pass, equal coefficients, no epoch
+UNCACHED = {"rdcc_nbytes": 0}  # a writer's chunks go to the file as they are, not by a copy
 CHUNK = 1 << 20  # of rows of parameters; others take an HDF5 chunk of a sixteenth
 WORD = np.dtype("<u4")  # what recorded batches are stored in: shuffled by HDF5, then deflated
 
