@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -55,6 +56,16 @@ class Graph:
     signature: tuple[Any, ...]
     steady: bool
 
+    def lowest(self, nodes: Sequence[Node]) -> list[Node]:
+        """Return those from which no other one is reached."""
+        above: set[Node] = set()
+        waiting = list(nodes)
+        while waiting:
+            users = {user for user, _, _ in self.users.get(waiting.pop(), ())} - above
+            above |= users
+            waiting += users
+        return [node for node in nodes if node not in above]
+
 
 def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     """Walk the graph below the losses.
@@ -85,7 +96,7 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
                     leaves[child] = names[id(variable)]
             users.setdefault(child, []).append((node, slot, output))
             children += [numbers[child], output]
-        shapes = (_relative(meta.shape, n) for meta in node._input_metadata)
+        shapes = [_relative(tuple(meta.shape), n) for meta in node._input_metadata]
         rows = (getattr(node, attribute) for attribute in ATTRIBUTES.get(name, ()))
         signature.append((name, leaves.get(node), *children, *shapes, *rows))
         steady = steady and is_steady(node, name, n)
@@ -95,7 +106,8 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     return Graph(arrivals, users, tuple(signature), steady)
 
 
-def _relative(shape: Sequence[int], n: int) -> tuple[Any, ...]:
+@lru_cache(1 << 16)
+def _relative(shape: tuple[int, ...], n: int) -> tuple[Any, ...]:
     return tuple((size // n,) if n and size % n == 0 else size for size in shape)
 
 
