@@ -10,73 +10,19 @@ buffer (``Filter.backward``).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from replay.displacement import Vector
 from replay.gradients import products
-from replay.gradients.examples import PerExample
-from replay.gradients.outer import Outer
+from replay.mean import Along, Weighted, gradient_of
 from replay.recorded import Recorded
 from replay.trained import TrainedStep
 from tracer.filters import Filter
 
 _CACHED = 1 << 19  # elements that stay near the processor
 _TEMPORARY = 1 << 25  # elements of a temporary
-
-
-@dataclass(frozen=True)
-class Weighted:
-    """Gradients of some test examples, with the weight that each has in an average.
-
-    Attributes:
-        gradients: Of n examples.
-        columns: Which of the m they are, ascending, ``(n,)``.
-        weights: ``(n,)``; None is 1.
-    """
-
-    gradients: PerExample
-    columns: Tensor
-    weights: Tensor | None = None
-
-    def outer(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """Return the factors of columns start to stop if all are single outer products.
-
-        Returns:
-            Weighted ``δ``, ``(k, p, 1)``, and inputs, ``(k, 1, d)``.
-        """
-        pieces = self.gradients.pieces.get(name, [])
-        if not (len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].single):
-            return None
-        if len(self.columns) < stop or int(self.columns[-1]) >= len(self.columns):
-            return None  # not all test examples are here
-        some = pieces[0].select(slice(start, stop))
-        assert isinstance(some, Outer)
-        deltas = some.deltas
-        if self.weights is not None:
-            deltas = deltas * self.weights[start:stop].to(deltas)[:, None, None]
-        return deltas.mT, some.inputs
-
-    def rows(
-        self, name: str, start: int, stop: int, role: str | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """Return weighted gradients of one parameter, and whose, of columns start to stop.
-
-        With a role they may be in a workspace, until the next call for that role.
-        """
-        if name not in self.gradients.names:
-            return None
-        inside = (self.columns >= start) & (self.columns < stop)
-        if self.weights is not None:
-            inside &= self.weights != 0
-        chosen = inside.nonzero().flatten()
-        if len(chosen) == 0:
-            return None
-        found = self.gradients.rows(name, chosen.to(self.gradients.losses.device), role)
-        if self.weights is not None:
-            found = found * self.weights[chosen].to(found)[:, None]
-        return found, self.columns[chosen] - start
 
 
 class Adjoint:
@@ -97,23 +43,29 @@ class Adjoint:
         trained: TrainedStep,
         mean: Sequence[Weighted],
         names: frozenset[str] | None = None,
-    ) -> Tensor:
-        """Return what each occurrence earns from this step and all later ones, float64 ``(b, m)``.
+        directions: Sequence[Vector] = (),
+    ) -> tuple[Tensor, Tensor]:
+        """Find what each occurrence earns from this step and all later ones.
 
         Args:
             recorded: The step; steps come in descending order.
             trained: Gradients of its examples.
             mean: The test examples' gradients along the step, to be summed.
             names: Parameters whose products count; None is all.
+            directions: k vectors by parameter.
+
+        Returns:
+            The credits, float64 ``(b, m)``, and products of the mean gradients with the
+            directions, float64 ``(k, m)``: where gradients are formed anyway, one product more.
         """
         device = trained.batches[0].losses.device
         sizes = [batch.count for batch in trained.batches]
         result = torch.zeros(sum(sizes), self._count, dtype=torch.float64, device=device)
         shares = list(torch.split(result, sizes))
+        along = Along(directions, self._count, device)
         postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
-        for name, exact in recorded.filters.items():
-            if names is not None and name not in names:
-                continue
+        chosen = {n: f for n, f in recorded.filters.items() if names is None or n in names}
+        for name, exact in chosen.items():
             with_rows = [k for k, b in enumerate(trained.batches) if name in b.names]
             complete = [k for k in with_rows if name in trained.batches[k].complete]
             hooked = [k for k in with_rows if k not in complete]
@@ -125,6 +77,8 @@ class Adjoint:
                 q = None if added else self._gradient(mean, name, start, stop)
                 if q is None and not added:
                     continue
+                if q is not None and not all(part.is_single(name) for part in mean):
+                    along.add(name, q, slice(start, stop))
                 dtype = self._asked[name].dtype if q is None else q.dtype
                 rule = exact.flat(dtype) if rule is None else rule
                 asked, scale = self._ask(name, rule, q, start, stop)
@@ -138,7 +92,9 @@ class Adjoint:
         for k, vectors in enumerate(postponed):
             if vectors:
                 shares[k] += products.complete_with_vectors(trained.batches[k], vectors)
-        return result.cpu()
+        for part in mean:
+            along.add_others(part)
+        return result.cpu(), along.products.cpu()
 
     def _block(
         self,
@@ -160,7 +116,7 @@ class Adjoint:
         self, mean: Sequence[Weighted], name: str, start: int, stop: int
     ) -> Tensor | None:
         """Return gradients of one parameter; None where nothing is or was asked of it."""
-        q = _sum(mean, name, start, stop)
+        q = gradient_of(mean, name, start, stop)
         asked = self._asked.get(name)
         if q is None and asked is not None:
             return torch.zeros_like(asked[start:stop])
@@ -203,20 +159,3 @@ class Adjoint:
         asked = self._asked[name][start:stop]
         keep = self._keep.get(name, 1.0)
         return rule.backward(q, asked if keep == 1 else asked.mul_(keep))
-
-
-def _sum(mean: Sequence[Weighted], name: str, start: int, stop: int) -> Tensor | None:
-    result: Tensor | None = None
-    role = "asked" if len(mean) == 1 else None  # else they are needed side by side
-    for part in mean:
-        found = part.rows(name, start, stop, role)
-        if found is None:
-            continue
-        rows, places = found
-        if result is None and len(rows) == stop - start:
-            result = rows
-            continue
-        if result is None:
-            result = rows.new_zeros(stop - start, rows.shape[1])
-        result = result.index_add(0, places.to(rows.device), rows)
-    return result

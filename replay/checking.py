@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from replay.displacement import Displacement, Drive
+from replay.displacement import Division
+from replay.drive import square
 from replay.trained import TrainedStep
 from replay.trajectory import Transition
 from tracer.errors import MismatchError
@@ -56,7 +56,7 @@ class Checks:
         for name in group.names:
             parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
             if parts and name not in step.without_gradient:
-                squares += _norm(parts) ** 2
+                squares += square(parts[0] if len(parts) == 1 else parts[0].double() + parts[1])
                 share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
         expected = known * math.sqrt(squares)
         applied = group.gradient_norm
@@ -76,9 +76,8 @@ class Checks:
     def step(
         self,
         transition: Transition,
-        driven: dict[str, Drive],
         filters: dict[str, Filter],
-        found: Displacement,
+        found: Division,
         noise: dict[str, Tensor | float],
     ) -> tuple[dict[str, Tensor | float], float]:
         """Compare the replayed step with the logged one, in gradient units.
@@ -89,9 +88,8 @@ class Checks:
 
         Args:
             transition: The logged step.
-            driven: What drives each parameter.
             filters: How it moves them.
-            found: The step in parts.
+            found: The step divided.
             noise: How far each buffer may be off before it.
 
         Returns:
@@ -100,17 +98,20 @@ class Checks:
         Raises:
             MismatchError: Names the step, the parameter and what to look at.
         """
-        norm = math.sqrt(sum(_square(pair) for pair in driven.values()))
         later, unit = dict(noise), 0.0
-        for name, rest in found.rounding.items():
+        for name, left in found.largest.items():
             w, moved = transition.before.parameters[name], transition.after.parameters[name]
             move: Tensor | float = 0.0
             share = tolerance(w.dtype, self.same_dtype)
+            outside = filters[name].outside if name in filters else None
             if name in filters:
-                unit = max(unit, share * norm)
-                move, later[name] = _carried(filters[name], share * norm, noise.get(name, 0.0))
-            if self.lenient or float(torch.linalg.vector_norm(rest, torch.inf)) <= _least(move):
+                size = share * found.norm
+                unit = max(unit, size)
+                move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
+            if self.lenient or left <= _least(move, outside):
                 continue
+            move = move if outside is None else move * outside
+            rest = found.parts.rounding[name].double()
             largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
             place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
             if not bool((rest.abs() <= place * largest + move).all()):
@@ -168,8 +169,12 @@ class Checks:
         )
 
 
-def _least(move: Tensor | float) -> float:
-    return float(move.min()) if isinstance(move, Tensor) and move.numel() else float(move)
+def _least(move: Tensor | float, outside: Tensor | None) -> float:
+    """Return the smallest element of ``outside move``."""
+    if isinstance(move, Tensor):
+        whole = move if outside is None else move * outside
+        return float(whole.min())
+    return move if outside is None else move * float(outside.min())
 
 
 def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:
@@ -178,23 +183,10 @@ def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:
     return share + (0.0 if same_dtype else 1e-2)
 
 
-def _square(pair: Drive) -> float:
-    return _norm([u for u in pair if u is not None]) ** 2
-
-
-def _norm(parts: Sequence[Tensor]) -> float:
-    """Return the norm of a sum, in float64."""
-    if not parts:
-        return 0.0
-    whole = parts[0] if len(parts) == 1 else torch.stack([p.double() for p in parts]).sum(0)
-    return float(torch.linalg.vector_norm(whole, dtype=torch.float64))
-
-
 def _carried(
     rule: Filter, size: float, noise: Tensor | float
 ) -> tuple[Tensor | float, Tensor | float]:
-    """Return how far a gradient off by ``size`` may put the move, and the buffer, off."""
+    """Return how far a gradient off by ``size`` puts off the move, but for ``outside``, and b."""
     each = size if rule.inside is None else rule.inside * size
     later = abs(rule.keep) * noise + abs(rule.gain) * each
-    move = abs(rule.direct) * each + abs(rule.through) * later
-    return (move if rule.outside is None else move * rule.outside), later
+    return abs(rule.direct) * each + abs(rule.through) * later, later

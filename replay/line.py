@@ -7,14 +7,15 @@ of, so that is what a ``Node`` keeps: averages of gradients are averages of node
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from replay.adjoint import Weighted
+from replay.displacement import Vector
 from replay.gradients import products
 from replay.gradients.examples import PerExample
+from replay.mean import Weighted
 from replay.measured import Examples, between
 from replay.recorded import Recorded
 from replay.trained import TrainedStep
@@ -29,8 +30,9 @@ class Node:
             plain SGD what it is credited with, else a measure of how the split changes.
         parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, history⟩``, ``⟨q_j, rounding⟩``,
             float64 ``(4, m)``; a fifth where only some parameters are looked at: the others'.
+            NaN until they are found together with credits (``Line.later``).
         norms: ``‖q_j‖`` over the parameters that the step moved (of an average: the average
-            of the norms), float64 ``(m,)``.
+            of the norms), float64 ``(m,)``; NaN where only ``tracin`` looks.
         weights: By u, the weight of the gradient there in the average, ``(m,)`` each.
     """
 
@@ -87,6 +89,7 @@ class Line:
         names: Parameters that ``parts`` are about, the others being a part of their own; None
             is all.
         keeps: Whether gradients along the step are kept for ``mean``.
+        compares: Whether nodes are compared with each other, by their products and norms.
     """
 
     recorded: Recorded
@@ -97,19 +100,29 @@ class Line:
     step_norm: Callable[[], float]
     names: frozenset[str] | None
     keeps: bool
+    compares: bool
     _kept: dict[float, Weighted] = field(default_factory=dict)
-    _ends: dict[tuple[int, bool], Node] = field(default_factory=dict)
+    _ends: dict[int, Node] = field(default_factory=dict)
 
-    def end(self, u: int, *, shares: bool = True) -> Node:
-        """Return the node at ``u`` = 0 or 1, for every test example; shares may be left out.
+    @property
+    def later(self) -> bool:
+        """Whether shares and parts are left to whoever forms the gradients for credits."""
+        return self.keeps and not self.compares
+
+    @property
+    def parts(self) -> list[Vector]:
+        """The parts of the step, as in ``Node.parts``."""
+        return self.recorded.parts.of(self.names)
+
+    def end(self, u: int) -> Node:
+        """Return the node at ``u`` = 0 or 1, for every test example.
 
         Methods share it: it is not to be changed.
         """
-        if (u, shares) not in self._ends:
+        if u not in self._ends:
             columns = list(range(len(self.examples)))
-            found = self._node(float(u), self.ends[u](), columns, shares=shares)
-            self._ends[u, shares] = found
-        return self._ends[u, shares]
+            self._ends[u] = self._node(float(u), self.ends[u](), columns)
+        return self._ends[u]
 
     def node(self, u: float, columns: list[int]) -> Node:
         """Return the node at any ``u`` for some test examples, in ascending order."""
@@ -144,17 +157,21 @@ class Line:
             if name in factors
         }
 
-    def _node(self, u: float, test: PerExample, columns: list[int], *, shares: bool = True) -> Node:
+    def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
         if self.keeps:
             self._kept[u] = Weighted(test, torch.tensor(columns))
-        scale = self.scale if shares else {}
-        found = [products.inner(batch, test, scale) for batch in self.trained.batches]
-        return Node(
-            torch.cat(found).cpu(),
-            products.project(test, self.recorded.parts.of(self.names)).cpu(),
-            products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu(),
-            {u: torch.ones(len(columns), dtype=torch.float64)},
-        )
+        one = torch.ones(len(columns), dtype=torch.float64)
+        unknown = one * torch.nan
+        shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
+        norms = unknown
+        if not self.later:
+            scale = self.scale
+            found = [products.inner(batch, test, scale) for batch in self.trained.batches]
+            shares = torch.cat(found).cpu()
+            parts = products.project(test, self.parts).cpu()
+        if self.compares:
+            norms = products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu()
+        return Node(shares, parts, norms, {u: one})
 
 
 @dataclass(frozen=True)
@@ -173,3 +190,7 @@ class Split:
     split_error: Tensor
     theta_inside: Tensor
     gradients: Tensor
+
+    def with_parts(self, parts: Tensor) -> Split:
+        """Return the same with products that were found later."""
+        return replace(self, node=replace(self.node, parts=parts))

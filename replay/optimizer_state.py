@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from replay.checking import Checks
-from replay.displacement import Parts, total
+from replay.drive import Parts, total
 from tracer.errors import LogError
 from tracer.reader import RunLog
 from tracer.update_rules import State, UpdateRule

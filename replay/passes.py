@@ -168,15 +168,20 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
             recorded.parts.norm,
             settings.names,
             keeps=not tape.plain or settings.names is not None,
+            compares="ideal" in settings.methods,
         )
         splits = _splits(line, settings)
         credited = {}
         for name, split in splits.items():
             if not line.keeps:
                 credited[name] = split.node.shares
-            else:
-                mean = line.mean(split.node)
-                credited[name] = adjoints[name].credits(recorded, trained, mean, settings.names)
+                continue
+            wanted = line.parts if line.later else []
+            mean = line.mean(split.node)
+            earned, parts = adjoints[name].credits(recorded, trained, mean, settings.names, wanted)
+            credited[name] = earned
+            if line.later:
+                splits[name] = split.with_parts(parts)
         if "tracin-sgd" in settings.methods:
             found = _ignoring_the_optimizer(recorded, trained, ends.get(0), settings.names)
             credited["tracin-sgd"] = found

@@ -11,10 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-import torch
-
 from replay.checking import Checks
-from replay.displacement import drives, split
+from replay.displacement import split
+from replay.drive import drives
 from replay.measured import Models
 from replay.optimizer_state import Memory, StoredStates
 from replay.recorded import Recorded, coupled_decay, moved_parameters
@@ -182,20 +181,19 @@ class Tape:
         filters = {}
         for name, n in numbers.items():
             if self._rule.adapts:
-                w = now.before.parameters[name].to(device)
-                known = moments.get(name) or self._rule.initial(w, n)
-                found = [u for u in driven[name] if u is not None]
-                u = torch.stack(found).sum(0).to(w.dtype) if found else torch.zeros_like(w)
-                moments[name] = self._rule.observe(known, u, n)
+                known = moments.get(name) or self._rule.initial(driven[name].w, n)
+                moments[name] = self._rule.observe(known, driven[name].whole, n)
             first = name not in memory.buffers
             filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
-        parts, buffers = split(now, driven, filters, memory.buffers, device)
-        noise, unit = self.checks.step(now, driven, filters, parts, memory.noise)
+        dtype = self._models.test.dtype
+        divided = split(now, driven, filters, memory.buffers, device, dtype)
+        noise, unit = self.checks.step(now, filters, divided, memory.noise)
         if t > self._furthest and self._advance is not None:
             self._furthest = t
             self._advance()
-        recorded = Recorded(now, filters, factors, parts, trained if keep else None)
-        return recorded, Memory(moments, buffers, noise, max(unit, memory.unit))
+        examples = trained.examples_only() if keep else None
+        recorded = Recorded(now, filters, factors, divided.parts, examples)
+        return recorded, Memory(moments, divided.buffers, noise, max(unit, memory.unit))
 
     def _transition(self, t: int) -> Transition:
         """Read step ``t``; a state that the last step had is not read again."""

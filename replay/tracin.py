@@ -15,7 +15,7 @@ from replay.line import Line, Split
 
 def split(line: Line) -> Split:
     """Divide the step by the gradient at its beginning."""
-    node = line.end(0, shares=not line.keeps)  # else credits are found backwards
+    node = line.end(0)
     m = len(node.norms)
     return Split(
         node,

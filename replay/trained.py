@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -41,6 +41,11 @@ class TrainedStep:
     def nbytes(self) -> float:
         """Bytes of the stored gradients; infinite where some are computed when asked for."""
         return sum(batch.nbytes for batch in self.batches)
+
+    def examples_only(self) -> TrainedStep:
+        """Return the same without the sums, which nobody needs once the step is divided."""
+        batches = [replace(batch, total={}) for batch in self.batches]
+        return TrainedStep(batches, self.ids, {}, {})
 
 
 def replay_step(

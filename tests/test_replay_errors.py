@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import re
 
@@ -12,7 +13,10 @@ import torch
 from cases import CASES, Case, cross_entropy, mlp, normalised
 from torch import nn
 
-from replay import Replay, Task
+from replay import Replay, Task, drive
+from replay.checking import Checks
+from replay.displacement import split
+from replay.trajectory import State, Transition
 from tracer import TracingOptimizer, TracingSGD
 from tracer.errors import (
     InputError,
@@ -22,6 +26,8 @@ from tracer.errors import (
     TaskError,
     UnsupportedRuleError,
 )
+from tracer.filters import Filter
+from tracer.records import ParameterGroup, Step
 
 
 @pytest.fixture
@@ -163,6 +169,28 @@ def test_parameters_touched_between_steps(path):
     trained(path, TASK, between=clamp)
     with pytest.raises(MismatchError, match=r"step 1 of .*'0.weight'.*changed between steps"):
         influence(path, TASK)
+
+
+@pytest.mark.parametrize("block", [3, 1 << 16])
+@pytest.mark.parametrize("element", [0, 5, -1])
+@pytest.mark.parametrize("value", [0.5, torch.nan])
+def test_one_element_touched_between_steps(monkeypatch, block, element, value):
+    monkeypatch.setattr(drive, "_BLOCK", block)
+    w, gradient = torch.linspace(-1, 1, 8).view(2, 4), torch.ones(2, 4)
+    moved = w - 0.1 * gradient
+    moved.view(-1)[element] += value
+    before, after = State({"w": w}, {}), State({"w": moved}, {})
+    group = ParameterGroup(("w",), {"lr": 0.1}, math.nan)
+    step = Step(0, None, (), (group,), math.nan, 1.0, frozenset(), frozenset())
+    now = Transition(step, before, after)
+    driven = {"w": drive.Drive(gradient, None, w, 1.0, 0.0)}
+    rule = {"w": Filter(direct=0.1)}
+    divided = split(now, driven, rule, {}, w.device)
+    assert not divided.largest["w"] <= 0.4
+    with pytest.raises(MismatchError, match="step 0 of run.h5 does not reproduce"):
+        Checks("run.h5", True, False, {}).step(now, rule, divided, {})
+    lenient, _ = Checks("run.h5", True, True, {}).step(now, rule, divided, {})
+    assert lenient.keys() == {"w"}
 
 
 class SignSGD(torch.optim.Optimizer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import reference
 import rules
 import torch
-from cases import Case
+from cases import CASES, Case, l1
 from rules import RULES, TEST, expected, trace
 from torch import nn
 
-from replay import Influence, Replay
+from replay import Influence, Replay, drive
 from tracer import TracingOptimizer, open_log
 from tracer.errors import InputError, LogError, MismatchError, UnsupportedRuleError
 from tracer.reader import RunLog
@@ -63,6 +64,38 @@ def test_every_rule_equals_the_reference(tmp_path, rule, scheduled, clip, accumu
 
 
 BY_NAME = {rule.name: rule for rule in RULES}
+
+
+@pytest.mark.parametrize("rule", RULES, ids=str)
+def test_every_rule_without_ideal_and_in_small_blocks(tmp_path, monkeypatch, rule):
+    # tracin alone finds its terms while credits are found; nothing depends on where a cut is
+    monkeypatch.setattr(drive, "_BLOCK", 4)
+    run = trace(tmp_path / "run.h5", rule, clip=0.3, before=2, steps=4, parts={"penalty": l1})
+    compare(run, rules.clip_factors(run, 0.3), methods=("tracin",))
+
+
+@pytest.mark.parametrize("parameters", [None, ["*weight"]], ids=["all", "some"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "transformer-tied", "convolutional-groupnorm", "sequence-first",
+             "module-twice-and-by-hand", "bare-parameter", "frozen-layer"],
+)  # fmt: skip
+def test_terms_of_tracin_are_the_same_beside_ideal(tmp_path, name, parameters):
+    (case,) = [case for case in CASES if case.name == name]
+    options = {"lr": 0.02, "momentum": 0.9, "weight_decay": 0.1}
+    task = dataclasses.replace(case, options=options).trace(tmp_path / "run.h5")
+    run = Replay(tmp_path / "run.h5", task=task)
+    alone, beside = (
+        run.influence(list(range(4)), methods=methods, parameters=parameters, steps=slice(1, None),
+                      progress=False)
+        for methods in (("tracin",), ("tracin", "ideal"))
+    )  # fmt: skip
+    size = np.abs(beside.terms["tracin"]["data"]).max()
+    assert np.abs(beside.terms["tracin"]["history"]).max() > 1e-3 * size
+    for term, values in beside.terms["tracin"].items():
+        assert np.abs(alone.terms["tracin"][term] - values).max() <= 1e-12 * size, term
+    assert np.abs(alone.scores["tracin"] - beside.scores["tracin"]).max() <= 1e-12 * size
+
+
 O = torch.optim  # noqa: E741
 
 

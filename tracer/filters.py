@@ -84,6 +84,17 @@ class Filter:
         inside, outside = (
             None if d is None else d.flatten().to(dtype) for d in (self.inside, self.outside)
         )
+        return self.with_diagonals(inside, outside)
+
+    @property
+    def diagonals(self) -> tuple[Tensor | None, Tensor | None]:
+        """``D`` and ``E``."""
+        return self.inside, self.outside
+
+    def with_diagonals(self, inside: Tensor | None, outside: Tensor | None) -> Filter:
+        """Return the filter for other elements, by their ``D`` and ``E``."""
+        if inside is None and outside is None:
+            return self
         return replace(self, inside=inside, outside=outside)
 
     @property
