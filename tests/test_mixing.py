@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from replay.gradients import engine as module
 from replay.gradients.engine import Engine
 from tracer.errors import GradientError
 
@@ -205,6 +206,27 @@ def test_what_leaves_rows_alone_is_proven_once(run):
     model, passes = made(run, ORDERS)
     engine = exact_at_every_pass(model, passes)
     assert engine._plans
+
+
+def test_plans_of_many_graphs_are_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr(module, "_MOST", 2)
+    depths = [1, 2, 3, 1, 2, 3, 3]
+
+    def deep(s, x, told):
+        h = s.a(x)
+        for _ in range(depths[0]):
+            h = torch.tanh(h)
+        return s.b(h)
+
+    model, passes = made(deep, ORDERS)
+    engine = Engine(audit=1000)
+    kept = []
+    while depths:
+        exact_at_every_pass(model, passes[:1], engine)
+        kept.append(len(engine._plans))
+        depths.pop(0)
+    assert kept == [1, 2, 2, 2, 2, 2, 2]
+    assert sorted(proven.passes for proven in engine._plans.values()) == [0, 1]
 
 
 def test_reentrant_checkpoints_are_refused():

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,6 +26,17 @@ from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
 from replay.gradients.pieces import Piece, Rows, for_products, matrix_shape
 from replay.gradients.proof import COMPLETE, Proof, prove_plan
 from tracer.errors import GradientError
+
+_MOST = 256  # graphs whose plans are kept: lengths and depths may differ at every pass
+
+
+@dataclass
+class _Proven:
+    """A plan, how it reads parameters, and how many passes followed it since its proof."""
+
+    plan: Plan
+    paths: dict[str, str]
+    passes: int = 0
 
 
 class Engine:
@@ -40,8 +52,7 @@ class Engine:
 
     def __init__(self, audit: int = 100) -> None:
         self._audit = audit
-        self._plans: dict[Any, tuple[Plan, dict[str, str]]] = {}
-        self._unproven: dict[Any, int] = {}  # passes since a plan was proven
+        self._plans: dict[Any, _Proven] = {}  # by graph, the ones used last at the end
         self.paths: dict[str, str] = {}
 
     def of_batch(
@@ -130,21 +141,23 @@ class Engine:
     ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
         """Return pieces of the covered parameters, and plain gradients of all if asked for."""
         key = (found.graph.signature, len(found.losses) == 1)
-        plan, self.paths = self._plans.get(key, (None, self.paths))
-        plan = plan if found.graph.steady else None  # else data may say another thing each time
-        if plan is not None and self._unproven[key] < self._audit - 1:
-            read = _follow(found, plan, totals=totals)
+        # where data may say another thing at each pass, a proof says nothing of the next
+        known = self._plans.pop(key, None) if found.graph.steady else None
+        if known is not None and known.passes < self._audit - 1:
+            read = _follow(found, known.plan, totals=totals)
             if read is not None:
-                self._unproven[key] += 1
+                known.passes += 1
+                self._plans[key], self.paths = known, known.paths
                 return read
-            plan = None  # of other sizes; this pass is proven on its own
+            known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        if plan is not None and self._unproven[key]:
-            _require_same(plan, proof, where, self._unproven[key])
+        if known is not None and known.passes:
+            _require_same(known.plan, proof, where, known.passes)
         self.paths = proof.paths
-        self._unproven[key] = 0
         if proof.certain and found.graph.steady:
-            self._plans[key] = proof.plan, proof.paths
+            self._plans[key] = _Proven(proof.plan, proof.paths)
+            if len(self._plans) > _MOST:
+                del self._plans[next(iter(self._plans))]
         return proof.pieces, proof.total
 
 
