@@ -72,17 +72,16 @@ class Chunks:
 
     def _size(self, ids: Sequence[ID], side: str, kept: int) -> int:
         where = f"{side} set, step 0"
-        if not self._are_independent(side, where):
-            return 1
         one = Examples(self._task, ids[:1], side, self._models)
         vector = sum(max(4, w.element_size()) * w.numel() for w in self._first.parameters.values())
-        return _chunk_size(one, self._first, self._budget, kept * vector, where)
+        size = _chunk_size(one, self._first, self._budget, kept * vector, where)
+        return size if self._are_independent(side, max(2, min(size, 64)), where) else 1
 
-    def _are_independent(self, side: str, where: str) -> bool:
-        """Ask once a side, of up to 64 examples."""
+    def _are_independent(self, side: str, count: int, where: str) -> bool:
+        """Ask once a side, of some examples."""
         if side not in self._independent:
             dataset = self._task.test if side == "test" else self._task.train
-            some = Examples(self._task, example_ids(dataset)[:64], side, self._models)
+            some = Examples(self._task, example_ids(dataset)[:count], side, self._models)
             self._independent[side] = some.are_independent(self._first, where)
         return self._independent[side]
 

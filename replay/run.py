@@ -12,16 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from replay import filling, passes, tracincp
-from replay.arguments import (
-    DEFAULT,
-    METHODS,
-    Window,
-    check_ids,
-    check_methods,
-    matching,
-    window,
-)
+from replay.arguments import DEFAULT, METHODS, Window, check_ids, check_methods, matching, window
 from replay.binding import BoundModel, build, rounded_products, untouched_randomness
+from replay.gradients.workspace import temporaries
 from replay.influence import Influence
 from replay.measured import Models
 from replay.memory import Chunks, parse_bytes
@@ -48,7 +41,8 @@ class Replay:
         dtype: ``torch.float64`` computes everything in float64; default: gradients in the
             run's own dtype.
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
-        memory: Budget for gradients and activations, beyond the copies of the model.
+        memory: Budget for gradients and activations, beyond the copies of the model, one pass over
+            a training batch and some 15 vectors of the model's size that a step is made of.
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
         allow_tf32: Let a GPU round products to 10 bits.
         announce: Told which file a task named by the log is loaded from.
@@ -235,7 +229,7 @@ class Replay:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with untouched_randomness(), rounded_products(self._tf32):
+        with untouched_randomness(), rounded_products(self._tf32), temporaries(self._budget):
             yield
 
     def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:

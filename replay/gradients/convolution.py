@@ -10,7 +10,7 @@ In a transposed convolution input and output change places.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from replay.gradients.outer import Outer
-from replay.gradients.pieces import LARGE, Rows
+from replay.gradients.pieces import BLOCK, LARGE, Rows
+from replay.gradients.workspace import room
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -119,16 +120,33 @@ class Convolved:
             return Outer(inputs, deltas.mT, 0, rows)
         return Rows(torch.bmm(deltas, inputs).reshape(n, rows * d), self.shape)
 
-    def pieces(self, size: int = LARGE) -> list[tuple[slice, Outer | Rows]]:
-        """Return the same in blocks of examples, each with windows of about so many elements."""
-        groups, (_, d) = self.geometry.groups, self.shape
-        step = max(1, size // max(1, self.places * d * groups))
-        slices = [slice(k, min(k + step, self.count)) for k in range(0, self.count, step)]
-        return [(some, self.select(some).formed()) for some in slices]
+    def pieces(self) -> Iterator[tuple[slice, Outer | Rows]]:
+        """Yield the same in blocks of examples: whole gradients where many windows are larger."""
+        rows, d = self.shape
+        windows = self.count * self.places * d * self.geometry.groups
+        if rows > self.places or windows <= room(BLOCK):
+            yield from self._windows(LARGE)
+            return
+        for some in self._slices(LARGE, rows * d):
+            yield some, Rows(self.select(some).dense(slice(0, rows)), self.shape)
+
+    def _windows(self, size: int) -> Iterator[tuple[slice, Outer | Rows]]:
+        """Yield blocks of examples, each with windows of about so many elements."""
+        each = self.places * self.shape[1] * self.geometry.groups
+        for some in self._slices(size, each):
+            yield some, self.select(some).formed()
+
+    def _slices(self, size: int, each: int) -> list[slice]:
+        step = max(1, room(size) // max(1, each))
+        return [slice(k, min(k + step, self.count)) for k in range(0, self.count, step)]
 
     def dense(self, rows: slice) -> Tensor:
         """Return some rows of each gradient."""
-        return torch.cat([piece.dense(rows) for _, piece in self.pieces()])
+        return torch.cat([piece.dense(rows) for _, piece in self._windows(BLOCK)])
+
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        return torch.stack([piece.summed() for _, piece in self._windows(BLOCK)]).sum(0)
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction: a convolution with it."""

@@ -71,6 +71,12 @@ class Lookup:
         one_more.index_add_(0, index.flatten(), self.deltas.flatten(0, 1))
         return one_more.view(n, width + 1, d)[:, :width].flatten(1)
 
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        whole = self.deltas.new_zeros(self.total + 1, self.deltas.shape[2])
+        index = torch.where(self.tokens < 0, self.total, self.tokens).flatten()
+        return whole.index_add_(0, index, self.deltas.flatten(0, 1))[: self.total]
+
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         rows = direction.to(self.deltas)[self.tokens.clamp_min(0)]

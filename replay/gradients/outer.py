@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from replay.gradients.pieces import BLOCK, LARGE
-from replay.gradients.workspace import workspace
+from replay.gradients.workspace import room, workspace
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,13 @@ class Outer:
             found = whole
         return found.flatten(1)
 
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        deltas, inputs = self.deltas.flatten(0, 1), self.inputs.flatten(0, 1)
+        whole = inputs.new_zeros(self.shape)
+        torch.mm(deltas.T, inputs, out=whole[self.start : self.start + deltas.shape[1]])
+        return whole
+
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         p = self.deltas.shape[2]
@@ -90,7 +97,7 @@ class Outer:
         n, rows, d = self.inputs.shape
         p = self.deltas.shape[2]
         if rows * rows * (d + p) > 2 * rows * d * p:
-            size = max(1, BLOCK // (p * d))
+            size = max(1, room(BLOCK) // (p * d))
             squares = [
                 torch.bmm(deltas.mT, inputs).square().sum((1, 2), dtype=torch.float64)
                 for deltas, inputs in zip(
@@ -125,7 +132,7 @@ def ghost(left: Outer, right: Outer) -> Tensor:
     if rows == 1 and columns == 1:
         gram = left.inputs[:, 0] @ right.inputs[:, 0].T
         return gram.mul_(left.deltas[:, 0] @ right.deltas[:, 0].T).double()
-    size = max(1, LARGE // (n * rows * columns))
+    size = max(1, room(LARGE) // (n * rows * columns))
     blocks = []
     for inputs, deltas in zip(
         torch.split(right.inputs, size), torch.split(right.deltas, size), strict=True

@@ -14,7 +14,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-BLOCK = 1 << 22  # elements of a temporary that is used over and over
+from replay.gradients.workspace import room
+
+BLOCK = 1 << 22  # elements of a temporary that is used over and over, if there is room
 LARGE = 1 << 25  # elements of any other temporary
 
 
@@ -38,6 +40,9 @@ class Piece(Protocol):
 
     def dense(self, rows: slice) -> Tensor:
         """Return some rows of each gradient, ``(n, r C)``."""
+
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients, ``(R, C)``."""
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a ``(R, C)`` direction, float64 ``(n,)``."""
@@ -77,6 +82,10 @@ class Rows:
         each = self.shape[1]
         return self.rows[:, rows.start * each : rows.stop * each]
 
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        return self.rows.sum(0).view(self.shape)
+
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         return (self.rows @ direction.flatten().to(self.rows)).double()
@@ -102,5 +111,5 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
 def blocks_of_rows(shape: tuple[int, int], count: int, size: int = BLOCK) -> list[slice]:
     """Cut a parameter's rows so that a block of ``count`` gradients has about ``size`` elements."""
     rows, columns = shape
-    step = max(1, size // max(1, count * columns))
+    step = max(1, room(size) // max(1, count * columns))
     return [slice(k, min(k + step, rows)) for k in range(0, rows, step)]

@@ -15,6 +15,7 @@ from replay.gradients.examples import PerExample
 from replay.gradients.lookup import Lookup, common
 from replay.gradients.outer import Outer, ghost, prefers_ghost
 from replay.gradients.pieces import BLOCK, Piece, Rows, blocks_of_rows, matrix_shape
+from replay.gradients.workspace import room
 
 _WIDE = 1 << 24  # elements of gradients of one side formed at once
 
@@ -84,7 +85,7 @@ def _prefers_ghost(left: Outer, right: Outer) -> bool:
 def _looked_up(left: Lookup, right: Lookup) -> Tensor:
     tokens = common(left, right)
     result = left.deltas.new_zeros(left.count, right.count, dtype=torch.float64)
-    size = max(1, _WIDE // max(1, (left.count + right.count) * left.deltas.shape[2]))
+    size = max(1, room(_WIDE) // max(1, (left.count + right.count) * left.deltas.shape[2]))
     for some in torch.split(tokens, size) if len(tokens) else ():
         result += left.compact(some) @ right.compact(some).T
     return result

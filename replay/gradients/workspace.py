@@ -1,14 +1,36 @@
-"""Memory for temporaries, kept from one use to the next: new pages cost as much as the products."""
+"""Memory for temporaries: how large they may be, and buffers kept from one use to the next.
+
+New pages cost as much as the products.
+"""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
 _kept = threading.local()
-_MOST = 1 << 24  # elements kept of each kind
+_room: ContextVar[int] = ContextVar("room", default=1 << 25)  # elements of a temporary
+_MOST = 1 << 22  # elements kept of each kind
+
+
+@contextmanager
+def temporaries(budget: int) -> Iterator[None]:
+    """Let a temporary take a 16th of a budget of bytes in float32, some of which are alive."""
+    token = _room.set(max(1, budget // 64))
+    try:
+        yield
+    finally:
+        _room.reset(token)
+
+
+def room(most: int) -> int:
+    """Return how many elements a temporary may have that should have ``most`` of them."""
+    return min(most, _room.get())
 
 
 def workspace(role: str, like: Tensor, size: int) -> Tensor:
@@ -19,7 +41,7 @@ def workspace(role: str, like: Tensor, size: int) -> Tensor:
         like: Gives dtype and device.
         size: How many.
     """
-    if size > _MOST or like.device.type != "cpu":
+    if size > room(_MOST) or like.device.type != "cpu":
         return torch.empty(size, dtype=like.dtype, device=like.device)
     key = (role, like.dtype)
     known: dict[tuple[str, torch.dtype], Tensor] = _kept.__dict__.setdefault("buffers", {})
