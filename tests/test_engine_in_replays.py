@@ -111,6 +111,28 @@ def test_plan_names_every_parameter(network):
     assert plan["head.weight"].shape == [3, 4]
 
 
+def test_plan_is_fast_under_autocast(tmp_path):
+    """Weights are float32, what they are multiplied in is bfloat16."""
+
+    def halved(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            return loss(model, batch)
+
+    torch.manual_seed(0)
+    data = [(torch.randn(3, 5), torch.tensor(k % 3)) for k in range(20)]
+    task = Task(Network, halved, data[:12], data[12:])
+    model, path = Network(), tmp_path / "run.h5"
+    with TracingOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model, path) as optimizer:
+        for _ in range(2):
+            optimizer.zero_grad()
+            halved(model, task.collate(data[:6])).mean().backward()
+            optimizer.step(batch_ids=range(6))
+    plan = [row for row in Replay(path, task=task).plan() if row.name != "unused"]
+    assert not [row for row in plan if row.test.startswith("complete")]
+    coupled = {row.name for row in plan if row.train.startswith("complete")}
+    assert coupled == {"conv.weight", "conv.bias"}  # by BatchNorm, as without autocast
+
+
 def test_plan_table_shortens_nothing(network):
     console = Console(width=60, file=io.StringIO())
     console.print(plan_table(Replay(*network).plan()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -51,6 +52,16 @@ class Graph:
     users: dict[Node, list[tuple[Node, int, int]]]
     signature: tuple[Any, ...]
 
+    def lowest(self, nodes: Sequence[Node]) -> list[Node]:
+        """Return those from which no other one is reached."""
+        above: set[Node] = set()
+        waiting = list(nodes)
+        while waiting:
+            users = {user for user, _, _ in self.users.get(waiting.pop(), ())} - above
+            above |= users
+            waiting += users
+        return [node for node in nodes if node not in above]
+
 
 def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     """Walk the graph below the losses.
@@ -64,6 +75,7 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     leaves: dict[Node, str] = {}
     signature: list[Any] = []
     root: Node = losses.grad_fn
+    n = len(losses)
     waiting, numbers[root] = [root], 0
     while waiting:
         node = waiting.pop()
@@ -79,7 +91,7 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
                     leaves[child] = names[id(variable)]
             users.setdefault(child, []).append((node, slot, output))
             children += [numbers[child], output]
-        shapes = (_relative(meta.shape, len(losses)) for meta in node._input_metadata)
+        shapes = [_relative(tuple(meta.shape), n) for meta in node._input_metadata]
         signature.append((node.name(), leaves.get(node), *children, *shapes))
     arrivals: dict[str, list[Arrival]] = {}
     for leaf, name in leaves.items():
@@ -87,7 +99,8 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     return Graph(arrivals, users, tuple(signature))
 
 
-def _relative(shape: Sequence[int], n: int) -> tuple[Any, ...]:
+@lru_cache(1 << 16)
+def _relative(shape: tuple[int, ...], n: int) -> tuple[Any, ...]:
     return tuple((size // n,) if n and size % n == 0 else size for size in shape)
 
 

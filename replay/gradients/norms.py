@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from replay.gradients.graph import Arrival, Graph
-from replay.gradients.pieces import Piece
+from replay.gradients.pieces import Piece, for_products
 from replay.gradients.reading import Arrange, Shape, Use, operand_shape, summed_rows
 
 
@@ -29,7 +29,8 @@ def _normalised(
     kind = "norm scale" if arrival.slot == 1 else "bias"
 
     def build(delta: Tensor, arrange: Arrange) -> Piece:
-        found = delta * x() if arrival.slot == 1 else delta
+        found = for_products(delta)
+        found = found * x() if arrival.slot == 1 else found
         if channels and found.dim() > leading + 1:
             found = found.flatten(leading + 1).sum(-1)
         return made(arrange(found, leading))
@@ -40,7 +41,8 @@ def _normalised(
 def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     """Read a LayerNorm."""
     node = arrival.node
-    inputs, mean, scale = node._saved_input, node._saved_result1, node._saved_result2
+    saved = node._saved_input, node._saved_result1, node._saved_result2
+    inputs, mean, scale = map(for_products, saved)
     leading = inputs.dim() - len(node._saved_normalized_shape)
     return _normalised(arrival, shape, leading, False, lambda: (inputs - mean) * scale)
 
@@ -48,7 +50,8 @@ def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
 def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     """Read a GroupNorm."""
     node = arrival.node
-    inputs, mean, scale = node._saved_input, node._saved_result1, node._saved_result2
+    saved = node._saved_input, node._saved_result1, node._saved_result2
+    inputs, mean, scale = map(for_products, saved)
 
     def x() -> Tensor:
         grouped: Tensor = inputs.reshape(*mean.shape, -1)
@@ -61,7 +64,7 @@ def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
 def batch_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     """Read a BatchNorm, by the statistics that it used."""
     node = arrival.node
-    inputs = node._saved_input
+    inputs = for_products(node._saved_input)
     if getattr(node, "_saved_training", True):
         mean, scale = node._saved_result1, node._saved_result2
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,10 +62,11 @@ class Pass:
         targets = [*(self.parameters[name] for name in names), *edges]
         if not targets:
             return {}, {}
+        with torch.enable_grad():  # for grad_outputs torch imports 40 MB of symbolic shapes
+            total = self.losses @ weights
         found = torch.autograd.grad(
-            self.losses,
+            total,
             targets,  # type: ignore[arg-type]  # torch takes a mixture
-            grad_outputs=weights,
             retain_graph=retain,
             allow_unused=True,
         )
@@ -74,6 +76,26 @@ class Pass:
             {name: g for name, g in of_names if g is not None},
             {node: g for node, g in of_nodes if g is not None},
         )
+
+    def watch(
+        self, nodes: Sequence[Node], weights: Tensor, seen: Callable[[Node, Tensor], None]
+    ) -> None:
+        """Show the same gradients of nodes' results one at a time; the graph is kept."""
+        missing = dict.fromkeys(nodes)
+
+        def show(node: Node, gradients: Sequence[Tensor | None]) -> None:
+            missing.pop(node, None)
+            if gradients[0] is not None:
+                seen(node, gradients[0])
+
+        hooks = [node.register_prehook(partial(show, node)) for node in nodes]
+        try:  # a node is run if there is another one to be reached below it
+            _, last = self.backward((), self.graph.lowest(nodes), weights, retain=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for node in missing.keys() & last.keys():
+            seen(node, last[node])
 
     def own(self, i: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the gradient of ``c_i ℓ_i`` by a backward of its own; the graph is kept."""

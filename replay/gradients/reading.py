@@ -38,7 +38,9 @@ def summed_rows(arrival: Arrival, shape: Shape, operand: Shape) -> Callable[...,
     carry = backwards(arrival.chain)
 
     def made(contributions: Tensor) -> Rows:
-        found = for_products(contributions.sum(1))  # (n, *rest)
+        one = contributions.shape[1] == 1  # row an example: nothing to add
+        each = for_products(contributions)  # before they are added up
+        found = each[:, 0] if one else each.sum(1)  # (n, *rest)
         rest = (1,) * (found.dim() - 1 - len(operand)) + operand[len(operand) - found.dim() + 1 :]
         summed = [k + 1 for k, size in enumerate(rest) if size == 1 and found.shape[k + 1] > 1]
         found = found.sum(summed, keepdim=True) if summed else found

@@ -68,8 +68,8 @@ def convolution(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     if arrival.slot == 2:
 
         def bias(delta: Tensor, arrange: Arrange) -> Piece:
-            found = arrange(delta, 1).flatten(3).sum((1, 3))
-            return Rows(for_products(found), matrix_shape(shape))
+            found = for_products(arrange(delta, 1)).flatten(3).sum((1, 3))
+            return Rows(found, matrix_shape(shape))
 
         return [Use("bias", node, 1, bias)]
     inputs, transposed = node._saved_input, node._saved_transposed
