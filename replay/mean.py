@@ -109,7 +109,7 @@ class Along:
         self._directions = list(directions)
         self._formed: set[str] = set()
         self._which: list[int] = []
-        self._rows: list[Tensor] = []  # of the last parameter, one of those directions each
+        self._rows = torch.empty(0)  # of the last parameter, one of those directions each
         self.products = torch.zeros(len(directions), count, dtype=torch.float64, device=device)
 
     def add(self, name: str, gradients: Tensor, columns: slice) -> None:
@@ -118,9 +118,10 @@ class Along:
             self._formed.add(name)
             found = {k: d[name] for k, d in enumerate(self._directions) if name in d}
             self._which = list(found)
-            self._rows = [vector.to(gradients).flatten() for vector in found.values()]
+            rows = [vector.to(gradients).flatten() for vector in found.values()]
+            self._rows = torch.stack(rows) if rows else self._rows
         if self._which:
-            self.products[self._which, columns] += torch.stack(self._rows) @ gradients.T
+            self.products[self._which, columns] += self._rows @ gradients.T
 
     def add_others(self, part: Weighted) -> None:
         """Add the parts of the parameters whose gradients were not given."""

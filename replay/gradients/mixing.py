@@ -49,15 +49,21 @@ def _never(node: Node, n: int) -> bool:
 
 
 def _last_dimension(node: Node, n: int) -> bool:
-    rank = len(node._input_metadata[0].shape)
-    return rank > 1 and node._saved_dim in (rank - 1, _LAST)
+    """Whether rows are told apart by the first dimension, and elements taken along the last."""
+    shape = node._input_metadata[0].shape
+    return len(shape) > 1 and shape[0] % n == 0 and node._saved_dim in (len(shape) - 1, _LAST)
 
 
 def _own_rows(node: Node, n: int) -> bool:
-    """Whether ``x[index]`` leaves the first dimension alone: ``x[:, k]``, ``x[arange(n), k]``."""
-    first = node._saved_indices[0]
+    """Whether ``x[index]`` takes nothing from other examples: ``x[:, k]``, ``x[arange(n), k]``.
+
+    In ``x[:, k]`` examples may lie in the second dimension: not if it cannot hold them.
+    """
+    indices, sizes = node._saved_indices, node._saved_self_sym_sizes
+    first = indices[0]
     if first is None:
-        return True
+        taken = [size for size, index in zip(sizes, indices, strict=False) if index is not None]
+        return all(size % n for size in taken)
     if first.dtype in (torch.bool, torch.uint8) or len(first) != n or first.numel() != n:
         return False
     return torch.equal(first.flatten(), torch.arange(n, device=first.device))
