@@ -75,6 +75,10 @@ class Examples:
         parameters = self._models.test.parameters.values()
         return {p.untyped_storage().data_ptr() for p in parameters}
 
+    def audit(self) -> None:
+        """Prove how gradients are read again at the next pass."""
+        self._models.test.engine.audit()
+
     @cached_property
     def _batch(self) -> Any:
         return self._collated(range(len(self)), self._models.test.dtype)

@@ -179,7 +179,7 @@ class Replay:
             if rest:
                 chunks = self._chunks.of(test_ids, "test")
                 advance = shown.task("tracincp", len(rest) * len(chunks) * len(blocks))
-                filling.checkpoints(tables, map(point, rest), chunks, blocks, advance)
+                filling.checkpoints(tables, rest, point, chunks, blocks, advance)
         choices = {
             "methods": " ".join(methods),
             "window": f"{chosen_steps.start}:{chosen_steps.stop}",

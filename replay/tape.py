@@ -80,6 +80,13 @@ class Tape:
 
     def walk(self) -> Iterator[Recorded]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
+        last = self._window[-1 if self.plain else 0]
+        for recorded in self._walk():
+            if recorded.transition.step.index == last:
+                self._models.test.engine.audit()
+            yield recorded
+
+    def _walk(self) -> Iterator[Recorded]:
         start, stop = self._window.start, self._window.stop
         if self.plain:
             memory = Memory()
@@ -99,7 +106,7 @@ class Tape:
     def forwards(self) -> Iterator[Recorded]:
         """Yield every step with its examples' gradients, forwards."""
         if self.plain:
-            yield from self.walk()
+            yield from self._walk()
             return
         memory = self._before_window()
         for t in self._window:
@@ -158,6 +165,8 @@ class Tape:
 
     def _run(self, replayed: Callable[..., TrainedStep], now: Transition) -> TrainedStep:
         models = self._models
+        if replayed is replay_step and now.step.index in (self._window[0], self._window[-1]):
+            models.train.engine.audit()  # examples that are seen first and last are proven
         return replayed(
             self._task,
             now,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from replay import Replay, Task, filling
 from replay.estimate import Cost, estimate
 from replay.plan import plan_table
-from tracer import TracingOptimizer
+from tracer import TracingOptimizer, open_log
 from tracer.errors import GradientError, InputError
 
 TEST_IDS = [2, 0, 3]
@@ -51,10 +51,9 @@ def test_checkpoints_use_gradients_that_steps_have(name, left, tmp_path, monkeyp
     seen = []
     whole = filling.checkpoints
 
-    def spy(tables, points, *rest):
-        points = list(points)
-        seen.extend(point.index for point in points)
-        whole(tables, points, *rest)
+    def spy(tables, numbers, *rest):
+        seen.extend(numbers)
+        whole(tables, numbers, *rest)
 
     monkeypatch.setattr(filling, "checkpoints", spy)
     both = run.influence(
@@ -165,26 +164,39 @@ def test_tf32_is_left_as_found(network):
         assert [kind.allow_tf32 for kind in kinds] == before
 
 
-def test_coupling_that_begins_in_the_middle_is_an_error_that_names_the_step(tmp_path):
-    """The graph is the same, the data couple examples from step 3 on."""
+def small():
+    return nn.Linear(3, 2).double()
+
+
+def coupled_task(steps, much=None):
+    """The graph is always the same; the data of ``steps`` couple their examples."""
     torch.manual_seed(0)
-    model = nn.Linear(3, 2).double()
-    data = [(torch.randn(3).double(), torch.tensor(0.0 if k < 6 else 1.0)) for k in range(12)]
+    data = [(torch.randn(3).double(), torch.tensor(float(k // 2 in steps))) for k in range(12)]
 
     def coupled(model, batch):
-        x, much = batch
+        x, own = batch
         z = torch.tanh(model(x)).sum(1)
-        return z.square() + much * z * z.mean()
+        return z.square() + (own if much is None else much(model)) * z * z.mean()
 
-    task = Task(lambda: nn.Linear(3, 2).double(), coupled, data, data[:2])
+    return Task(small, coupled, data, data[4:6])
+
+
+def trace_pairs(path, task, **settings):
+    """Six steps of two examples each."""
+    model = task.model()
     with TracingOptimizer(
-        torch.optim.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5"
+        torch.optim.SGD(model.parameters(), lr=0.1, **settings), model, path
     ) as optimizer:
         for t in range(6):
             ids = [2 * t, 2 * t + 1]
             optimizer.zero_grad()
-            coupled(model, task.collate([data[i] for i in ids])).mean().backward()
+            task.loss(model, task.collate([task.train[i] for i in ids])).mean().backward()
             optimizer.step(batch_ids=ids)
+
+
+def test_coupling_that_begins_in_the_middle_is_an_error_that_names_the_step(tmp_path):
+    task = coupled_task({3, 4, 5})
+    trace_pairs(tmp_path / "run.h5", task)
     with pytest.raises(GradientError, match=r"step [34]: .*--audit 1"):
         Replay(tmp_path / "run.h5", task, audit=2).influence(
             [0], methods=["tracin"], progress=False
@@ -194,6 +206,41 @@ def test_coupling_that_begins_in_the_middle_is_an_error_that_names_the_step(tmp_
     )
     assert abs(exact.terms["tracin"]["rounding"]).max() < 1e-12
     assert np.allclose(exact.scores["tracin"].sum(1), exact.terms["tracin"]["data"].sum(0))
+
+
+@pytest.mark.parametrize(
+    ("settings", "memory", "step"),
+    [({}, "1GiB", 5), ({"momentum": 0.9}, "1GiB", 5), ({"momentum": 0.9}, 2_000, 0)],
+    ids=["forwards", "backwards", "backwards-again"],
+)
+def test_coupling_in_the_step_that_is_seen_last_is_found(tmp_path, settings, memory, step):
+    """No audit is due there yet."""
+    task = coupled_task({step})
+    trace_pairs(tmp_path / "run.h5", task, **settings)
+    run = Replay(tmp_path / "run.h5", task, memory=memory)
+    with pytest.raises(GradientError, match=rf"step {step}: .*--audit 1"):
+        run.influence([0], methods=["tracin"], progress=False)
+
+
+@pytest.mark.parametrize(
+    ("methods", "where"), [(["tracincp"], "checkpoint 6"), (["tracin"], "step 5")]
+)
+def test_test_examples_are_proven_where_they_are_seen_last(tmp_path, methods, where):
+    """Examples begin to influence each other when the parameters have moved far enough."""
+    task = coupled_task(set())
+    trace_pairs(tmp_path / "run.h5", task)
+    with open_log(tmp_path / "run.h5") as log:
+        before, after = (log.parameters(k)["weight"] for k in (4, 5))
+    middle, way = (before + after) / 2, after - before
+
+    def much(model):
+        past = ((model.weight.detach() - middle) * way).sum() > 0
+        return past.double() * (not model.training)
+
+    moved = coupled_task(set(), much)
+    run = Replay(tmp_path / "run.h5", moved)
+    with pytest.raises(GradientError, match=rf"{where}: .*--audit 1"):
+        run.influence([0, 1], methods=methods, checkpoints=[0, 3, 6], progress=False)
 
 
 def test_estimate(network):

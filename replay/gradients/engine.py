@@ -5,8 +5,8 @@ Two ways, chosen for each parameter. *Pieces*: where all operations that use it 
 gives every example's gradient without forming it. *Complete*: one backward for each ``ℓ_i`` over
 the graph of the forward pass that was run, which is right for any layer, coupling or randomness.
 
-Nothing is taken on trust: the first pass through every shape of graph, and every ``audit``-th pass,
-proves its plan (see ``proof``).
+Nothing is taken on trust: the first pass through every shape of graph, every ``audit``-th pass, and
+the next one after ``audit()`` prove their plan (see ``proof``).
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class _Proven:
     plan: Plan
     paths: dict[str, str]
     passes: int = 0
+    due: bool = False
 
 
 class Engine:
@@ -54,6 +55,11 @@ class Engine:
         self._audit = audit
         self._plans: dict[Any, _Proven] = {}  # by graph, the ones used last at the end
         self.paths: dict[str, str] = {}
+
+    def audit(self) -> None:
+        """Prove the next pass through every shape of graph, however few passes ago it was."""
+        for known in self._plans.values():
+            known.due = True
 
     def of_batch(
         self,
@@ -143,7 +149,7 @@ class Engine:
         key = (found.graph.signature, len(found.losses) == 1)
         # where data may say another thing at each pass, a proof says nothing of the next
         known = self._plans.pop(key, None) if found.graph.steady else None
-        if known is not None and known.passes < self._audit - 1:
+        if known is not None and not known.due and known.passes < self._audit - 1:
             read = _follow(found, known.plan, totals=totals)
             if read is not None:
                 known.passes += 1
