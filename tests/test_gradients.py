@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from replay.gradients import products, uses
 from replay.gradients.engine import Engine
 from replay.gradients.layout import FIRST, LAST, Layout, prove
-from replay.gradients.outer import Outer, ghost
+from replay.gradients.outer import Outer, formed, ghost
 from replay.gradients.pieces import Rows
 from replay.gradients.workspace import temporaries
 from tracer.errors import GradientError
@@ -375,17 +375,21 @@ def test_tied_sequences(n, m, length, other, calls):
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (5, 40)])
 @pytest.mark.parametrize(("left", "right"), [(1, 1), (1, 3), (4, 4), (60, 50)])
-def test_both_ways_of_outer_products(n, m, left, right):
+@pytest.mark.parametrize(("d", "p"), [(3, 2), (2, 7), (3, 3)])
+def test_both_ways_of_outer_products(n, m, left, right, d, p):
     torch.manual_seed(n + m)
-    a = Outer(torch.randn(n, left, 3).double(), torch.randn(n, left, 2).double(), 0, 2)
-    b = Outer(torch.randn(m, right, 3).double(), torch.randn(m, right, 2).double(), 0, 2)
+    a = Outer(torch.randn(n, left, d).double(), torch.randn(n, left, p).double(), 0, p)
+    b = Outer(torch.randn(m, right, d).double(), torch.randn(m, right, p).double(), 0, p)
     g = torch.einsum("ntp,ntd->npd", a.deltas, a.inputs)
     h = torch.einsum("ntp,ntd->npd", b.deltas, b.inputs)
     expected = torch.einsum("npd,mpd->nm", g, h)
     assert torch.allclose(ghost(a, b), expected, rtol=1e-11)
-    formed = [Rows(x.flatten(1), (2, 3)) for x in (g, h)]
-    assert torch.allclose(products.inner_pieces([a], [formed[1]]), expected, rtol=1e-11)
-    assert torch.allclose(products.inner_pieces([formed[0]], [b]), expected, rtol=1e-11)
+    for room in (1 << 30, 96 * min(d, p) * (n + m)):  # all at once; one of the longer side
+        with temporaries(room):
+            assert torch.allclose(formed(a, b), expected, rtol=1e-11)
+    rows = [Rows(x.flatten(1), (p, d)) for x in (g, h)]
+    assert torch.allclose(products.inner_pieces([a], [rows[1]]), expected, rtol=1e-11)
+    assert torch.allclose(products.inner_pieces([rows[0]], [b]), expected, rtol=1e-11)
     assert torch.allclose(a.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
 
 
@@ -480,16 +484,30 @@ def test_lengths_may_change_between_passes():
         assert not complete(engines[0])
 
 
-@pytest.mark.parametrize("halved", [False, True], ids=["float64", "autocast"])
+def swapped(piece):
+    return piece.select(torch.arange(piece.count - 1, -1, -1))
+
+
+def larger(piece):
+    return Rows(1.03 * piece.dense(slice(0, 3)), piece.shape)
+
+
+def off_by_a_hundredth(piece):
+    """Of one example."""
+    rows = piece.dense(slice(0, 3)).clone()
+    rows[-1] *= 1.01
+    return Rows(rows, piece.shape)
+
+
 @pytest.mark.parametrize(
-    ("wrong", "why"),
+    ("kind", "wrong", "why"),
     [
-        (lambda piece: piece.select(torch.arange(piece.count - 1, -1, -1)), "not its own gradient"),
-        (lambda piece: Rows(1.03 * piece.dense(slice(0, 3)), piece.shape), "do not add up"),
+        *((kind, swapped, "not its own gradient") for kind in ("float64", "float32", "autocast")),
+        *((kind, larger, "do not add up") for kind in ("float64", "float32", "autocast")),
+        *((kind, off_by_a_hundredth, "do not add up") for kind in ("float64", "float32")),
     ],
-    ids=["examples-swapped", "larger"],
 )
-def test_wrong_readings_are_found(monkeypatch, wrong, why, halved):
+def test_wrong_readings_are_found(monkeypatch, kind, wrong, why):
     """What an operation's reading says is compared with plain backward passes."""
     right = uses._KNOWN["AddmmBackward0"]
 
@@ -502,9 +520,11 @@ def test_wrong_readings_are_found(monkeypatch, wrong, why, halved):
     monkeypatch.setitem(uses._KNOWN, "AddmmBackward0", read)
     torch.manual_seed(0)
     engines = Engine(), Engine()
-    if halved:
-        model = nn.Linear(4, 3)
-        parameters, forward = dict(model.named_parameters()), halving(model, vectors(4).float())
+    if kind != "float64":
+        model, x = nn.Linear(4, 3), vectors(4).float()
+        plain = lambda: losses_of(model, x)  # noqa: E731
+        forward = halving(model, x) if kind == "autocast" else plain
+        parameters = dict(model.named_parameters())
         engines[0].of_batch(parameters, forward, torch.ones(4), budget=1 << 20)
         engines[1].of_independent(parameters, forward, lambda i: forward()[i : i + 1])
     else:
@@ -625,3 +645,16 @@ def test_float32_is_right_to_its_rounding():
     r, q = (rows_of(losses_of(twin, z.double()), dict(twin.named_parameters())) for z in (x, y))
     found = products.inner(train, test, dict.fromkeys(parameters, 1.0))
     assert (found - r @ q.T).abs().max() <= 1e-5 * (r.norm(dim=1).max() * q.norm(dim=1).max())
+
+
+def test_gradients_that_cancel_are_not_mistaken_for_wrong_ones():
+    """What is left of float32 sums is rounding, larger than any share of what is left."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.Tanh(), nn.Flatten(), nn.Linear(300, 4))
+    parameters = dict(model.named_parameters())
+    x = torch.randn(32, 2, 12, 12).repeat_interleave(2, 0)
+    weights = torch.tensor([1.0, -1.0]).repeat(32)
+    engine = Engine(audit=1)
+    for _ in range(2):
+        engine.of_batch(parameters, lambda: losses_of(model, x), weights, budget=1 << 20)
+        assert not any(path.startswith("complete") for path in engine.paths.values())

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from replay.gradients.workspace import workspace
+
 
 @dataclass(frozen=True)
 class Lookup:
@@ -56,16 +58,22 @@ class Lookup:
         found: Tensor = torch.unique(self.tokens)
         return found[found >= 0]
 
-    def compact(self, chosen: Tensor) -> Tensor:
-        """Return the rows of some tokens (ascending) of each gradient, ``(n, len(chosen) d)``."""
+    def compact(self, chosen: Tensor, role: str) -> Tensor:
+        """Return the rows of some tokens (ascending) of each gradient, ``(n, len(chosen) d)``.
+
+        The next call for the same role may overwrite them.
+        """
         places = torch.searchsorted(chosen, self.tokens.contiguous())
         places = places.clamp_max(max(0, len(chosen) - 1))
-        return self._added(torch.where(chosen[places] == self.tokens, places, -1), len(chosen))
+        places = torch.where(chosen[places] == self.tokens, places, -1)
+        return self._added(places, len(chosen), role)
 
-    def _added(self, places: Tensor, width: int) -> Tensor:
+    def _added(self, places: Tensor, width: int, role: str | None = None) -> Tensor:
         """Add each token's gradient up at its place; −1 is nowhere."""
         n, _, d = self.deltas.shape
-        one_more = self.deltas.new_zeros(n * (width + 1), d)
+        size = n * (width + 1) * d
+        kept = self.deltas.new_empty(size) if role is None else workspace(role, self.deltas, size)
+        one_more = kept.zero_().view(-1, d)
         offsets = torch.arange(n, device=places.device)[:, None] * (width + 1)
         index = torch.where(places < 0, width, places) + offsets
         one_more.index_add_(0, index.flatten(), self.deltas.flatten(0, 1))

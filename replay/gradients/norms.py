@@ -21,7 +21,7 @@ def _normalised(
         shape: Of the parameter.
         leading: Dimensions before it.
         channels: Whether dimensions follow it, over which is summed.
-        x: Gives the normalised input.
+        x: Gives the normalised input, new.
     """
     if arrival.slot not in (1, 2):
         return []
@@ -30,7 +30,7 @@ def _normalised(
 
     def build(delta: Tensor, arrange: Arrange) -> Piece:
         found = for_products(delta)
-        found = found * x() if arrival.slot == 1 else found
+        found = x().mul_(found) if arrival.slot == 1 else found
         if channels and found.dim() > leading + 1:
             found = found.flatten(leading + 1).sum(-1)
         return made(arrange(found, leading))
@@ -44,7 +44,7 @@ def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     saved = node._saved_input, node._saved_result1, node._saved_result2
     inputs, mean, scale = map(for_products, saved)
     leading = inputs.dim() - len(node._saved_normalized_shape)
-    return _normalised(arrival, shape, leading, False, lambda: (inputs - mean) * scale)
+    return _normalised(arrival, shape, leading, False, lambda: (inputs - mean).mul_(scale))
 
 
 def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
@@ -55,8 +55,7 @@ def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
 
     def x() -> Tensor:
         grouped: Tensor = inputs.reshape(*mean.shape, -1)
-        grouped = (grouped - mean[..., None]) * scale[..., None]
-        return grouped.view(inputs.shape)
+        return (grouped - mean[..., None]).mul_(scale[..., None]).view(inputs.shape)
 
     return _normalised(arrival, shape, 1, True, x)
 
@@ -71,5 +70,5 @@ def batch_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
         mean = node._saved_running_mean
         scale = (node._saved_running_var + node._saved_eps).rsqrt()
     seen = (1, -1, *(1,) * (inputs.dim() - 2))
-    found = lambda: (inputs - mean.view(seen)) * scale.view(seen)  # noqa: E731
+    found = lambda: (inputs - mean.view(seen)).mul_(scale.view(seen))  # noqa: E731
     return _normalised(arrival, shape, 1, True, found)

@@ -21,6 +21,8 @@ from torch import Tensor
 from replay.gradients.pieces import BLOCK, LARGE
 from replay.gradients.workspace import room, workspace
 
+_FORMED = 1 << 23  # elements of gradients of both sides that are formed at once
+
 
 @dataclass(frozen=True)
 class Outer:
@@ -57,6 +59,10 @@ class Outer:
     def single(self) -> bool:
         """Whether each gradient is one outer product of all rows."""
         return self.inputs.shape[1] == 1 and self.deltas.shape[2] == self.total
+
+    def aligned(self, other: Outer) -> bool:
+        """Return whether both have the same rows."""
+        return self.start == other.start and self.deltas.shape[2] == other.deltas.shape[2]
 
     def select(self, examples: Tensor | slice) -> Outer:
         """Return some examples' factors."""
@@ -118,11 +124,12 @@ def joined(pieces: list[Outer]) -> Outer:
     return Outer(inputs, deltas, pieces[0].start, pieces[0].total)
 
 
-def prefers_ghost(n: int, m: int, tokens: tuple[int, int], p: int, d: int) -> bool:
+def prefers_ghost(left: Outer, right: Outer) -> bool:
     """Return whether inner products cost fewer operations without any gradient being formed."""
-    ghost = n * m * tokens[0] * tokens[1] * (d + p)
-    formed = (n * tokens[0] + m * tokens[1]) * d * p + n * m * d * p
-    return ghost < formed
+    (n, rows, d), (m, columns, _) = left.inputs.shape, right.inputs.shape
+    p = left.deltas.shape[2]
+    products, gradients = n * m * rows * columns, n * rows + m * columns + n * m
+    return products * (d + p) < gradients * d * p
 
 
 def ghost(left: Outer, right: Outer) -> Tensor:
@@ -141,3 +148,23 @@ def ghost(left: Outer, right: Outer) -> Tensor:
         gram *= left.deltas.reshape(-1, p) @ deltas.reshape(-1, p).T
         blocks.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
     return torch.cat(blocks, 1)
+
+
+def formed(left: Outer, right: Outer) -> Tensor:
+    """Return the same by forming gradients, transposed so that the longer side is cut."""
+    n, m = left.count, right.count
+    result = torch.zeros(n, m, dtype=torch.float64, device=left.inputs.device)
+    sides = [sorted(one.tensors, key=lambda x: x.shape[2]) for one in (left, right)]
+    short, long = (x.shape[2] for x in sides[0])
+    step = max(1, room(_FORMED) // ((n + m) * short))
+    for k in range(0, long, step):
+        cut = [(narrow.mT, wide[:, :, k : k + step]) for narrow, wide in sides]
+        mine, theirs = _product(*cut[0], "left"), _product(*cut[1], "right")
+        result += mine @ theirs.T
+    return result
+
+
+def _product(one: Tensor, other: Tensor, role: str) -> Tensor:
+    shape = (len(one), one.shape[1], other.shape[2])
+    kept = workspace(role, one, math.prod(shape)).view(shape)
+    return torch.bmm(one, other, out=kept).flatten(1)

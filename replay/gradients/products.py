@@ -13,11 +13,9 @@ from torch import Tensor
 from replay.gradients.convolution import Convolved
 from replay.gradients.examples import PerExample
 from replay.gradients.lookup import Lookup, common
-from replay.gradients.outer import Outer, ghost, prefers_ghost
+from replay.gradients.outer import Outer, formed, ghost, prefers_ghost
 from replay.gradients.pieces import BLOCK, Piece, Rows, blocks_of_rows, matrix_shape
 from replay.gradients.workspace import room
-
-_WIDE = 1 << 24  # elements of gradients of one side formed at once
 
 
 def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tensor:
@@ -68,26 +66,19 @@ def inner_pieces(left: list[Piece], right: list[Piece]) -> Tensor:
         mine, theirs = left[0], right[0]
         if isinstance(mine, Rows) and isinstance(theirs, Rows):
             return (mine.rows @ theirs.rows.T).double()
-        if isinstance(mine, Outer) and isinstance(theirs, Outer) and _prefers_ghost(mine, theirs):
-            return ghost(mine, theirs)
+        if isinstance(mine, Outer) and isinstance(theirs, Outer) and mine.aligned(theirs):
+            return ghost(mine, theirs) if prefers_ghost(mine, theirs) else formed(mine, theirs)
         if isinstance(mine, Lookup) and isinstance(theirs, Lookup):
             return _looked_up(mine, theirs)
     return _formed(left, right)
 
 
-def _prefers_ghost(left: Outer, right: Outer) -> bool:
-    p, d = left.deltas.shape[2], left.inputs.shape[2]
-    same = left.start == right.start and p == right.deltas.shape[2]
-    tokens = (left.inputs.shape[1], right.inputs.shape[1])
-    return same and prefers_ghost(left.count, right.count, tokens, p, d)
-
-
 def _looked_up(left: Lookup, right: Lookup) -> Tensor:
     tokens = common(left, right)
     result = left.deltas.new_zeros(left.count, right.count, dtype=torch.float64)
-    size = max(1, room(_WIDE) // max(1, (left.count + right.count) * left.deltas.shape[2]))
+    size = max(1, room(BLOCK) // max(1, (left.count + right.count) * left.deltas.shape[2]))
     for some in torch.split(tokens, size) if len(tokens) else ():
-        result += left.compact(some) @ right.compact(some).T
+        result += left.compact(some, "left") @ right.compact(some, "right").T
     return result
 
 

@@ -8,8 +8,9 @@ their own backward passes give. A parameter that fails takes the complete way, w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from operator import add
 
 import torch
@@ -146,10 +147,8 @@ def _wrong(found: Pass, readings: dict[str, _Reading], total: dict[str, Tensor])
     for name, reading in readings.items():
         whole = for_products(total[name]).view(reading.pieces[0].shape)
         added = reduce(add, (piece.summed() for piece in reading.pieces))
-        # what half precision rounds off is a share of what is added, which may cancel
-        coarse = reading.tolerance > tolerance_of(torch.float32)
-        least = math.sqrt(sum(float(p.squared_norms().sum()) for p in reading.pieces if coarse))
-        if not _agree(added, whole, reading.tolerance, least):
+        scale = partial(_added, reading.pieces, reading.tolerance)
+        if not _agree(added, whole, reading.tolerance, scale):
             why[name] = f"{COMPLETE}its parts do not add up to the plain gradient"
     n, rest = len(found.losses), [name for name in readings if name not in why]
     for i in {0, n // 2} if rest else ():
@@ -159,14 +158,32 @@ def _wrong(found: Pass, readings: dict[str, _Reading], total: dict[str, Tensor])
             pieces = readings[name].pieces
             rows = slice(0, pieces[0].shape[0])
             row = reduce(add, (piece.select(chosen).dense(rows)[0] for piece in pieces))
-            if not _agree(row, own[name], readings[name].tolerance):
+            if not _agree(row, own[name], readings[name].tolerance, partial(_usual, pieces)):
                 why[name] = f"{COMPLETE}an example's part is not its own gradient"
     return why
 
 
-def _agree(found: Tensor, expected: Tensor, tolerance: float, least: float = 0.0) -> bool:
-    size = float(expected.norm())
+def _added(pieces: list[Piece], tolerance: float) -> float:
+    """Return how large what is added up is, which may cancel while rounding is a share of it.
+
+    Parts are kept in the dtype of the tolerance, the sum on its way at least in float32.
+    """
+    norms = torch.cat([piece.squared_norms() for piece in pieces]).sqrt()
+    on_its_way = min(1.0, tolerance_of(torch.float32) / tolerance)
+    return float(norms.norm() + on_its_way * norms.sum())
+
+
+def _usual(pieces: list[Piece]) -> float:
+    """Return how large an example's gradient is as a rule; one of them may cancel."""
+    return float(torch.stack([piece.squared_norms() for piece in pieces]).sum(0).mean().sqrt())
+
+
+def _agree(found: Tensor, expected: Tensor, tolerance: float, scale: Callable[[], float]) -> bool:
+    """Return whether two gradients differ by no more than rounding, of theirs or of ``scale()``."""
+    size, off = float(expected.norm()), float(deviation(found, expected).norm())
     if not math.isfinite(size):
         size = float(expected.masked_fill(~expected.isfinite(), 0).norm())
-    size = max(size, least) if math.isfinite(least) else size
-    return float(deviation(found, expected).norm()) <= tolerance * size
+    if off <= tolerance * size:
+        return True
+    least = scale()
+    return math.isfinite(least) and off <= tolerance * least

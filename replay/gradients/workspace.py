@@ -15,7 +15,7 @@ from torch import Tensor
 
 _kept = threading.local()
 _room: ContextVar[int] = ContextVar("room", default=1 << 25)  # elements of a temporary
-_MOST = 1 << 22  # elements kept of each kind
+_MOST = 1 << 23  # elements kept of each kind
 
 
 @contextmanager
