@@ -6,6 +6,7 @@ taken one at a time, since ``φ`` is defined for each alone.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Sequence
 
@@ -18,8 +19,9 @@ from tracer.errors import InputError
 from tracer.records import ID
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_KEPT = 4  # gradients of one test example alive at once: both ends of a step, two in between
-_POINTS = 8  # more of them where a step remembers earlier ones
+_ENDS = 2  # gradients of one test example alive at once: at both ends of a step
+_BETWEEN = 2  # more of them where a method looks between the ends ...
+_POINTS = 8  # ... and where those are kept until later steps have told what they ask
 
 
 def parse_bytes(memory: int | str) -> int:
@@ -53,7 +55,13 @@ class Chunks:
         self._independent: dict[str, bool] = {}
 
     def of(
-        self, ids: Sequence[ID], side: str, *, most: int | None = None, kept: int = 0
+        self,
+        ids: Sequence[ID],
+        side: str,
+        *,
+        most: int | None = None,
+        kept: int = 0,
+        between: bool = True,
     ) -> list[Examples]:
         """Return examples of a side (``"test"`` or ``"train"``) in chunks.
 
@@ -62,19 +70,22 @@ class Chunks:
             side: ``"test"`` or ``"train"``.
             most: Largest chunk.
             kept: Vectors of the parameters' size that each example needs besides.
+            between: Whether gradients are taken between the ends of a step, too.
         """
-        size = self._size(ids, side, kept)
+        points = _ENDS + between * (_BETWEEN + _POINTS * (kept > 0))
+        size = self._size(ids, side, kept, points)
         size = size if most is None else min(size, most)
+        size = math.ceil(len(ids) / math.ceil(len(ids) / size)) if ids else 1  # about alike
         return [
             Examples(self._task, ids[k : k + size], side, self._models)
             for k in range(0, len(ids), size)
         ]
 
-    def _size(self, ids: Sequence[ID], side: str, kept: int) -> int:
+    def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
         where = f"{side} set, step 0"
         one = Examples(self._task, ids[:1], side, self._models)
         vector = sum(max(4, w.element_size()) * w.numel() for w in self._first.parameters.values())
-        size = _chunk_size(one, self._first, self._budget, kept * vector, where)
+        size = _chunk_size(one, self._first, self._budget, points, kept * vector, where)
         return size if self._are_independent(side, max(2, min(size, 64)), where) else 1
 
     def _are_independent(self, side: str, count: int, where: str) -> bool:
@@ -86,7 +97,9 @@ class Chunks:
         return self._independent[side]
 
 
-def _chunk_size(one: Examples, state: State, budget: int, more: int, where: str) -> int:
+def _chunk_size(
+    one: Examples, state: State, budget: int, points: int, more: int, where: str
+) -> int:
     """Return how many examples to evaluate together so that a pass keeps to the budget.
 
     Half of it goes to the activations of a forward pass and the gradients kept of one example,
@@ -102,8 +115,7 @@ def _chunk_size(one: Examples, state: State, budget: int, more: int, where: str)
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = one.gradients(state, where)
-    kept = _KEPT + (_POINTS if more else 0)
-    each = 3 * sum(seen.values()) + kept * int(found.nbytes) + more
+    each = 3 * sum(seen.values()) + points * int(found.nbytes) + more
     return max(1, budget // 2 // max(1, each))
 
 

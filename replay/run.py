@@ -170,7 +170,8 @@ class Replay:
             if split:
                 tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
                 kept = 0 if tape.plain and names is None else len(split)
-                chunks = self._chunks.of(test_ids, "test", kept=kept)
+                between = "ideal" in split
+                chunks = self._chunks.of(test_ids, "test", kept=kept, between=between)
                 settings = passes.Settings(split, ideal_tolerance, names, frozenset(chosen))
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
                 done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)
