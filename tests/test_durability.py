@@ -493,3 +493,32 @@ def test_no_room_is_said_before(tmp_path, monkeypatch, capfd):
     run.train(100).close()
     real = (tmp_path / "run.h5").stat().st_size
     assert forecast.bytes < real < forecast.bytes + 400_000
+
+
+def test_another_working_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "below").mkdir()
+    run = Run("run.h5")
+    os.chdir("below")
+    run.train(3)
+    os.chdir("..")
+    run.train(5).close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["below", "run.h5"]
+    with open_log("run.h5") as log:
+        assert len(log) == 5
+
+
+def test_symbolic_links_are_the_log(tmp_path):
+    path, link = tmp_path / "run.h5", tmp_path / "link.h5"
+    link.symlink_to(path)
+    run = Run(path, state_every=2).train(4)
+    run.optimizer.flush()
+    with pytest.raises(LogError, match="link.h5 is being written in this process already"):
+        Run(link, resume=True)
+    with open_log(link) as log:
+        assert not log.metadata["closed"]
+    run.train(6).close()
+    Run(link, overwrite=True).train(2).close()
+    assert link.is_symlink()
+    with open_log(path) as log:
+        assert len(log) == 2

@@ -34,11 +34,12 @@ def whole(tmp_path):
 @pytest.mark.parametrize("rule", ["Adam", "SGD"])
 @pytest.mark.parametrize("stop", [1, 4, 5, 12, 22])
 def test_after_close(whole, tmp_path, rule, stop, compression):
-    expected, reference = whole(rule, compression=compression)
+    options = {"compression": compression, "named": stop != 12}  # IDs are text, or numbers
+    expected, reference = whole(rule, **options)
     path = tmp_path / "run.h5"
-    Run(path, rule=rule, state_every=5, compression=compression).train(stop).close()
+    Run(path, rule=rule, state_every=5, **options).train(stop).close()
     torch.manual_seed(999)
-    run = Run(path, rule=rule, state_every=5, compression=compression, resume=True)
+    run = Run(path, rule=rule, state_every=5, resume=True, **options)
     assert run.optimizer.position == (stop, (stop - 1) // 7)
     run.train(STEPS).close()
     assert_equal_logs(path, expected)
@@ -60,12 +61,13 @@ def killed(path, stop, **options):
     os.waitpid(child, 0)
 
 
+@pytest.mark.parametrize("named", [True, False], ids=["text", "numbers"])
 @pytest.mark.parametrize(("stop", "back"), [(3, 0), (5, 5), (13, 10), (21, 20)])
-def test_after_kill(whole, tmp_path, stop, back, capfd):
-    expected, _ = whole("Adam")
+def test_after_kill(whole, tmp_path, stop, back, named, capfd):
+    expected, _ = whole("Adam", named=named)
     path = tmp_path / "run.h5"
-    killed(path, stop, state_every=5)
-    run = Run(path, state_every=5, resume=True)
+    killed(path, stop, state_every=5, named=named)
+    run = Run(path, state_every=5, resume=True, named=named)
     assert run.optimizer.position[0] == back
     assert f"resuming {path} at step {back}, its last full state; {stop - back} later steps" in (
         capfd.readouterr().err

@@ -24,17 +24,18 @@ def build(width=6):
     )
 
 
-def batch(t):
+def batch(t, named=True):
     """Return step t's examples and their IDs."""
     generator = torch.Generator().manual_seed(100 + t)
-    ids = [f"row {k}" for k in torch.randperm(40, generator=generator)[: 5 + t % 2].tolist()]
-    return ids, torch.randn(len(ids), 4, generator=generator)
+    ids = torch.randperm(40, generator=generator)[: 5 + t % 2].tolist()
+    x = torch.randn(len(ids), 4, generator=generator)
+    return [f"row {k}" for k in ids] if named else ids, x
 
 
 class Run:
     """Trains step by step, as a user's loop would."""
 
-    def __init__(self, path=None, *, rule="Adam", width=6, **options):
+    def __init__(self, path=None, *, rule="Adam", width=6, named=True, **options):
         self.model = build(width)
         self.inner = RULES[rule](self.model.parameters())
         torch.manual_seed(1)
@@ -42,7 +43,7 @@ class Run:
         if path is not None:
             self.optimizer = TracingOptimizer(self.inner, self.model, path, **options)
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.inner, lambda t: 1 / (1 + t))
-        self.t = 0
+        self.t, self.named = 0, named
         if options.get("resume"):
             self.t = self.optimizer.position[0]
             self.scheduler = (
@@ -55,7 +56,7 @@ class Run:
 
     def step(self):
         """Take one step."""
-        ids, x = batch(self.t)
+        ids, x = batch(self.t, self.named)
         self.optimizer.epoch = self.t // PER_EPOCH
         self.optimizer.zero_grad()
         self.model(x).square().mean().backward()

@@ -68,11 +68,15 @@ class Background:
             pass
 
     def close(self) -> None:
-        """Close the log and end the thread."""
+        """Close the log and end the thread; it takes two Ctrl-C not to wait for that."""
         if self._thread.is_alive():
             self._jobs.put((None, None))
             self._hurry.set()
-            self._thread.join()
+            try:
+                self._thread.join()
+            except KeyboardInterrupt:
+                self._thread.join()  # what is left takes a moment
+                raise
 
     def _run(self) -> None:
         while True:

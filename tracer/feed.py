@@ -18,7 +18,7 @@ from tracer.background import Background, Job
 from tracer.errors import TracingWarning
 from tracer.layout import Row, fields
 from tracer.locking import WriterLock
-from tracer.ring import Ring
+from tracer.ring import Ring, Slot
 from tracer.writer import LogWriter
 
 
@@ -44,7 +44,7 @@ class Feed:
         try:
             self._lock = WriterLock(path, f"process {os.getpid()} on {os.uname().nodename}")
         except OSError as error:
-            self._stop(error)
+            self._unwritable(error)
 
     @property
     def started(self) -> bool:
@@ -62,10 +62,14 @@ class Feed:
         pinned = any(p.is_cuda for p in self._parameters)
         self._background = Background(open_writer, Ring(fields(parameters), pinned=pinned))
 
-    def put(self, job: Callable[[LogWriter, Row], None]) -> None:
+    def take(self) -> Slot:
+        """Return a place for a copy of the parameters; may wait for the writer."""
+        assert self._background is not None
+        return self._background.take()
+
+    def put(self, slot: Slot, job: Callable[[LogWriter, Row], None]) -> None:
         """Copy the parameters as they are, and have a job done with the copy."""
         assert self._background is not None
-        slot = self._background.take()
         slot.fill(self._parameters)
         self._background.submit(lambda writer: job(writer, slot.row()), slot)
 
@@ -82,22 +86,28 @@ class Feed:
 
     def close(self) -> None:
         """Close the log; others may write it then."""
-        if self._background is not None:
-            self._background.close()
-            self.report()
-        self.release()
+        try:
+            if self._background is not None:
+                self._background.close()
+                self.report()
+        finally:
+            self.release()
 
     def report(self) -> None:
         """Say once that the log cannot be written."""
         if self._background is not None and self._background.failure is not None:
-            self._stop(self._background.failure)
+            self._unwritable(self._background.failure)
+
+    def _unwritable(self, error: Exception) -> None:
+        self.stop(f"{self._path} cannot be written ({error})", depth=6)
 
     def release(self) -> None:
         """Let others write the log."""
         if self._lock is not None:
             self._lock.release()
 
-    def _stop(self, error: Exception) -> None:
+    def stop(self, why: str, depth: int = 4) -> None:
+        """End the log at its last whole step, with one warning; training goes on."""
         if self.stopped:
             return
         self.stopped = True
@@ -109,8 +119,8 @@ class Feed:
                 superblock.repair(self._path)
         self.release()
         warnings.warn(
-            f"tracing stopped: {self._path} cannot be written ({error}). It holds {steps} whole "
-            "steps and is closed; training goes on untraced.",
+            f"tracing stopped: {why}. It holds {steps} whole steps and is closed; training goes "
+            "on untraced.",
             TracingWarning,
-            stacklevel=5,
+            stacklevel=depth,
         )

@@ -19,8 +19,9 @@ _held: dict[str, int] = {}  # lock file -> process that holds it
 
 
 def lock_path(log: Path) -> Path:
-    """Return the file whose lock says that a log is being written."""
-    return log.with_name(log.name + ".lock")
+    """Return the file whose lock says that a log is being written, beside the log itself."""
+    real = Path(os.path.realpath(log))
+    return real.with_name(real.name + ".lock")
 
 
 class WriterLock:
@@ -37,7 +38,7 @@ class WriterLock:
 
     def __init__(self, log: Path, purpose: str = "") -> None:
         self._path = lock_path(log)
-        self._key = os.path.realpath(self._path)
+        self._key = str(self._path)
         self._descriptor = -1
         if _held.get(self._key) == os.getpid():
             raise LogError(
@@ -85,7 +86,7 @@ class WriterLock:
 def is_being_written(log: Path) -> bool:
     """Return whether a live process holds a log's lock."""
     path = lock_path(log)
-    if _held.get(os.path.realpath(path)) == os.getpid():
+    if _held.get(str(path)) == os.getpid():
         return True
     until = time.monotonic() + _PATIENCE
     while True:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import uuid
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,9 @@ def create_log(
     attributes: Mapping[str, Any],
     options: LogOptions,
 ) -> LogWriter:
-    """Create a log; whatever was there is gone, though readers who have it open keep it.
+    """Create a log, which takes its name once it is whole.
+
+    Whatever was there is gone, though readers who have it open keep it.
 
     Args:
         path: The file.
@@ -59,9 +62,10 @@ def create_log(
         attributes: Metadata of the run.
         options: How it is written.
     """
-    path.unlink(missing_ok=True)
+    path = Path(os.path.realpath(path))
+    new = path.with_name(path.name + ".new")
     file = h5py.File(
-        path, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
+        new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
     )
     try:
         schema.create(
@@ -79,10 +83,15 @@ def create_log(
             },
             filters=filters(options.compression),
         )
-        return LogWriter(file, list(parameters), hyperparameters, sync_every=options.sync_every)
+        writer = LogWriter(
+            file, list(parameters), hyperparameters, sync_every=options.sync_every, path=path
+        )
+        new.replace(path)
     except BaseException:
         abandon(file)
+        new.unlink(missing_ok=True)
         raise
+    return writer
 
 
 def environment() -> dict[str, Any]:

@@ -22,7 +22,6 @@ from tracer.forecast import Forecast
 from tracer.observations import Observations
 from tracer.recording import Recorder, unwrapped
 from tracer.start import begin, step_logger, warn_unless_fits
-from tracer.step_logger import StepLogger
 
 
 class TracingOptimizer(Delegating):
@@ -78,7 +77,7 @@ class TracingOptimizer(Delegating):
         sync_every: int = 0,
         state_every: int | None = None,
     ) -> None:
-        path = Path(log)
+        path = Path(log).absolute()
         self._require(optimizer)
         check_arguments(optimizer, model, task, reduction, snapshot_every, record)
         check_path(path, overwrite=overwrite, resume=resume)
@@ -103,7 +102,7 @@ class TracingOptimizer(Delegating):
             snapshot_every=snapshot_every,
             record=record,
         )
-        self._finalizer = weakref.finalize(self, _close, self._log, self._recorder)
+        weakref.finalize(self, self._log.close)
         try:
             self.epoch = begin(self._log, resume=resume, steps=steps)
         except BaseException:
@@ -222,7 +221,7 @@ class TracingOptimizer(Delegating):
 
     def close(self) -> None:
         """End the log; further steps are errors."""
-        self._finalizer()
+        self._log.close()
 
     @property
     def position(self) -> tuple[int, int | None]:
@@ -243,8 +242,3 @@ class TracingSGD(TracingOptimizer):
                 f"TracingSGD wraps a torch.optim.SGD, found {qualified(type(optimizer))}; "
                 "TracingOptimizer wraps any torch optimizer."
             )
-
-
-def _close(log: StepLogger, recorder: Recorder) -> None:
-    recorder.close()
-    log.close()

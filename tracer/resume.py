@@ -33,8 +33,8 @@ class Resumption:
     state: dict[str, Any]
 
 
-def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption:
-    """Find the last full state of a log; the caller holds the writer's lock.
+def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
+    """Find the last full state of a log, None if it holds no step; the caller holds the lock.
 
     Args:
         path: The log.
@@ -57,6 +57,8 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption:
                 return Resumption(t, len(log) - t, log.state(t))
             except LogError:
                 continue  # torn: the one before it holds
+        if len(log) == 0:  # ended before it began
+            return None
         raise TracingError(
             f"cannot resume {path}: it holds no whole state; pass overwrite=True to begin anew."
         )

@@ -59,7 +59,7 @@ def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
             "steps are taken again"
         )
     elif resume:
-        say(f"there is no log {log.path} to resume; a new run begins")
+        say(f"there is no step in {log.path} to resume from; a new run begins")
     forecast = log.forecast(steps or 0)
     say(f"tracing to {forecast}")
     warn_unless_fits(forecast)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,26 +23,12 @@ from tracer.forecast import Forecast, free_bytes
 from tracer.full_state import States, restore
 from tracer.layout import Row, fields, pack, row_bytes
 from tracer.log_file import LogOptions, create_log, environment
-from tracer.measurement import Gradients, Measurement, fill_in
+from tracer.measurement import Gradients, Measurement
+from tracer.pending import Pending
 from tracer.recording import Recorder
 from tracer.records import MicroBatch, Step
 from tracer.resume import Resumption, last_state, reopen
 from tracer.writer import LogWriter
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """A step whose parameters are not final yet."""
-
-    step: Step
-    norms: Callable[[], list[float]]
-    buffers: Row
-    state: bytes | None
-
-    def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
-        """Append the step to the log."""
-        fill_in(self.step, self.norms())
-        writer.append(self.step, parameters, self.buffers, buffers)
 
 
 class StepLogger:
@@ -75,10 +60,10 @@ class StepLogger:
         self._measurement = Measurement(optimizer, model)
         self._attributes, self._options = dict(attributes), options
         self._states = States(model, optimizer, options.state_every, self._row_bytes())
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         self._random = recorder.random_state()  # after the last step
         self._epoch: int | None = None  # of the last step
-        self._closed = self._updating = False
+        self._closed = self._between = False  # _between: what is kept here is not of one moment
         self._owner, self._feed = os.getpid(), Feed(path)
 
     def require_open(self) -> None:
@@ -94,7 +79,7 @@ class StepLogger:
             )
 
     def resume(self) -> Resumption | None:
-        """Go back to the log's last full state and go on from there; None if there is no log.
+        """Go back to the log's last full state and go on from there; None if nothing is logged.
 
         Raises:
             TracingError: The log is of another run, holds no state, or a reader has it open.
@@ -103,6 +88,8 @@ class StepLogger:
             return None
         shared = ("optimizer", "reduction", "record", "cuda_devices")
         found = last_state(self.path, {name: self._attributes[name] for name in shared})
+        if found is None:
+            return None
         restore(found.state, self.model, self._optimizer)
         self._random, self.steps = self._recorder.random_state(), found.step
         self._epoch = found.state["epoch"]
@@ -126,6 +113,8 @@ class StepLogger:
             What the optimizer returned, and whether it stepped (AMP may skip).
         """
         self._feed.report()
+        if self._between:  # and the user went on
+            self._feed.stop(f"a step of {self.path} was interrupted before it was put down")
         if self._feed.stopped:
             self._pending = None
             return self._optimizer.step(closure), True
@@ -137,7 +126,7 @@ class StepLogger:
                 if not found:  # the last step has led to where this one begins
                     self._settle(self._buffers())
                 found.append(self._measurement.gradients())
-            self._updating = True
+            self._between = True
 
         def evaluate() -> Any:
             loss = closure() if closure is not None else None
@@ -149,8 +138,8 @@ class StepLogger:
             result = self._optimizer.step()
         else:
             result = self._optimizer.step(evaluate)
-        self._updating = False
         if self._measurement.skipped():
+            self._between = False
             return result, False
         step = Step(
             index=self.steps,
@@ -165,7 +154,8 @@ class StepLogger:
         self.steps, self._epoch = self.steps + 1, epoch
         self._random = self._recorder.random_state()
         state = self._state() if self._states.due(self.steps) else None
-        self._pending = _Pending(step, found[-1].norms, self._buffers(), state)
+        self._pending = Pending(step, found[-1].norms, self._buffers(), state)
+        self._between = False
         return result, True
 
     @torch.no_grad()
@@ -177,17 +167,21 @@ class StepLogger:
 
     @torch.no_grad()
     def close(self) -> None:
-        """Write what is left and close the file; a forked copy of the process leaves it alone."""
-        if self._closed:
-            return
-        self._closed = True
+        """Write what is left, close the file, leave the model alone; a forked copy only that.
+
+        Called again it goes on where Ctrl-C ended it.
+        """
+        first, self._closed = not self._closed, True
+        self._recorder.close()
         if os.getpid() != self._owner or self._feed.stopped:
             return
-        if not self._updating:  # an exception inside a step leaves parameters half moved
-            self._settle(pack(self._recorder.current_buffers()))
-            if self.steps and not self._states.due(self.steps):
-                self._submit_state(self.steps, self._state(), passing=True)
-        self._feed.close()
+        try:
+            if first and not self._between:  # an exception in a step leaves parameters half moved
+                self._settle(pack(self._recorder.current_buffers()))
+                if self.steps and not self._states.due(self.steps):
+                    self._submit_state(self.steps, self._state(), passing=True)
+        finally:
+            self._feed.close()
 
     def give_up(self) -> None:
         """Write nothing."""
@@ -208,18 +202,23 @@ class StepLogger:
 
     def _settle(self, buffers: Row) -> None:
         """Write the pending step, which led to where we are; begin the log if there is none."""
-        pending = self._pending
-        if not self._feed.started:
+        pending, begins = self._pending, not self._feed.started
+        if begins:
+            self._between = True
             self._feed.start(self._creation(), self._measurement.parameters)
-            self._feed.put(partial(LogWriter.begin, threads=torch.get_num_threads()))
+        slot = self._feed.take()  # nothing is lost if Ctrl-C ends the waiting
+        self._between = True
+        if begins:
+            self._feed.put(slot, partial(LogWriter.begin, threads=torch.get_num_threads()))
             self._submit_state(0, self._state(self._recorder.buffers), passing=False)
         elif pending is None:
-            self._feed.put(lambda writer, row: writer.amend(row, buffers))
+            self._feed.put(slot, lambda writer, row: writer.amend(row, buffers))
         else:
-            self._feed.put(lambda writer, row: pending.write(writer, row, buffers))
+            self._feed.put(slot, lambda writer, row: pending.write(writer, row, buffers))
             self._pending = None
             if pending.state is not None:
                 self._submit_state(pending.step.index + 1, pending.state, passing=False)
+        self._between = False
 
     def _creation(self) -> Callable[[], LogWriter]:
         """Return what creates the log; all it needs is looked up here, in the training thread."""

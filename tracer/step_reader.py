@@ -152,7 +152,7 @@ class StepReader:
             table = self._tables.rows(schema.STRING_ENDS, 0, ends, where).tolist()
             size = self._tables.length(schema.STRINGS)
             data = self._tables.rows(schema.STRINGS, 0, size, where).tobytes()
-            starts = [0, *table[:-1]]
+            starts = [0, *table][: len(table)]
             if any(not 0 <= a <= b <= size for a, b in zip(starts, table, strict=True)):
                 raise self._tables.damage(schema.STRING_ENDS, "is not in order")
             self._strings = [

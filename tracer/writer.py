@@ -39,6 +39,7 @@ class LogWriter:
         names: Names of the model's parameters, in order.
         hyperparameters: Names of the numbers logged for each group.
         sync_every: Steps between forced writes to the disk itself; 0 is never.
+        path: Its name, if it does not have it yet.
         lengths: Where to cut tables off, before a run goes on.
 
     Attributes:
@@ -52,6 +53,7 @@ class LogWriter:
         hyperparameters: Sequence[str],
         *,
         sync_every: int = 0,
+        path: Path | None = None,
         lengths: Mapping[str, int] | None = None,
     ) -> None:
         self._file = file
@@ -73,7 +75,7 @@ class LogWriter:
         self._sync_every = sync_every
         self._passing_state: int | None = None
         self._descriptor = int(file.id.get_vfd_handle())
-        self._path = Path(file.filename)
+        self._path = path or Path(os.path.realpath(file.filename))
         self._stat = os.fstat(self._descriptor)
         _open_writers.add(self)
 

@@ -157,7 +157,7 @@ class Engine:
                 return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        if known is not None and known.passes:
+        if known is not None and known.passes and _is_finite(proof.total):
             _require_same(known.plan, proof, where, known.passes)
         self.paths = proof.paths
         if proof.certain and found.graph.steady:
@@ -215,6 +215,11 @@ def _require_same(plan: Plan, proof: Proof, where: str, passes: int) -> None:
                 "each other depends on data or parameters here. Prove every pass: audit=1 "
                 "(--audit 1)."
             )
+
+
+def _is_finite(gradients: ByName) -> bool:
+    """Return whether there is anything to prove; others say which example is not finite."""
+    return all(math.isfinite(float(g.sum())) for g in gradients.values())
 
 
 def _as_pieces(rows: ByName, parameters: dict[str, Tensor]) -> dict[str, list[Piece]]:
