@@ -1,0 +1,129 @@
+"""Ctrl-C at the worst moments: the log's last step is right, and the run can go on."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+import pytest
+import torch
+from training import Run
+
+from tracer import open_log
+from tracer.errors import TracingWarning
+from tracer.feed import Feed
+from tracer.full_state import States
+from tracer.observations import Observations
+from tracer.ring import Slot
+from tracer.step_logger import StepLogger
+from tracer.writer import LogWriter
+
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Return the parameters of an uninterrupted run before each step."""
+    run, found = Run(), []
+    for _ in range(STEPS + 1):
+        found.append([p.detach().clone() for p in run.model.parameters()])
+        if run.t < STEPS:
+            run.step()
+    return found
+
+
+def interrupt(monkeypatch, owner, name, call):
+    """Do as Ctrl-C does when a function is called for the n-th time, before it does anything."""
+    real, calls = getattr(owner, name), 0
+
+    def spy(*arguments, **keywords):
+        nonlocal calls
+        calls += 1
+        if calls == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, spy)
+
+
+def holds(path, weights):
+    """Return the number of steps; every row must be the run's."""
+    with open_log(path) as log:
+        assert log.metadata["closed"]
+        for t in range(len(log) + 1 if len(log) else 0):
+            for logged, expected in zip(log.parameters(t).values(), weights[t], strict=True):
+                assert torch.equal(logged, expected), t
+        return len(log)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call", "steps"),
+    [
+        (Observations, "finished", 4, 3),  # parameters have moved, nothing is put down
+        (States, "capture", 3, 3),  # of step 4, which is due
+        (StepLogger, "_buffers", 7, 3),
+        (Feed, "take", 4, 3),  # waiting for the writer before a step
+        (Feed, "put", 4, 2),  # what is pending may be written already, or not
+        (Slot, "fill", 4, 2),
+        (Feed, "submit", 2, 3),
+        (StepLogger, "_creation", 1, 0),  # in the first step
+        (States, "capture", 1, 0),
+    ],
+)
+def test_in_a_step(monkeypatch, tmp_path, weights, owner, name, call, steps):
+    path = tmp_path / "run.h5"
+    interrupt(monkeypatch, owner, name, call)
+    run = Run(path, state_every=4)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(STEPS)
+    run.close()
+    monkeypatch.undo()
+    if path.exists():
+        assert holds(path, weights) >= steps
+    again = Run(path, state_every=4, resume=True)
+    again.train(STEPS).close()
+    assert holds(path, weights) == STEPS
+
+
+def test_training_that_goes_on_after_it_is_not_logged_wrongly(monkeypatch, tmp_path, weights):
+    path = tmp_path / "run.h5"
+    interrupt(monkeypatch, Observations, "finished", 4)
+    run = Run(path)
+    with pytest.raises(KeyboardInterrupt):
+        run.train(STEPS)
+    with pytest.warns(TracingWarning, match="a step of .* was interrupted before .* holds 3"):
+        run.train(STEPS)
+    run.close()
+    assert holds(path, weights) == 3
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "call"),
+    [(threading.Thread, "join", 1), (Feed, "close", 1), (Feed, "put", 1)],
+)
+def test_in_close(monkeypatch, tmp_path, weights, owner, name, call):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(STEPS)
+    run.optimizer.flush()
+    interrupt(monkeypatch, owner, name, call)
+    with pytest.raises(KeyboardInterrupt):
+        run.close()
+    monkeypatch.undo()
+    run.close()
+    assert not (tmp_path / "run.h5.lock").exists()
+    assert holds(path, weights) == STEPS
+    with contextlib.closing(Run(path, overwrite=True).train(2)):
+        pass
+    assert holds(path, weights) == 2
+
+
+def test_a_log_that_was_not_finished_has_no_name_yet(monkeypatch, tmp_path, weights):
+    path = tmp_path / "run.h5"
+    Run(path).train(2).close()
+    monkeypatch.setattr(LogWriter, "__init__", lambda *_, **__: 1 / 0)
+    run = Run(path, overwrite=True)
+    with pytest.warns(TracingWarning, match="division by zero"):
+        run.train(2)
+        run.close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run.h5"]
+    assert holds(path, weights) == 2
