@@ -157,7 +157,9 @@ class Engine:
                 return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        if known is not None and known.passes and _is_finite(proof.total):
+        if known is not None and not _is_finite(proof.total):  # there is nothing to prove
+            return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
+        if known is not None and known.passes:
             _require_same(known.plan, proof, where, known.passes)
         self.paths = proof.paths
         if proof.certain and found.graph.steady:
@@ -218,7 +220,7 @@ def _require_same(plan: Plan, proof: Proof, where: str, passes: int) -> None:
 
 
 def _is_finite(gradients: ByName) -> bool:
-    """Return whether there is anything to prove; others say which example is not finite."""
+    """Return whether all entries are numbers; others say which example's are not."""
     return all(math.isfinite(float(g.sum())) for g in gradients.values())
 
 
