@@ -17,8 +17,8 @@ from rich.console import Console
 from replay.arguments import DEFAULT, METHODS
 from replay.commands import inspect, opened, self_influence
 from replay.estimate import Cost, estimate, peak_bytes
-from replay.influence import check_free
 from replay.option_types import Checkpoints, Tolerance, replay_options
+from replay.output import check_free
 from replay.report import report, to_json
 from replay.run import Replay
 from tracer.errors import (
@@ -125,7 +125,7 @@ def cli(
     if options["dry_run"]:
         _estimate(log, test_file, methods or DEFAULT, as_json, options)
         return
-    check_free(target, overwrite=overwrite)
+    check_free(target, overwrite=overwrite, inputs=(log, test_file))
     _replay(log, test_file, target, methods or DEFAULT, top, as_json, overwrite, options)
 
 
@@ -156,7 +156,7 @@ def _replay(
     options: dict[str, Any],
 ) -> None:
     began = time.perf_counter()
-    run = opened(log, options)
+    run = opened(log, options, target)
     influence = run.influence(
         _test_ids(run, test_file),
         methods=methods,

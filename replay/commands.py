@@ -12,9 +12,9 @@ import torch
 from rich.console import Console
 
 from replay.following import follow
-from replay.influence import check_free
 from replay.inspection import inspection, inspection_table
 from replay.option_types import replay_options
+from replay.output import check_free
 from replay.plan import plan_table
 from replay.progress import Progress
 from replay.run import Replay
@@ -22,8 +22,14 @@ from replay.self_report import self_json, self_report
 from tracer.reader import open_log
 
 
-def opened(log: Path, options: dict[str, Any]) -> Replay:
-    """Return the replay that a command's options ask for."""
+def opened(log: Path, options: dict[str, Any], target: Path | None = None) -> Replay:
+    """Return the replay that a command's options ask for; its result may not replace the task."""
+
+    def announce(file: str) -> None:
+        if target is not None:
+            check_free(target, overwrite=True, inputs=[file])
+        click.echo(f"running the task's code in {file}", err=True)
+
     return Replay(
         log,
         options["task"],
@@ -33,7 +39,7 @@ def opened(log: Path, options: dict[str, Any]) -> Replay:
         memory=options["memory"],
         audit=options["audit"],
         allow_tf32=options["allow_tf32"],
-        announce=lambda file: click.echo(f"running the task's code in {file}", err=True),
+        announce=announce,
     )
 
 
@@ -58,8 +64,8 @@ def self_influence(
     writes all of them to an HDF5 file. The cost is one pass over the run.
     """
     target = log.with_name(log.stem + ".self.h5") if out is None else out
-    check_free(target, overwrite=overwrite)
-    run = opened(log, options)
+    check_free(target, overwrite=overwrite, inputs=[log])
+    run = opened(log, options, target)
     lenient = options["allow_mismatch"]
     found = run.self_influence(steps=options["steps"], allow_mismatch=lenient)
     found.save(target, overwrite=overwrite)
