@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from replay import filling, passes, tracincp
 from replay.arguments import DEFAULT, METHODS, Window, check_ids, check_methods, matching, window
 from replay.binding import BoundModel, build, rounded_products, untouched_randomness
+from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
 from replay.measured import Models
@@ -50,6 +51,7 @@ class Replay:
     Raises:
         LogError: The log cannot be read or holds no step.
         TaskError: There is no task, or its model does not fit the log.
+        InputError: This machine cannot compute there, or another argument cannot be used.
     """
 
     def __init__(
@@ -70,11 +72,11 @@ class Replay:
         if audit < 1:
             raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
         self._budget, self._tf32 = parse_bytes(memory), allow_tf32
+        self._device = usable_device(device)
         self.log = open_log(log)
         if len(self.log) == 0:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
-        self._device, self._values = torch.device(device), values
         with self._computing():
             built = build(self.task)
             in_double = torch.float64 if values == "float64" else dtype
