@@ -9,7 +9,6 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
 from replay.following import follow
 from replay.inspection import inspection, inspection_table
@@ -19,6 +18,7 @@ from replay.plan import plan_table
 from replay.progress import Progress
 from replay.run import Replay
 from replay.self_report import self_json, self_report
+from replay.terminal import Terminal
 from tracer.reader import open_log
 
 
@@ -73,7 +73,7 @@ def self_influence(
     if as_json:
         click.echo(json.dumps(self_json(found), allow_nan=False))
         return
-    Console().print(self_report(found, describe=run.describe_train, k=top))
+    Terminal().print(self_report(found, describe=run.describe_train, k=top))
 
 
 @click.command()
@@ -96,6 +96,6 @@ def inspect(log: Path, as_json: bool, watch: bool, task: str | None) -> None:
         plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
         click.echo(json.dumps({**facts, **plan}))
         return
-    Console().print(inspection_table(facts))
+    Terminal().print(inspection_table(facts))
     if paths:
-        Console().print(plan_table(paths))
+        Terminal().print(plan_table(paths))

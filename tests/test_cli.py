@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from replay import Influence, Replay
-from replay.cli import cli, main
+from replay.cli import main
+from replay.program import cli
 from tracer.errors import GradientError, InputError, OutputExistsError
 
+ROOT = Path(__file__).parents[1]
 TASK = """
 import time
 import torch
@@ -80,6 +82,19 @@ def run(capsys, *arguments):
         main([str(a) for a in arguments])
     out, err = capsys.readouterr()
     return stopped.value.code, out, err
+
+
+def started(arguments, **environment):
+    """Start Python with this repository on its path; its output is piped."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        # a suite that runs in a shell's background ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def test_main_job(folder, capsys):
@@ -167,7 +182,15 @@ def test_self(folder, capsys):
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:no"], 2, "has no 'no'"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:other"], 2, "found int"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "bad.py:task"], 2, "ValueError: oops"),
-        (["--log", "run.h5", "inspect", "run.h5"], 2, "go without a subcommand"),
+        (["--log", "run.h5", "inspect", "run.h5"], 2, "--log goes without a subcommand"),
+        (["--test", "x", "self", "run.h5"], 2, "before 'self'; leave one of the two out."),
+        (["--json", "inspect", "run.h5"], 2, "found it before 'inspect'; write it after 'inspect'"),
+        (["--steps", "0:2", "self", "run.h5"], 2, "--steps goes without a subcommand, found it"),
+        (["--top", "5", "self", "run.h5"], 2, "--top goes without"),  # its default, yet asked for
+        (["--log", "run.h5", "--test", "ids.txt", "--device", "foo"], 2, "has cpu), found 'foo'"),
+        (["self", "run.h5", "--device", "meta"], 2, "has cpu), found 'meta': "),
+        (["self", "run.h5", "--device", "mps"], 2, "a device that computes in float64 (this"),
+        (["self", "run.h5", "--device", "cuda:99"], 2, "found 'cuda:99': "),
         (["inspect", "none.h5"], 2, "there is no log none.h5"),
         (["--log", "run.h5", "--test", "ids.txt", "--memory", "much"], 2, "memory is a size"),
         (["--log", "run.h5", "--test", "ids.txt", "--audit", "0"], 2, "0 is not in the range x>=1"),
@@ -298,6 +321,32 @@ def test_saving_in_python_replaces_no_input(folder):
     assert (folder / "run.h5").read_bytes() == kept
 
 
+@pytest.mark.parametrize("standard_input", [False, True])
+def test_byte_order_mark(folder, capsys, monkeypatch, standard_input):
+    (folder / "bom.txt").write_bytes(b"\xef\xbb\xbfa14\r\na17\r\n")
+    ids = "-" if standard_input else "bom.txt"
+    with (folder / "bom.txt").open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        code, out, err = run(
+            capsys, "--log", "run.h5", "--test", ids, "--method", "tracin", "--json"
+        )
+    assert code == 0, err
+    assert json.loads(out)["test_ids"] == ["a14", "a17"]
+
+
+def test_narrow_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    arguments = ("--log", "run.h5", "--test", "ids.txt", "--overwrite")
+    code, narrow, err = run(capsys, *arguments)
+    assert code == 0, err
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(capsys, *arguments)[1] == narrow
+    assert "against tracin" in narrow
+    assert "Spearman" in narrow
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run(capsys, *arguments)[1] != narrow
+
+
 def test_task_outside_the_current_directory(folder, capsys, monkeypatch):
     outside = folder / "work.py"
     trace(folder / "far.h5", f"{outside}:task")
@@ -374,18 +423,45 @@ def test_help_teaches(capsys):
     assert "inspect" in out
 
 
-def test_interrupt_leaves_no_file(folder):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "replay", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # a suite that runs in a shell's background ignores SIGINT, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+def test_interrupt_while_importing(folder):
+    """A module that takes long stands in for torch."""
+    (folder / "torch.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
     )
+    for command in (["-m", "replay"], ["-c", "from replay.cli import main; main()"]):
+        process = started([*command, "--help"], PYTHONPATH=f"{folder}:{ROOT}")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert err == "Interrupted; nothing was written.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--log", "run.h5", "--test", "ids.txt"],
+        ["--log", "run.h5", "--test", "ids.txt", "--json"],
+        ["self", "run.h5"],
+        ["inspect", "run.h5"],
+    ],
+    ids=" ".join,
+)
+def test_closed_pipe(folder, arguments):
+    with started(["-m", "replay", *arguments]) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert process.returncode == 141, err
+    assert "Error" not in err
+    assert "Exception" not in err
+
+
+def test_interrupt_leaves_no_file(folder):
+    arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
+    process = started(["-m", "replay", *arguments])
     assert process.stdout is not None
     assert process.stdout.readline() == "computing\n"
     time.sleep(0.3)
