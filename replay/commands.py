@@ -1,4 +1,4 @@
-"""Commands beside the main one: self-influence, and what a log holds."""
+"""Commands beside the main one: self-influence, whether a run reproduces, what a log holds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from replay.following import follow
 from replay.inspection import inspection, inspection_table
-from replay.option_types import replay_options
+from replay.option_types import JSON, replay_options, result_options
 from replay.output import check_free
 from replay.plan import plan_table
 from replay.progress import Progress
@@ -55,6 +55,7 @@ def opened(log: Path, options: dict[str, Any], target: Path | None = None) -> Re
 )
 @click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
 @replay_options
+@result_options
 def self_influence(
     log: Path, top: int, out: Path | None, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
@@ -78,7 +79,19 @@ def self_influence(
 
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+@click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
+@replay_options
+def verify(log: Path, as_json: bool, **options: Any) -> None:
+    """Re-execute every step and compare it with LOG; exit with 1 at the first that differs."""
+    found = opened(log, options).verify(steps=options["steps"])
+    facts = {"log": str(log), "steps": [found.steps.start, found.steps.stop]}
+    scaled = {"scaled_outside": found.scaled_outside}
+    click.echo(json.dumps({**facts, **scaled}) if as_json else f"{log}: {found}")
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@JSON
 @click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
 @click.option("--task", help="Also say how each parameter's gradients are computed; runs its code.")
 def inspect(log: Path, as_json: bool, watch: bool, task: str | None) -> None:

@@ -14,9 +14,9 @@ import click
 from click.core import ParameterSource
 
 from replay.arguments import DEFAULT, METHODS
-from replay.commands import inspect, opened, self_influence
+from replay.commands import inspect, opened, self_influence, verify
 from replay.estimate import Cost, estimate, peak_bytes
-from replay.option_types import Checkpoints, Tolerance, replay_options
+from replay.option_types import Checkpoints, Tolerance, replay_options, result_options
 from replay.output import check_free
 from replay.report import report, to_json
 from replay.run import Replay
@@ -35,6 +35,7 @@ Examples:
   tracin-replay --log run.h5 --test ids.txt --method tracin --method ideal --top 10
   tracin-replay --log run.h5 --test - --task task.py:task --out study.h5 < ids.txt
   tracin-replay self run.h5
+  tracin-replay verify run.h5
   tracin-replay inspect run.h5
 
 ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
@@ -106,6 +107,7 @@ class _Program(click.Group):
     help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
 )
 @replay_options
+@result_options
 @click.pass_context
 def cli(
     context: click.Context,
@@ -208,6 +210,7 @@ def _test_ids(run: Replay, test_file: str) -> list[int | str]:
 
 
 cli.add_command(self_influence)
+cli.add_command(verify)
 cli.add_command(inspect)
 
 
@@ -216,12 +219,9 @@ def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 def run(arguments: list[str] | None = None) -> int:
-    """Run the program; return its exit code.
+    """Run the program and return its exit code; raise KeyboardInterrupt at Ctrl-C (130).
 
     0 done, 1 a check failed, 2 bad input, 3 internal, 141 the reader of its output went away.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, for which ``replay.cli`` exits with 130.
     """
     try:
         with warnings.catch_warnings():

@@ -157,6 +157,17 @@ def test_self(folder, capsys):
     assert sum(found["visits"]) == 4
 
 
+def test_verify(folder, capsys):
+    before = sorted(folder.iterdir())
+    code, out, err = run(capsys, "verify", "run.h5")
+    assert code == 0, err
+    assert out == "run.h5: steps 0:4 reproduce\n"
+    code, out, err = run(capsys, "verify", "run.h5", "--json", "--steps", "1:3")
+    assert code == 0, err
+    assert json.loads(out) == {"log": "run.h5", "steps": [1, 3], "scaled_outside": {}}
+    assert [p for p in sorted(folder.iterdir()) if p.suffix] == [p for p in before if p.suffix]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -191,6 +202,9 @@ def test_self(folder, capsys):
         (["self", "run.h5", "--device", "meta"], 2, "has cpu), found 'meta': "),
         (["self", "run.h5", "--device", "mps"], 2, "a device that computes in float64 (this"),
         (["self", "run.h5", "--device", "cuda:99"], 2, "found 'cuda:99': "),
+        (["verify", "none.h5"], 2, "there is no log none.h5"),
+        (["verify", "run.h5", "--task", "moved.py:task"], 1, "failed: step 0 of run.h5 does not"),
+        (["verify", "run.h5", "--steps", "3:9"], 2, "steps is a window a:b"),
         (["inspect", "none.h5"], 2, "there is no log none.h5"),
         (["--log", "run.h5", "--test", "ids.txt", "--memory", "much"], 2, "memory is a size"),
         (["--log", "run.h5", "--test", "ids.txt", "--audit", "0"], 2, "0 is not in the range x>=1"),
