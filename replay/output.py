@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tracer.errors import InputError, OutputExistsError
+from tracer.errors import InputError, LogError, OutputExistsError
+from tracer.reader import open_log
 
 
 def check_free(target: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
@@ -16,7 +17,7 @@ def check_free(target: Path, *, overwrite: bool, inputs: Iterable[str | Path] = 
     Args:
         target: Where it is to stand.
         overwrite: Whether it may replace a file.
-        inputs: Files that it may never replace, by whatever name or link.
+        inputs: Files that it may never replace, by whatever name or link; nor any run log.
 
     Raises:
         OutputExistsError: It would replace a file unasked.
@@ -57,6 +58,16 @@ def _check_replaceable(place: Path, inputs: Iterable[str | Path]) -> None:
             f"the result can only replace a regular file, and {place} is a "
             f"{'folder' if place.is_dir() else 'device or pipe'}; choose another path."
         )
+    if _is_log(place):
+        raise InputError(f"the result would replace {place}, a run log; choose another path.")
+
+
+def _is_log(path: Path) -> bool:
+    try:
+        with open_log(path):
+            return True
+    except LogError:
+        return False
 
 
 def inputs_of(attributes: Mapping[str, object]) -> list[str]:
