@@ -1,7 +1,20 @@
 """Exact influence of training examples, computed from a traced run."""
 
-from replay.influence import Influence
-from replay.run import Replay
-from replay.task import Task, load_task
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from replay.influence import Influence
+    from replay.run import Replay
+    from replay.task import Task, load_task
 
 __all__ = ["Influence", "Replay", "Task", "load_task"]
+
+_HOMES = {"Influence": "influence", "Replay": "run", "Task": "task", "load_task": "task"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: torch takes seconds, which the command line spends guarded."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,225 +1,38 @@
-"""The command line: parses, calls, echoes."""
+"""The entry point: lets Ctrl-C end the program quietly while it still imports.
 
-from __future__ import annotations
-
-import json
-import sys
-import time
-import traceback
-import warnings
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
-
-import click
-from rich.console import Console
-
-from replay.arguments import DEFAULT, METHODS
-from replay.commands import inspect, opened, self_influence
-from replay.estimate import Cost, estimate, peak_bytes
-from replay.influence import check_free
-from replay.option_types import Checkpoints, Tolerance, replay_options
-from replay.report import report, to_json
-from replay.run import Replay
-from tracer.errors import (
-    GradientError,
-    InputError,
-    LogWarning,
-    MismatchError,
-    TracinError,
-)
-
-_EXAMPLES = """\b
-Examples:
-  tracin-replay --log run.h5 --test ids.txt
-  tracin-replay --log run.h5 --test ids.txt --method tracin --method ideal --top 10
-  tracin-replay --log run.h5 --test - --task task.py:task --out study.h5 < ids.txt
-  tracin-replay self run.h5
-  tracin-replay inspect run.h5
-
-ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
-proponents: training examples whose steps lowered the test loss.
+Torch alone takes seconds, so this and ``replay/__init__.py`` import nothing of it beforehand.
 """
 
+import os
+import signal
+import sys
+from typing import Any
 
-@click.group(
-    invoke_without_command=True,
-    epilog=_EXAMPLES,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-@click.version_option(package_name="tracin-replay")
-@click.option("--log", type=click.Path(path_type=Path), help="The run log, e.g. run.h5.")
-@click.option("--test", "test_file", help="File of test IDs, one a line; - is standard input.")
-@click.option(
-    "--method",
-    "methods",
-    multiple=True,
-    type=click.Choice(METHODS),
-    help="A method to compute; repeat for several.  [default: tracin, ideal, tracincp]",
-)
-@click.option(
-    "--checkpoints",
-    type=Checkpoints(),
-    default=10,
-    show_default=True,
-    help="What tracincp sums over: a number, steps, the ends of epochs, or every step.",
-)
-@click.option(
-    "--top",
-    type=click.IntRange(min=1),
-    default=5,
-    show_default=True,
-    help="Proponents and opponents shown for each test example.",
-)
-@click.option(
-    "--out",
-    type=click.Path(path_type=Path),
-    help="Result file.  [default: LOG with the ending .influence.h5]",
-)
-@click.option(
-    "--ideal-tolerance",
-    type=Tolerance(),
-    default="1e-3",
-    show_default=True,
-    help="Where the split of ideal stops refining; none never refines.",
-)
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Say how long it will take and how much memory, from a few timed steps; write nothing.",
-)
-@click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
-@click.option(
-    "--parameters",
-    multiple=True,
-    help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
-)
-@replay_options
-@click.pass_context
-def cli(
-    context: click.Context,
-    /,
-    log: Path | None,
-    test_file: str | None,
-    methods: tuple[str, ...],
-    top: int,
-    out: Path | None,
-    overwrite: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
-    """Replay a traced training run: how much did each example move each test loss?
-
-    Computes exact TracIn, TracInIdeal and the TracInCP heuristic, shows how well each
-    approximates the other, and writes all scores to an HDF5 file.
-    """
-    if context.invoked_subcommand is not None:
-        if log is not None or test_file is not None:
-            raise click.UsageError(
-                f"--log and --test go without a subcommand, found {context.invoked_subcommand!r}."
-            )
-        return
-    if log is None or test_file is None:
-        raise click.UsageError("expected --log run.h5 and --test ids.txt; see --help.")
-    target = log.with_name(log.stem + ".influence.h5") if out is None else out
-    if options["dry_run"]:
-        _estimate(log, test_file, methods or DEFAULT, as_json, options)
-        return
-    check_free(target, overwrite=overwrite)
-    _replay(log, test_file, target, methods or DEFAULT, top, as_json, overwrite, options)
-
-
-def _estimate(
-    log: Path, test_file: str, methods: tuple[str, ...], as_json: bool, options: dict[str, Any]
-) -> None:
-    run = opened(log, options)
-    cost = estimate(
-        run,
-        _test_ids(run, test_file),
-        methods=methods,
-        checkpoints=options["checkpoints"],
-        steps=options["steps"],
-        ideal_tolerance=options["ideal_tolerance"],
-        allow_mismatch=options["allow_mismatch"],
-    )
-    click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
-
-
-def _replay(
-    log: Path,
-    test_file: str,
-    target: Path,
-    methods: tuple[str, ...],
-    top: int,
-    as_json: bool,
-    overwrite: bool,
-    options: dict[str, Any],
-) -> None:
-    began = time.perf_counter()
-    run = opened(log, options)
-    influence = run.influence(
-        _test_ids(run, test_file),
-        methods=methods,
-        checkpoints=options["checkpoints"],
-        ideal_tolerance=options["ideal_tolerance"],
-        steps=options["steps"],
-        parameters=options["parameters"] or None,
-        allow_mismatch=options["allow_mismatch"],
-    )
-    influence.save(target, overwrite=overwrite)
-    took = Cost(time.perf_counter() - began, peak_bytes())
-    click.echo(f"wrote {target}; took {took}", err=True)
-    if as_json:
-        click.echo(json.dumps(to_json(influence, k=top), allow_nan=False))
-        return
-    Console().print(
-        report(influence, describe_test=run.describe_test, describe_train=run.describe_train, k=top)
-    )
-
-
-def _test_ids(run: Replay, test_file: str) -> list[int | str]:
-    try:
-        with click.open_file(test_file) as lines:
-            return run.parse_test_ids(lines)
-    except InputError as error:
-        raise InputError(f"{test_file}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of test IDs {test_file} cannot be read: {error}.") from error
-
-
-cli.add_command(self_influence)
-cli.add_command(inspect)
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Note: {message}", err=True)
+_INTERRUPTED = 130
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the program and exit: 0 done, 1 a check failed, 2 bad input, 3 internal, 130 Ctrl-C."""
+    """Run the program and exit; ``replay.program.run`` names the codes."""
+    raises = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # it may be ignored
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("always", LogWarning)
-            warnings.showwarning = _show_warning
-            cli(arguments, prog_name="tracin-replay", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(2)
-    except (GradientError, MismatchError) as error:
-        click.echo(f"Check failed: {error}", err=True)
-        sys.exit(1)
-    except TracinError as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(2)
-    except (KeyboardInterrupt, click.Abort):
-        click.echo("Interrupted; nothing was written.", err=True)
-        sys.exit(130)
-    except Exception:
-        traceback.print_exc()
-        click.echo(
-            "This is an error in the task's own code or in tracin-replay; the lines above say "
-            "where.",
-            err=True,
-        )
-        sys.exit(3)
-    sys.exit(0)
+        if raises:
+            signal.signal(signal.SIGINT, _leave)
+        from replay.program import run
+
+        if raises:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = run(arguments)
+    except KeyboardInterrupt:
+        _say_interrupted()
+        code = _INTERRUPTED
+    sys.exit(code)
+
+
+def _leave(*_: Any) -> None:
+    """End at once: modules swallow a KeyboardInterrupt while they load, and break later."""
+    _say_interrupted()
+    os._exit(_INTERRUPTED)
+
+
+def _say_interrupted() -> None:
+    print("Interrupted; nothing was written.", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Commands beside the main one: self-influence, and what a log holds."""
+"""Commands beside the main one: self-influence, whether a run reproduces, what a log holds."""
 
 from __future__ import annotations
 
@@ -9,21 +9,27 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
 from replay.following import follow
-from replay.influence import check_free
 from replay.inspection import inspection, inspection_table
-from replay.option_types import replay_options
+from replay.option_types import JSON, replay_options, result_options
+from replay.output import check_free
 from replay.plan import plan_table
 from replay.progress import Progress
 from replay.run import Replay
 from replay.self_report import self_json, self_report
+from replay.terminal import Terminal
 from tracer.reader import open_log
 
 
-def opened(log: Path, options: dict[str, Any]) -> Replay:
-    """Return the replay that a command's options ask for."""
+def opened(log: Path, options: dict[str, Any], target: Path | None = None) -> Replay:
+    """Return the replay that a command's options ask for; its result may not replace the task."""
+
+    def announce(file: str) -> None:
+        if target is not None:
+            check_free(target, overwrite=True, inputs=[file])
+        click.echo(f"running the task's code in {file}", err=True)
+
     return Replay(
         log,
         options["task"],
@@ -33,7 +39,7 @@ def opened(log: Path, options: dict[str, Any]) -> Replay:
         memory=options["memory"],
         audit=options["audit"],
         allow_tf32=options["allow_tf32"],
-        announce=lambda file: click.echo(f"running the task's code in {file}", err=True),
+        announce=announce,
     )
 
 
@@ -49,6 +55,7 @@ def opened(log: Path, options: dict[str, Any]) -> Replay:
 )
 @click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
 @replay_options
+@result_options
 def self_influence(
     log: Path, top: int, out: Path | None, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
@@ -58,8 +65,8 @@ def self_influence(
     writes all of them to an HDF5 file. The cost is one pass over the run.
     """
     target = log.with_name(log.stem + ".self.h5") if out is None else out
-    check_free(target, overwrite=overwrite)
-    run = opened(log, options)
+    check_free(target, overwrite=overwrite, inputs=[log])
+    run = opened(log, options, target)
     lenient = options["allow_mismatch"]
     found = run.self_influence(steps=options["steps"], allow_mismatch=lenient)
     found.save(target, overwrite=overwrite)
@@ -67,12 +74,24 @@ def self_influence(
     if as_json:
         click.echo(json.dumps(self_json(found), allow_nan=False))
         return
-    Console().print(self_report(found, describe=run.describe_train, k=top))
+    Terminal().print(self_report(found, describe=run.describe_train, k=top))
 
 
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+@click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
+@replay_options
+def verify(log: Path, as_json: bool, **options: Any) -> None:
+    """Re-execute every step and compare it with LOG; exit with 1 at the first that differs."""
+    found = opened(log, options).verify(steps=options["steps"])
+    facts = {"log": str(log), "steps": [found.steps.start, found.steps.stop]}
+    scaled = {"scaled_outside": found.scaled_outside}
+    click.echo(json.dumps({**facts, **scaled}) if as_json else f"{log}: {found}")
+
+
+@click.command()
+@click.argument("log", type=click.Path(path_type=Path))
+@JSON
 @click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
 @click.option("--task", help="Also say how each parameter's gradients are computed; runs its code.")
 def inspect(log: Path, as_json: bool, watch: bool, task: str | None) -> None:
@@ -90,6 +109,6 @@ def inspect(log: Path, as_json: bool, watch: bool, task: str | None) -> None:
         plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
         click.echo(json.dumps({**facts, **plan}))
         return
-    Console().print(inspection_table(facts))
+    Terminal().print(inspection_table(facts))
     if paths:
-        Console().print(plan_table(paths))
+        Terminal().print(plan_table(paths))

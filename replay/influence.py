@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.agreement import Agreement, compare
-from tracer.errors import InputError, OutputExistsError
+from replay.output import check_free, inputs_of, moved_when_whole
+from tracer.errors import InputError
 from tracer.records import ID
 
 FORMAT = "tracin-influence"
@@ -83,10 +83,11 @@ class Influence:
 
         Raises:
             OutputExistsError: The file exists and ``overwrite`` is off.
+            InputError: It is the run's log or task, or no regular file, or cannot be written.
         """
         target = Path(path)
-        check_free(target, overwrite=overwrite)
-        with _moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
+        check_free(target, overwrite=overwrite, inputs=inputs_of(self.attributes))
+        with moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
             self._write(file)
 
     @classmethod
@@ -178,21 +179,12 @@ def save_table(
     overwrite: bool,
 ) -> None:
     """Write columns over training examples as HDF5 with the dimension ``train``."""
-    check_free(target, overwrite=overwrite)
-    with _moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
+    check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
+    with moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
         file.attrs.update(attributes)
         _labels(file, "train", train_ids)
         for name, values in columns.items():
             _variable(file, name, values, ("train",))
-
-
-def check_free(target: Path, *, overwrite: bool) -> None:
-    """Raise OutputExistsError if a result would replace a file unasked."""
-    if target.exists() and not overwrite:
-        raise OutputExistsError(
-            f"the result {target} exists; choose another path or overwrite it (overwrite=True, "
-            "--overwrite)."
-        )
 
 
 def _labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
@@ -225,13 +217,3 @@ def _variable(
     for axis, dimension in enumerate(dimensions):
         variable.dims[axis].attach_scale(file[dimension])
     return variable
-
-
-@contextmanager
-def _moved_when_whole(target: Path) -> Iterator[Path]:
-    partial = target.with_name(target.name + ".partial")
-    try:
-        yield partial
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)

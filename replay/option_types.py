@@ -39,7 +39,7 @@ class Checkpoints(click.ParamType[int | str | list[int]]):
         return steps if "," in value else steps[0]
 
 
-_SHARED = [
+_REPLAY = [
     click.option("--task", help="module:name or file.py:name.  [default: what the log names]"),
     click.option("--memory", default="2GiB", show_default=True, help="Budget for gradients."),
     click.option(
@@ -65,18 +65,29 @@ _SHARED = [
         show_default=True,
         help="Test losses in float64 or in the model's dtype.",
     ),
+]
+_RESULT = [
     click.option(
         "--allow-mismatch",
         is_flag=True,
         help="Go on where a step does not reproduce; the difference counts as rounding.",
     ),
     click.option("--overwrite", is_flag=True, help="Replace an existing result."),
-    click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout."),
 ]
+
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
 
 
 def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options of every command that replays a run."""
-    for option in reversed(_SHARED):
+    for option in reversed([*_REPLAY, JSON]):
+        command = option(command)
+    return command
+
+
+def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add those of every command that writes a result."""
+    for option in reversed(_RESULT):
         command = option(command)
     return command

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from replay import filling, passes, tracincp
 from replay.arguments import DEFAULT, METHODS, Window, check_ids, check_methods, matching, window
 from replay.binding import BoundModel, build, rounded_products, untouched_randomness
+from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
 from replay.measured import Models
@@ -26,6 +27,7 @@ from replay.self_influence import SelfInfluence, Sums
 from replay.tape import Tape
 from replay.task import Task, described, example_ids, parse_test_ids, resolved
 from replay.trajectory import state
+from replay.verify import Verification, verified
 from tracer.errors import InputError, LogError
 from tracer.reader import open_log
 from tracer.records import ID
@@ -50,6 +52,7 @@ class Replay:
     Raises:
         LogError: The log cannot be read or holds no step.
         TaskError: There is no task, or its model does not fit the log.
+        InputError: This machine cannot compute there, or another argument cannot be used.
     """
 
     def __init__(
@@ -70,11 +73,11 @@ class Replay:
         if audit < 1:
             raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
         self._budget, self._tf32 = parse_bytes(memory), allow_tf32
+        self._device = usable_device(device)
         self.log = open_log(log)
         if len(self.log) == 0:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
-        self._device, self._values = torch.device(device), values
         with self._computing():
             built = build(self.task)
             in_double = torch.float64 if values == "float64" else dtype
@@ -100,12 +103,11 @@ class Replay:
     def drops(self, test_ids: Sequence[ID], *, progress: bool = True) -> NDArray[np.float64]:
         """Return the measured drops ``φ(w_t; β_t) − φ(w_{t+1}; β_{t+1})``, for any optimizer.
 
+        float64 ``(T, m)``.
+
         Args:
             test_ids: m test examples.
             progress: Show progress on stderr.
-
-        Returns:
-            float64 ``(T, m)``.
         """
         check_ids(test_ids, self.task.test, "test")
         with self._computing(), Progress(progress) as shown:
@@ -216,12 +218,20 @@ class Replay:
             for recorded in tape.forwards():
                 sums.add(recorded, self.task, self._models)
                 advance()
-        choices = {
-            "window": f"{looked_at.start}:{looked_at.stop}",
-            "steps_scaled_outside": len(tape.checks.inferred),
-        }
-        facts = provenance(self.log, self._models, **choices)
+        where, scaled = f"{looked_at.start}:{looked_at.stop}", len(tape.checks.inferred)
+        facts = provenance(self.log, self._models, window=where, steps_scaled_outside=scaled)
         return SelfInfluence(chosen, sums.scores, sums.visits, facts)
+
+    def verify(self, *, steps: Window | None = None, progress: bool = True) -> Verification:
+        """Replay each step's gradient and compare the step with the log.
+
+        Args:
+            steps: A window of steps, as for ``influence``.
+            progress: Show progress on stderr. Errors are those of ``influence``.
+        """
+        chosen = window(steps, len(self.log))
+        with self._computing(), Progress(progress) as shown:
+            return verified(self._tape(chosen, lenient=False, shown=shown), chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""
@@ -234,12 +244,6 @@ class Replay:
             yield
 
     def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
-        return Tape(
-            self.log,
-            self.task,
-            self._models,
-            steps,
-            budget=self._budget // 4,
-            lenient=lenient,
-            report=shown.task,
-        )
+        budget, report = self._budget // 4, shown.task
+        known = (self.log, self.task, self._models)
+        return Tape(*known, steps, budget=budget, lenient=lenient, report=report)

@@ -66,6 +66,7 @@ class SelfInfluence:
 
         Raises:
             OutputExistsError: The file exists and ``overwrite`` is off.
+            InputError: It is the run's log or task, or no regular file, or cannot be written.
         """
         columns = {**self.scores, "visits": self.visits}
         save_table(Path(path), self.train_ids, columns, self.attributes, overwrite=overwrite)

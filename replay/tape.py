@@ -113,6 +113,14 @@ class Tape:
             recorded, memory = self._record(t, memory, keep=True)
             yield recorded
 
+    def check(self) -> None:
+        """Compare every step with the log, forwards, by its whole gradient alone."""
+        memory = Memory() if self.plain else self._before_window()
+        advance = self._report("verifying", len(self._window))
+        for t in self._window:
+            _, memory = self._record(t, memory, keep=False)
+            advance()
+
     def train(self, transition: Transition) -> TrainedStep:
         """Compute the gradients of a step's examples."""
         return self._run(replay_step, transition)

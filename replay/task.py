@@ -144,7 +144,7 @@ def load_task(
         reference: ``"package.module:name"`` or ``"file.py:name"``.
         trusted: The user typed it; otherwise it comes from a log, and a file outside the
             current directory is refused.
-        announce: Told the file before its code runs.
+        announce: Told the file before its code runs; its InputError passes through.
 
     Raises:
         TaskError: It does not import, is not a Task, or lies where it may not.
@@ -218,6 +218,8 @@ def _load_module(place: str, reference: str, announce: Callable[[str], None] | N
         if announce is not None:
             announce(str(spec.origin))
         return importlib.import_module(place)
+    except InputError:
+        raise  # of announce: nothing was run
     except Exception as error:
         raise TaskError(
             f"task {reference!r} does not import: {type(error).__name__}: {error}; run from the "

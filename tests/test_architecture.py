@@ -18,7 +18,7 @@ SHARED = {
     "tracer.reader",
 }
 FILES = ("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume")
-CLICK = {"replay/cli.py", "replay/commands.py", "replay/option_types.py"}
+CLICK = {"replay/program.py", "replay/commands.py", "replay/option_types.py"}
 HDF5 = {*(f"tracer/{name}.py" for name in FILES), "replay/influence.py"}
 
 

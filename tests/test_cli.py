@@ -16,9 +16,11 @@ import pytest
 import torch
 
 from replay import Influence, Replay
-from replay.cli import cli, main
-from tracer.errors import GradientError
+from replay.cli import main
+from replay.program import cli
+from tracer.errors import GradientError, InputError, OutputExistsError
 
+ROOT = Path(__file__).parents[1]
 TASK = """
 import time
 import torch
@@ -82,6 +84,20 @@ def run(capsys, *arguments):
     return stopped.value.code, out, err
 
 
+def started(arguments, **environment):
+    """Start Python with this repository on its path; its output is piped."""
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # an empty PYTHONUNBUFFERED is none: output is buffered as it is for users
+        env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "", **environment},
+        # a suite that runs in a shell's background ignores SIGINT, and so would its children
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
 def test_main_job(folder, capsys):
     code, out, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
     assert code == 0, err
@@ -142,6 +158,17 @@ def test_self(folder, capsys):
     assert sum(found["visits"]) == 4
 
 
+def test_verify(folder, capsys):
+    before = sorted(folder.iterdir())
+    code, out, err = run(capsys, "verify", "run.h5")
+    assert code == 0, err
+    assert out == "run.h5: steps 0:4 reproduce\n"
+    code, out, err = run(capsys, "verify", "run.h5", "--json", "--steps", "1:3")
+    assert code == 0, err
+    assert json.loads(out) == {"log": "run.h5", "steps": [1, 3], "scaled_outside": {}}
+    assert [p for p in sorted(folder.iterdir()) if p.suffix] == [p for p in before if p.suffix]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -167,7 +194,18 @@ def test_self(folder, capsys):
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:no"], 2, "has no 'no'"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:other"], 2, "found int"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "bad.py:task"], 2, "ValueError: oops"),
-        (["--log", "run.h5", "inspect", "run.h5"], 2, "go without a subcommand"),
+        (["--log", "run.h5", "inspect", "run.h5"], 2, "--log goes without a subcommand"),
+        (["--test", "x", "self", "run.h5"], 2, "before 'self'; leave one of the two out."),
+        (["--json", "inspect", "run.h5"], 2, "found it before 'inspect'; write it after 'inspect'"),
+        (["--steps", "0:2", "self", "run.h5"], 2, "--steps goes without a subcommand, found it"),
+        (["--top", "5", "self", "run.h5"], 2, "--top goes without"),  # its default, yet asked for
+        (["--log", "run.h5", "--test", "ids.txt", "--device", "foo"], 2, "has cpu), found 'foo'"),
+        (["self", "run.h5", "--device", "meta"], 2, "has cpu), found 'meta': "),
+        (["self", "run.h5", "--device", "mps"], 2, "a device that computes in float64 (this"),
+        (["self", "run.h5", "--device", "cuda:99"], 2, "found 'cuda:99': "),
+        (["verify", "none.h5"], 2, "there is no log none.h5"),
+        (["verify", "run.h5", "--task", "moved.py:task"], 1, "failed: step 0 of run.h5 does not"),
+        (["verify", "run.h5", "--steps", "3:9"], 2, "steps is a window a:b"),
         (["inspect", "none.h5"], 2, "there is no log none.h5"),
         (["--log", "run.h5", "--test", "ids.txt", "--memory", "much"], 2, "memory is a size"),
         (["--log", "run.h5", "--test", "ids.txt", "--audit", "0"], 2, "0 is not in the range x>=1"),
@@ -209,6 +247,135 @@ def test_existing_output_is_an_error_before_the_work(folder, capsys):
     assert (folder / "run.influence.h5").read_text() == "precious"
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--overwrite")
     assert code == 0, err
+
+
+COMMANDS = {
+    "main": ("--log", "run.h5", "--test", "ids.txt", "--method", "tracin"),
+    "self": ("self", "run.h5"),
+}
+DISGUISES = {
+    "itself": lambda path: path,
+    "another spelling": lambda path: path.parent / "sub" / ".." / path.name,
+    "symbolic link": lambda path: link(path, os.symlink),
+    "hard link": lambda path: link(path, os.link),
+    "partial": lambda path: path.rename(path.with_name("x.partial")).with_name("x"),
+}
+
+
+def link(path, how):
+    how(path, path.with_name("link.h5"))
+    return path.with_name("link.h5")
+
+
+@pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES.keys())
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_log_is_never_replaced(folder, capsys, command, disguise):
+    (folder / "sub").mkdir()
+    kept = (folder / "run.h5").read_bytes()
+    out = disguise(folder / "run.h5")
+    log = "run.h5" if (folder / "run.h5").exists() else "x.partial"
+    command = [log if part == "run.h5" else part for part in command]
+    before = sorted(folder.iterdir())
+    code, _, err = run(capsys, *command, "--out", out, "--overwrite")
+    assert code == 2
+    assert f"which is the input {log}; choose another path." in err
+    assert "work.py" not in err
+    assert (folder / log).read_bytes() == kept
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_log_of_another_run_is_not_replaced(folder, capsys):
+    trace(folder / "other.h5", None)
+    kept = (folder / "other.h5").read_bytes()
+    code, _, err = run(capsys, *COMMANDS["self"], "--out", "other.h5", "--overwrite")
+    assert code == 2
+    assert err.endswith("would replace other.h5, a run log; choose another path.\n")
+    assert (folder / "other.h5").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("ids.txt", ()),
+        ("work.py", ()),
+        ("work.py", ("--task", "work.py:task")),
+        ("alone.py", ("--task", "alone:task")),
+    ],
+)
+def test_other_inputs_are_never_replaced(folder, capsys, name, task):
+    (folder / "alone.py").write_text(TASK)
+    kept = (folder / name).read_text()
+    code, _, err = run(capsys, *COMMANDS["main"], *task, "--out", name, "--overwrite")
+    assert code == 2
+    assert err.startswith(f"Error: the result would replace {name}, which is the input")
+    assert (folder / name).read_text() == kept
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_unusable_places_are_found_before_the_work(folder, capsys, command):
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe")
+    for out, message in {
+        "none/x.h5": "is to stand in none, which is no folder; make it or choose another path.",
+        "ids.txt/x.h5": "is to stand in ids.txt, which is no folder",
+        "sub": "can only replace a regular file, and sub is a folder; choose another path.",
+        "": "and . is a folder",
+        "pipe": "and pipe is a device or pipe; choose another path.",
+        "x" * 250: "cannot be written: File name too long; choose another path.",
+    }.items():
+        code, _, err = run(capsys, *command, "--out", out, "--overwrite")
+        assert code == 2, out
+        assert message in err
+        assert "work.py" not in err
+        assert "Traceback" not in err
+    code, _, err = run(capsys, *command, "--out", "ids.txt")
+    assert code == 2
+
+
+def test_saving_in_python_replaces_no_input(folder):
+    replay = Replay("run.h5")
+    kept = (folder / "run.h5").read_bytes()
+    os.link("run.h5", "link.h5")
+    os.mkfifo("pipe")
+    for found in (
+        replay.influence(["a14"], methods=["tracin"], progress=False),
+        replay.self_influence(progress=False),
+    ):
+        for name in ("run.h5", "link.h5", "work.py"):
+            with pytest.raises(InputError, match="which is the input"):
+                found.save(name, overwrite=True)
+        with pytest.raises(InputError, match="can only replace a regular file, and pipe"):
+            found.save("pipe", overwrite=True)
+        found.save("study.h5", overwrite=True)
+        with pytest.raises(OutputExistsError):
+            found.save("study.h5")
+    assert (folder / "run.h5").read_bytes() == kept
+
+
+@pytest.mark.parametrize("standard_input", [False, True])
+def test_byte_order_mark(folder, capsys, monkeypatch, standard_input):
+    (folder / "bom.txt").write_bytes(b"\xef\xbb\xbfa14\r\na17\r\n")
+    ids = "-" if standard_input else "bom.txt"
+    with (folder / "bom.txt").open() as lines:
+        monkeypatch.setattr("sys.stdin", lines)
+        code, out, err = run(
+            capsys, "--log", "run.h5", "--test", ids, "--method", "tracin", "--json"
+        )
+    assert code == 0, err
+    assert json.loads(out)["test_ids"] == ["a14", "a17"]
+
+
+def test_narrow_terminal(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    arguments = ("--log", "run.h5", "--test", "ids.txt", "--overwrite")
+    code, narrow, err = run(capsys, *arguments)
+    assert code == 0, err
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run(capsys, *arguments)[1] == narrow
+    assert "against tracin" in narrow
+    assert "Spearman" in narrow
+    monkeypatch.setenv("COLUMNS", "120")
+    assert run(capsys, *arguments)[1] != narrow
 
 
 def test_task_outside_the_current_directory(folder, capsys, monkeypatch):
@@ -287,18 +454,46 @@ def test_help_teaches(capsys):
     assert "inspect" in out
 
 
-def test_interrupt_leaves_no_file(folder):
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
-    arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "replay", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        # a suite that runs in a shell's background ignores SIGINT, and so would its children
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+def test_interrupt_while_importing(folder):
+    """A module that takes long stands in for torch."""
+    (folder / "torch.py").write_text(
+        "import time\ntry:\n    print('importing', flush=True)\n    time.sleep(60)\n"
+        "except BaseException:\n    pass\n"  # as modules in C do
     )
+    for command in (["-m", "replay"], ["-c", "from replay.cli import main; main()"]):
+        process = started([*command, "--help"], PYTHONPATH=f"{folder}:{ROOT}")
+        assert process.stdout is not None
+        assert process.stdout.readline() == "importing\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert err == "Interrupted; nothing was written.\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--log", "run.h5", "--test", "ids.txt"],
+        ["--log", "run.h5", "--test", "ids.txt", "--json"],
+        ["self", "run.h5"],
+        ["inspect", "run.h5"],
+    ],
+    ids=" ".join,
+)
+def test_closed_pipe(folder, arguments):
+    with started(["-m", "replay", *arguments]) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        assert process.stderr is not None
+        err = process.stderr.read()
+    assert process.returncode == 141, err
+    assert "Error" not in err
+    assert "Exception" not in err
+
+
+def test_interrupt_leaves_no_file(folder):
+    arguments = ["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:slow_task"]
+    process = started(["-m", "replay", *arguments])
     assert process.stdout is not None
     assert process.stdout.readline() == "computing\n"
     time.sleep(0.3)
