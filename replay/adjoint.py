@@ -9,13 +9,15 @@ buffer (``Filter.backward``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from replay.asked import Asked
 from replay.displacement import Vector
 from replay.gradients import products
+from replay.gradients.pieces import Piece
 from replay.mean import Along, Weighted, gradient_of
 from replay.recorded import Recorded
 from replay.trained import TrainedStep
@@ -34,8 +36,7 @@ class Adjoint:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._asked: dict[str, Tensor] = {}  # of each buffer, by later steps, (m, numel) ...
-        self._keep: dict[str, float] = {}  # ... but for this factor
+        self._asked: dict[str, Asked] = {}  # of each buffer, by later steps
 
     def credits(
         self,
@@ -66,96 +67,104 @@ class Adjoint:
         postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
         chosen = {n: f for n, f in recorded.filters.items() if names is None or n in names}
         for name, exact in chosen.items():
-            with_rows = [k for k, b in enumerate(trained.batches) if name in b.names]
-            complete = [k for k in with_rows if name in trained.batches[k].complete]
-            hooked = [k for k in with_rows if k not in complete]
-            size = self._block(trained, hooked, name, recorded, whole=bool(complete))
-            rule: Filter | None = None
-            for start in range(0, self._count, size):
-                stop = min(start + size, self._count)
-                added = self._added(name, exact, mean, start, stop)
-                q = None if added else self._gradient(mean, name, start, stop)
-                if q is None and not added:
-                    continue
-                if q is not None and not all(part.is_single(name) for part in mean):
-                    along.add(name, q, slice(start, stop))
-                dtype = self._asked[name].dtype if q is None else q.dtype
-                rule = exact.flat(dtype) if rule is None else rule
-                asked, scale = self._ask(name, rule, q, start, stop)
-                scale *= recorded.factors[name]
-                for k in hooked:
-                    found = products.with_vectors(trained.batches[k].pieces[name], asked)
-                    shares[k][:, start:stop] += scale * found
+            complete = [k for k, b in enumerate(trained.batches) if name in b.complete]
+            pieces = {k: b.pieces[name] for k, b in enumerate(trained.batches) if name in b.pieces}
+            size = self._block(list(pieces.values()), name, recorded, whole=bool(complete))
+            added = self._added(name, exact, mean)
+            waits = added and not complete and self._can_wait(name, exact, list(pieces.values()))
+            vectors = self._vectors(name, exact, mean, along, size, added=added, whole=not waits)
+            for rows, asked, scale in vectors:
+                factor = scale * recorded.factors[name]
+                for k, some in pieces.items():
+                    shares[k][:, rows] += factor * products.with_vectors(some, asked)
                 for k in complete:
-                    postponed[k][name] = asked * scale
-            self._keep[name] = exact.keep
-        for k, vectors in enumerate(postponed):
-            if vectors:
-                shares[k] += products.complete_with_vectors(trained.batches[k], vectors)
+                    postponed[k][name] = asked * factor
+            for k, some in pieces.items() if waits else ():
+                factor = exact.gain * recorded.factors[name]
+                shares[k] += factor * self._asked[name].waiting(some)
+            if name in self._asked:
+                self._asked[name].fade(exact.keep)
+        for k, later in enumerate(postponed):
+            if later:
+                shares[k] += products.complete_with_vectors(trained.batches[k], later)
         for part in mean:
             along.add_others(part)
         return result.cpu(), along.products.cpu()
 
-    def _block(
+    def _vectors(
         self,
-        trained: TrainedStep,
-        hooked: list[int],
         name: str,
-        recorded: Recorded,
+        exact: Filter,
+        mean: Sequence[Weighted],
+        along: Along,
+        size: int,
         *,
+        added: bool,
         whole: bool,
+    ) -> Iterator[tuple[slice, Tensor, float]]:
+        """Yield ``λ`` of one parameter, some test examples at a time, and a factor to it.
+
+        Args:
+            name: The parameter.
+            exact: How the step moved it.
+            mean: The test examples' gradients along the step.
+            along: Gets those that are formed.
+            size: How many test examples at a time.
+            added: Whether gradients are with what is asked already.
+            whole: Whether what waits of it is part of ``λ``.
+        """
+        known = self._asked.get(name)
+        blocks = None if known is None else known.blocks(whole=whole)
+        rule: Filter | None = None
+        for start in range(0, self._count, size):
+            rows = slice(start, min(start + size, self._count))
+            q = None if added else self._gradient(mean, name, rows)
+            if q is None and not added:
+                continue
+            if q is not None and not all(part.is_single(name) for part in mean):
+                along.add(name, q, rows)
+            if q is not None and known is None and exact.through:
+                known = self._asked[name] = Asked(q.new_zeros(self._count, q.shape[1]))
+                blocks = known.blocks(whole=True)
+            if rule is None:
+                like = self._asked[name].whole if q is None else q
+                rule = exact.flat(like.dtype).rescaled(1.0 if known is None else known.scale)
+            yield rows, *rule.backward(q, None if blocks is None else blocks(rows))
+
+    def _block(
+        self, pieces: list[list[Piece]], name: str, recorded: Recorded, *, whole: bool
     ) -> int:
         """Return how many test examples to take at once for one parameter."""
         if whole:
             return self._count
         numel = recorded.transition.before.parameters[name].numel()
-        cheap = all(products.is_cheap(trained.batches[k].pieces[name]) for k in hooked)
+        cheap = all(products.is_cheap(some) for some in pieces)
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
-    def _gradient(
-        self, mean: Sequence[Weighted], name: str, start: int, stop: int
-    ) -> Tensor | None:
+    def _can_wait(self, name: str, rule: Filter, pieces: list[list[Piece]]) -> bool:
+        return rule.inside is None and self._asked[name].can_wait(pieces)
+
+    def _gradient(self, mean: Sequence[Weighted], name: str, rows: slice) -> Tensor | None:
         """Return gradients of one parameter; None where nothing is or was asked of it."""
-        q = gradient_of(mean, name, start, stop)
+        q = gradient_of(mean, name, rows.start, rows.stop)
         asked = self._asked.get(name)
         if q is None and asked is not None:
-            return torch.zeros_like(asked[start:stop])
+            return torch.zeros_like(asked.whole[rows])
         return q
 
-    def _added(
-        self, name: str, rule: Filter, mean: Sequence[Weighted], start: int, stop: int
-    ) -> bool:
+    def _added(self, name: str, rule: Filter, mean: Sequence[Weighted]) -> bool:
         """Add outer products to what is asked of a buffer, without forming them, if that will do.
 
         It is the larger part of the walk: one pass over ``λ`` instead of three.
         """
         if not rule.adds_plainly:
             return False
-        found = [part.outer(name, start, stop) for part in mean if name in part.gradients.names]
-        pairs = [pair for pair in found if pair is not None]
-        if not pairs or len(pairs) < len(found):
+        found = [part.outer(name, self._count) for part in mean if name in part.gradients.names]
+        outers = [outer for outer in found if outer is not None]
+        if not outers or len(outers) < len(found):
             return False
-        deltas, inputs = pairs[0]
-        rows, columns = deltas.shape[1], inputs.shape[2]
         if name not in self._asked:
-            self._asked[name] = deltas.new_zeros(self._count, rows * columns)
-        block = self._asked[name][start:stop].view(-1, rows, columns)
-        keep = self._keep.get(name, 1.0)
-        for deltas, inputs in pairs:
-            block.baddbmm_(deltas, inputs, beta=keep, alpha=rule.through)
-            keep = 1.0
+            p, d = outers[0].shape
+            self._asked[name] = Asked(outers[0].deltas.new_zeros(self._count, p * d))
+        self._asked[name].add(outers, rule.through)
         return True
-
-    def _ask(
-        self, name: str, rule: Filter, q: Tensor | None, start: int, stop: int
-    ) -> tuple[Tensor, float]:
-        """Return ``λ`` of one parameter, ``(stop - start, numel)``, and a factor to it."""
-        if q is None:
-            return rule.backward(None, self._asked[name][start:stop])
-        if name not in self._asked and rule.through:
-            self._asked[name] = q.new_zeros(self._count, q.shape[1])
-        if name not in self._asked:
-            return rule.backward(q, None)
-        asked = self._asked[name][start:stop]
-        keep = self._keep.get(name, 1.0)
-        return rule.backward(q, asked if keep == 1 else asked.mul_(keep))

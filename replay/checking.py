@@ -10,6 +10,7 @@ from torch import Tensor
 
 from replay.displacement import Division
 from replay.drive import square
+from replay.together import alike, joined
 from replay.trained import TrainedStep
 from replay.trajectory import Transition
 from tracer.errors import MismatchError
@@ -52,12 +53,14 @@ class Checks:
 
     def _clip_factor(self, step: Step, g: int, trained: TrainedStep) -> float:
         group, known = step.groups[g], step.clip_factor
-        squares, share = 0.0, 1e-10
+        squares, share, replayed = 0.0, 1e-10, {}
         for name in group.names:
             parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
             if parts and name not in step.without_gradient:
-                squares += square(parts[0] if len(parts) == 1 else parts[0].double() + parts[1])
                 share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
+                replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
+        for _, some in alike(replayed, lambda name: None):
+            squares += square(joined(some))
         expected = known * math.sqrt(squares)
         applied = group.gradient_norm
         if not (expected and math.isfinite(applied)) or abs(applied - expected) <= share * expected:

@@ -12,12 +12,16 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from replay.drive import Drive, Parts, block_size, cut, total
+from replay.drive import Drive, Parts, block_size, cut, double, total
+from replay.gradients.workspace import workspace
+from replay.together import alike, apart, joined
 from replay.trajectory import Transition
 from tracer.filters import Filter
 
@@ -64,7 +68,8 @@ class Division:
         parts: ``Δ_t`` in parts.
         buffers: By parameter, the optimizer's buffer after the step in parts, float64.
         norm: Of what drove the step.
-        largest: By parameter, the largest magnitude of ``rounding``; NaN if it holds one.
+        largest: By parameter, the largest magnitude of ``rounding`` in what was taken together with
+            it; NaN if that holds one.
     """
 
     parts: Displacement
@@ -81,7 +86,7 @@ def split(
     device: torch.device,
     dtype: torch.dtype | None = None,
 ) -> Division:
-    """Divide ``Δ_t``, in one pass over each parameter.
+    """Divide ``Δ_t``, in one pass over the parameters, small ones that move alike together.
 
     Args:
         transition: The logged step.
@@ -93,26 +98,46 @@ def split(
     """
     result = Displacement({}, {}, {}, {})
     after, largest, squares = dict(buffers), {}, 0.0
-    for name, old in transition.before.parameters.items():
-        if old.numel() == 0:
-            continue
-        w, moved = (x.to(device) for x in (old, transition.after.parameters[name]))
+    nothing: Parts = (None, None, None)
+
+    def kind(name: str) -> Hashable:
+        drive, rule = driven.get(name), filters.get(name, Filter())
+        diagonals, known = rule.diagonals, buffers.get(name, nothing)
+        given = [x is None for x in (*diagonals, *known, *(drive.vectors if drive else ()))]
+        numbers = (drive.factor, drive.decay) if drive else None
+        return (name in filters, numbers, rule.numbers, *given)
+
+    moved = {n: w for n, w in transition.before.parameters.items() if w.numel()}
+    for names, olds in alike(moved, kind):
+        first, news = names[0], [transition.after.parameters[n] for n in names]
+        drive, rule = driven.get(first), filters.get(first, Filter())
+        if drive is not None:
+            drive = drive.with_vectors(*_joined([driven[n].vectors for n in names]))
+            rule = rule.with_diagonals(*_joined([filters[n].diagonals for n in names]))
+        w, new = (joined(xs).to(device) for xs in (olds, news))
+        known = _joined([buffers.get(n, nothing) for n in names])
         kept = torch.float64 if torch.float64 in (dtype, w.dtype) else torch.float32
-        rule, drive = filters.get(name, Filter()), driven.get(name)
-        found = _divided(w, moved, drive, rule, buffers.get(name, (None, None, None)), kept)
+        found = _divided(w, new, drive, rule, known, kept)
         for vector, move in zip(result.parts, found.moves, strict=True):
             if move is not None:
-                vector[name] = move
-        if name in filters and (rule.gain or name in buffers):
-            after[name] = found.buffer
-        largest[name] = found.largest
+                vector.update(zip(names, apart(move, olds), strict=True))
+        if first in filters and (rule.gain or first in buffers):
+            parts = ([None] * len(names) if b is None else apart(b, olds) for b in found.buffer)
+            after.update(zip(names, zip(*parts, strict=True), strict=True))
+        largest.update(dict.fromkeys(names, found.largest))
         squares += found.square
     return Division(result, after, math.sqrt(squares), largest)
 
 
+def _joined(rows: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+    """Join the tensors of each column, all of which are there or none."""
+    columns = ([x for x in column if x is not None] for column in zip(*rows, strict=True))
+    return [joined(column) if column else None for column in columns]
+
+
 @dataclass(frozen=True)
 class _Divided:
-    """One parameter: four moves, its buffer after the step, ``max |rounding|``, ``‖u‖²``."""
+    """Some parameters: four moves, its buffer after the step, ``max |rounding|``, ``‖u‖²``."""
 
     moves: list[Tensor | None]
     buffer: Parts
@@ -121,9 +146,14 @@ class _Divided:
 
 
 def _divided(
-    w: Tensor, moved: Tensor, drive: Drive | None, rule: Filter, before: Parts, dtype: torch.dtype
+    w: Tensor,
+    moved: Tensor,
+    drive: Drive | None,
+    rule: Filter,
+    before: Sequence[Tensor | None],
+    dtype: torch.dtype,
 ) -> _Divided:
-    """Divide one parameter's change; no ``drive`` means that the step left it out."""
+    """Divide a vector's change; no ``drive`` means that the step left it out."""
     size = block_size(w)
     moves, after = _Vectors(w, dtype, size), _Vectors(w, torch.float64, size)
     diagonals, known = (
@@ -134,24 +164,21 @@ def _divided(
     squares = 0.0
     blocks = zip(cut(w, size), cut(moved, size), driven, diagonals, known, strict=False)
     for k, (old, new, us, pair, buffers) in enumerate(blocks):
-        old = old.double()
-        rest = old - new.double()
+        rest = double(old, "rest").sub_(double(new, "move"))
         if drive is not None:
-            part = rule.with_diagonals(*pair)
-            pairs = [part.forward(u, b) for u, b in zip((*us, None), buffers, strict=True)]
-            found = [move for move, _ in pairs]
-            if rule.decoupled:
-                shrunk = old * rule.decoupled
-                found[1] = shrunk if found[1] is None else found[1] + shrunk
-            for number, (move, (_, buffer)) in enumerate(zip(found, pairs, strict=True)):
-                if move is not None:
-                    moves.put(number, k, move)
-                    rest.sub_(move)
-                if buffer is not None:
-                    after.put(number, k, buffer)
             u = total(us)
             squares += 0.0 if u is None else float(torch.dot(u, u))
-        moves.put(3, k, rest)
+            part = rule.with_diagonals(*pair)
+            for number, (u, b) in enumerate(zip((*us, None), buffers, strict=True)):
+                place = partial(after.block, number, k)
+                move, _ = part.forward(u, b, partial(workspace, "move", rest, len(rest)), place)
+                if rule.decoupled and number == 1:
+                    shrunk = double(old, "decay").mul_(rule.decoupled)
+                    move = shrunk if move is None else shrunk.add_(move)
+                if move is not None:
+                    moves.block(number, k).copy_(move)
+                    rest.sub_(move)
+        moves.block(3, k).copy_(rest)
         ends += torch.aminmax(rest)
     largest = float(torch.stack(ends).abs().amax())
     data, regulariser, history, _ = after.found
@@ -166,12 +193,12 @@ class _Vectors:
         self._blocks: list[tuple[Tensor, ...]] = [()] * 4
         self.found: list[Tensor | None] = [None] * 4
 
-    def put(self, number: int, k: int, block: Tensor) -> None:
-        """Copy block k of one of them."""
+    def block(self, number: int, k: int) -> Tensor:
+        """Return block k of one of them, to be filled."""
         if not self._blocks[number]:
             like = self._like
             self.found[number] = whole = torch.empty(
                 like.shape, dtype=self._dtype, device=like.device
             )
-            self._blocks[number] = torch.split(whole.view(-1), self._size)
-        self._blocks[number][k].copy_(block)
+            self._blocks[number] = tuple(cut(whole, self._size))
+        return self._blocks[number][k]

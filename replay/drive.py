@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replay.gradients.workspace import workspace
 from replay.trained import TrainedStep
 from replay.trajectory import Transition
 
-_BLOCK = 1 << 16  # elements: a few float64 temporaries of this size stay near the processor
+_BLOCK = 1 << 17  # elements: a few float64 temporaries of this size stay near the processor
 
 Parts = tuple[Tensor | None, Tensor | None, Tensor | None]  # data, regulariser, history
 
@@ -41,6 +42,15 @@ class Drive:
     decay: float
 
     @property
+    def vectors(self) -> tuple[Tensor | None, Tensor | None, Tensor]:
+        """Gradient, penalty and parameter."""
+        return self.gradient, self.penalty, self.w
+
+    def with_vectors(self, gradient: Tensor | None, penalty: Tensor | None, w: Any) -> Drive:
+        """Return the same of other vectors."""
+        return Drive(gradient, penalty, w, self.factor, self.decay)
+
+    @property
     def whole(self) -> Tensor:
         """All of ``u``, in the parameter's dtype."""
         plain = self.penalty is None and self.factor == 1 and not self.decay
@@ -50,18 +60,22 @@ class Drive:
         return torch.zeros_like(self.w) if found is None else found.to(self.w)
 
     def blocks(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
-        """Yield blocks of ``u`` of data and of the regulariser, float64; None is zero."""
+        """Yield blocks of ``u`` of data and of the regulariser, float64; None is zero.
+
+        The next ones may overwrite them.
+        """
         size = block_size(self.w)
-        vectors = (cut(v, size) for v in (self.gradient, self.penalty, self.w))
-        return (self._pair(g, p, w) for g, p, w in zip(*vectors, strict=False))
+        vectors = (cut(v, size) for v in self.vectors)
+        return (self._pair(g, p, w, "u") for g, p, w in zip(*vectors, strict=False))
 
     def _pair(
-        self, gradient: Tensor | None, penalty: Tensor | None, w: Tensor
+        self, gradient: Tensor | None, penalty: Tensor | None, w: Tensor, role: str | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        data, pull = (_times(side, self.factor) for side in (gradient, penalty))
+        data = _times(gradient, self.factor, role and f"{role} of data")
+        pull = _times(penalty, self.factor, role and f"{role} of penalty")
         if self.decay:
-            shrunk = w.double() * self.decay
-            pull = shrunk if pull is None else pull + shrunk
+            shrunk = _times(w, self.decay, role and f"{role} of decay")
+            pull = shrunk if pull is None or shrunk is None else shrunk.add_(pull)
         return data, pull
 
 
@@ -101,16 +115,28 @@ def block_size(like: Tensor) -> int:
 
 def cut(vector: Tensor | None, size: int) -> Iterable[Any]:
     """Return a tensor's elements in flat blocks; for ever None if there is none."""
-    return itertools.repeat(None) if vector is None else torch.split(vector.reshape(-1), size)
+    if vector is None:
+        return itertools.repeat(None)
+    flat = vector.reshape(-1)
+    return (flat,) if len(flat) <= size else torch.split(flat, size)
+
+
+def double(vector: Tensor, role: str | None = None) -> Tensor:
+    """Return a copy in float64; with a role, until the next call for it."""
+    if role is None:
+        return vector.to(torch.float64, copy=True)
+    like = torch.empty(0, dtype=torch.float64, device=vector.device)
+    return workspace(role, like, len(vector)).copy_(vector)
 
 
 def square(vector: Tensor) -> float:
     """Return ``‖vector‖²``, in float64."""
-    found = (block.double() for block in cut(vector, block_size(vector)))
+    found = (double(block, "square") for block in cut(vector, block_size(vector)))
     return sum(float(torch.dot(block, block)) for block in found)
 
 
-def _times(vector: Tensor | None, factor: float) -> Tensor | None:
-    if vector is None or factor == 1:
-        return None if vector is None else vector.double()
-    return vector.double() * factor
+def _times(vector: Tensor | None, factor: float, role: str | None) -> Tensor | None:
+    if vector is None:
+        return None
+    found = double(vector, role)
+    return found if factor == 1 else found.mul_(factor)

@@ -7,7 +7,7 @@ elsewhere the factors of outer products give them for less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,22 +37,15 @@ class Weighted:
         pieces = self.gradients.pieces.get(name, [])
         return len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].single
 
-    def outer(self, name: str, start: int, stop: int) -> tuple[Tensor, Tensor] | None:
-        """Return the factors of columns start to stop if all are single outer products.
-
-        Returns:
-            Weighted ``δ``, ``(k, p, 1)``, and inputs, ``(k, 1, d)``.
-        """
-        if not self.is_single(name):
+    def outer(self, name: str, count: int) -> Outer | None:
+        """Return weighted gradients of all m if they are single outer products."""
+        if not self.is_single(name) or len(self.columns) < count:
             return None
-        if len(self.columns) < stop or int(self.columns[-1]) >= len(self.columns):
-            return None  # not all test examples are here
-        some = self.gradients.pieces[name][0].select(slice(start, stop))
-        assert isinstance(some, Outer)
-        deltas = some.deltas
-        if self.weights is not None:
-            deltas = deltas * self.weights[start:stop].to(deltas)[:, None, None]
-        return deltas.mT, some.inputs
+        found = self.gradients.pieces[name][0]
+        assert isinstance(found, Outer)
+        if self.weights is None:
+            return found
+        return replace(found, deltas=found.deltas * self.weights.to(found.deltas)[:, None, None])
 
     def rows(
         self, name: str, start: int, stop: int, role: str | None

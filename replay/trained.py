@@ -16,6 +16,7 @@ from torch import Tensor
 from replay.binding import BoundModel, checked_losses, moved, set_random_state
 from replay.gradients.examples import PerExample
 from replay.task import Task, unknown_ids
+from replay.together import together
 from replay.trajectory import State, Transition
 from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
 from tracer.records import ID, MicroBatch
@@ -148,7 +149,7 @@ def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
                     "and the measured drops (Replay.drops) work for every optimizer."
                 )
             gradient[name] = gradient[name] + part if name in gradient else part
-    return gradient
+    return together(gradient)
 
 
 def _forward(

@@ -11,7 +11,7 @@ from replay.displacement import split
 from replay.drive import Drive
 from tracer.filters import Filter
 
-SIZE = 200_001  # elements: four blocks, the last one not whole
+SIZE = 400_001  # elements: four blocks, the last one not whole
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -59,17 +59,22 @@ class Coder:
         return row
 
     def read(self, t: int, load: Callable[[int], Row]) -> Row:
-        """Return row ``t``, decoding those that it builds on; ``load`` gives a stored row."""
+        """Return row ``t``, the caller's, decoding those that it builds on.
+
+        Args:
+            t: Its number.
+            load: Gives a stored row, a new array.
+        """
         if self._spans is None:
             return load(t)
         if t in self._rows:
-            return self._rows[t]
+            return self._rows[t].copy()
         first = t - t % self._every
         if t - 1 in self._rows and max(t - 2, first) in self._rows:
             first = t
         for k in range(first, t + 1):
             row = self.decode(k, load(k))
-        return row
+        return row.copy()
 
     def restore(self, t: int, load: Callable[[int], Row]) -> None:
         """Be as after row ``t`` was encoded."""

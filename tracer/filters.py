@@ -11,10 +11,17 @@ steps, ``backward``, its transpose, carries gradients of later steps to earlier 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+Place = Callable[[], Tensor | None]
+
+
+def _new() -> None:
+    """Leave it to torch to take memory."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +48,21 @@ class Filter:
     coupled: float = 0.0
     decoupled: float = 0.0
 
-    def forward(self, u: Tensor | None, b: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-        """Return the move ``w - w'`` (without ``decoupled``) and ``b'``; None is zero."""
-        u = _scaled(u, self.inside)
-        b = _sum(self.keep, b, self.gain, u)
-        return _scaled(_sum(self.direct, u, self.through, b), self.outside), b
+    def forward(
+        self, u: Tensor | None, b: Tensor | None, move: Place = _new, buffer: Place = _new
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Return the move ``w - w'`` (without ``decoupled``) and ``b'``; None is zero.
+
+        Args:
+            u: What drives the step.
+            b: The buffer before it.
+            move: Gives the tensor in which the move is to be, or None; called if it is not zero.
+            buffer: Likewise for ``b'``.
+        """
+        u = u if u is None or self.inside is None else u * self.inside
+        b = _sum(self.keep, b, self.gain, u, buffer)
+        moved = _sum(self.direct, u, self.through, b, move)
+        return moved if moved is None or self.outside is None else moved.mul_(self.outside), b
 
     @property
     def adds_plainly(self) -> bool:
@@ -86,6 +103,10 @@ class Filter:
         )
         return self.with_diagonals(inside, outside)
 
+    def rescaled(self, scale: float) -> Filter:
+        """Return the filter whose ``backward`` takes ``1 / scale`` times what is asked."""
+        return replace(self, through=self.through / scale, gain=self.gain * scale)
+
     @property
     def diagonals(self) -> tuple[Tensor | None, Tensor | None]:
         """``D`` and ``E``."""
@@ -98,16 +119,22 @@ class Filter:
         return replace(self, inside=inside, outside=outside)
 
     @property
+    def numbers(self) -> tuple[float, ...]:
+        """All but the diagonals."""
+        buffer = (self.through, self.keep, self.gain)
+        return (self.direct, *buffer, self.coupled, self.decoupled)
+
+    @property
     def immediate(self) -> float:
         """What a step's own ``u`` moves at once, but for ``inside`` and ``outside``."""
         return self.direct + self.through * self.gain
 
 
-def _scaled(vector: Tensor | None, diagonal: Tensor | None) -> Tensor | None:
-    return vector if vector is None or diagonal is None else vector * diagonal
-
-
-def _sum(a: float, x: Tensor | None, b: float, y: Tensor | None) -> Tensor | None:
+def _sum(a: float, x: Tensor | None, b: float, y: Tensor | None, place: Place) -> Tensor | None:
     if x is None or a == 0:
-        return None if y is None or b == 0 else y * b
-    return x * a if y is None or b == 0 else (x * a).add_(y, alpha=b)
+        return None if y is None or b == 0 else torch.mul(y, b, out=place())
+    if y is None or b == 0:
+        return torch.mul(x, a, out=place())
+    if b == 1:
+        return torch.add(y, x, alpha=a, out=place())
+    return torch.mul(x, a, out=place()).add_(y, alpha=b)

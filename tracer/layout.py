@@ -98,12 +98,9 @@ def joined(rows: Sequence[Row]) -> list[NDArray[np.uint8]]:
 
 
 def unpack(row: Row, layout: Sequence[Field]) -> dict[str, Tensor]:
-    """Return the tensors of a flat byte row, each with memory of its own."""
-    found = {}
-    for field in layout:
-        data = torch.from_numpy(row[field.offset : field.end].copy())
-        found[field.name] = data.view(field.dtype).reshape(field.shape)
-    return found
+    """Return the tensors of a flat byte row, which share its memory."""
+    names = (field.name for field in layout)
+    return dict(zip(names, views(torch.from_numpy(row), layout), strict=True))
 
 
 def layout_table(layout: Sequence[Field]) -> NDArray[Any]:

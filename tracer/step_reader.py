@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tracer import schema
+from tracer.ahead import Ahead
 from tracer.errors import LogError
 from tracer.layout import Row
 from tracer.nested import NestedError, decode
@@ -27,9 +28,7 @@ from tracer.records import (
     Step,
 )
 
-_CPU_STATE = len(torch.get_rng_state())
-_CUDA_STATE = 16
-_BLOCK = 256  # meta rows read at once
+_CPU_STATE, _CUDA_STATE = len(torch.get_rng_state()), 16
 
 
 class StepReader:
@@ -53,7 +52,8 @@ class StepReader:
         self._devices = [int(k) for k in str(attributes["cuda_devices"]).split()]
         self._strings: list[str] = []
         self._has_strings = False
-        self._first, self._block = 0, np.zeros(0, schema.META_DTYPE)
+        self._meta, self._micro = Ahead(tables, schema.META), Ahead(tables, schema.MICRO)
+        self._grouped: tuple[list[int], list[list[str]]] = [], []  # whence, what
 
     def status(self) -> Any:
         """Return the status row."""
@@ -66,13 +66,9 @@ class StepReader:
 
     def meta(self, t: int) -> Any:
         """Return the meta row of step ``t``."""
-        if not self._first <= t < self._first + len(self._block):
-            self._first = t - t % _BLOCK
-            count = min(_BLOCK, self._tables.length(schema.META) - self._first)
-            self._block = self._tables.rows(schema.META, self._first, count, f"step {t}")
-        row = self._block[t - self._first : t - self._first + 1]
+        row = self._meta.rows(t, 1, f"step {t}")
         if row[0]["step"] != t or not schema.is_sealed(row, "record_crc"):
-            self._block = self._block[:0]  # a live writer may yet complete it
+            self._meta.forget()
             raise self._broken(t, schema.META)
         return row[0]
 
@@ -180,6 +176,9 @@ class StepReader:
 
     def _members(self, t: int, meta: Any, groups: int) -> list[list[str]]:
         """Return each group's parameter names at a step."""
+        origin = [groups, *(int(meta[k]) for k in ("members", "member_count", "groups_crc"))]
+        if origin == self._grouped[0]:  # the same rows, checked then
+            return self._grouped[1]
         rows = self._tables.rows(schema.GROUPS, meta["members"], meta["member_count"], f"step {t}")
         self._check(t, meta, "groups_crc", rows)
         members: list[list[str]] = [[] for _ in range(groups)]
@@ -187,11 +186,12 @@ class StepReader:
             if not (0 <= g < groups and 0 <= parameter < len(self._names)):
                 raise self._broken(t, schema.GROUPS)
             members[g].append(self._names[parameter])
+        self._grouped = origin, members
         return members
 
     def _micro_batches(self, t: int, meta: Any) -> tuple[MicroBatch, ...]:
         where = f"step {t}"
-        rows = self._tables.rows(schema.MICRO, meta["micro"], meta["micro_count"], where)
+        rows = self._micro.checked(meta["micro"], meta["micro_count"], where, meta["micro_crc"])
         self._check(t, meta, "micro_crc", rows)
         whole = self._tables.rows(schema.IDS, meta["ids"], meta["count"], where)
         found, names, weights, random = [], [], [], []
