@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from replay.trained import TrainedStep
 from replay.trajectory import Transition
 from tracer.errors import MismatchError
 from tracer.filters import Filter
-from tracer.records import Step
+from tracer.records import ParameterGroup, Step
 
 _ENDING = "allow_mismatch=True (--allow-mismatch) goes on and counts the difference as rounding."
 _LOOK = (
@@ -43,16 +44,29 @@ class Checks:
     lenient: bool
     inferred: dict[int, float]
 
-    def clip_factors(self, step: Step, trained: TrainedStep) -> list[float]:
+    def clip_factors(
+        self, step: Step, trained: TrainedStep, added: Callable[[], float]
+    ) -> list[float]:
         """Return ``κ`` of each group: the recorded factor, or what the logged norm says.
+
+        Args:
+            step: As logged.
+            trained: As replayed.
+            added: ``Σ_i ‖c_i g_i‖``, a share of which rounding may be where gradients cancel;
+                called where their sum does not explain the norm.
 
         Raises:
             MismatchError: The gradient as applied was larger than the replayed one.
         """
-        return [self._clip_factor(step, g, trained) for g in range(len(step.groups))]
+        groups = range(len(step.groups))
+        found = [self._replayed_norm(step.groups[g], step, trained) for g in groups]
+        whole = math.hypot(*(norm for norm, _ in found))
+        return [self._clip_factor(step, g, *found[g], whole, added) for g in groups]
 
-    def _clip_factor(self, step: Step, g: int, trained: TrainedStep) -> float:
-        group, known = step.groups[g], step.clip_factor
+    def _replayed_norm(
+        self, group: ParameterGroup, step: Step, trained: TrainedStep
+    ) -> tuple[float, float]:
+        """Return the norm of a group's replayed gradient, and the share that may be rounding."""
         squares, share, replayed = 0.0, 1e-10, {}
         for name in group.names:
             parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
@@ -61,9 +75,22 @@ class Checks:
                 replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
         for _, some in alike(replayed, lambda name: None):
             squares += square(joined(some))
-        expected = known * math.sqrt(squares)
-        applied = group.gradient_norm
-        if not (expected and math.isfinite(applied)) or abs(applied - expected) <= share * expected:
+        return math.sqrt(squares), share
+
+    def _clip_factor(
+        self,
+        step: Step,
+        g: int,
+        norm: float,
+        share: float,
+        whole: float,
+        added: Callable[[], float],
+    ) -> float:
+        known, applied = step.clip_factor, step.groups[g].gradient_norm
+        expected, gap = known * norm, abs(applied - known * norm)
+        if not (expected and math.isfinite(applied)) or gap <= share * known * whole:
+            return known
+        if gap <= share * known * added():
             return known
         if applied < expected:
             self.inferred[step.index] = known * applied / expected
@@ -82,10 +109,12 @@ class Checks:
         filters: dict[str, Filter],
         found: Division,
         noise: dict[str, Tensor | float],
+        added: Callable[[], float],
     ) -> tuple[dict[str, Tensor | float], float]:
         """Compare the replayed step with the logged one, in gradient units.
 
-        Allowed, of the norm of the whole gradient: 1e-9 in float64, 1e-4 in float32, 5e-2 in
+        Allowed, of the norm of the whole gradient (or, where that does not do, of the sum of its
+        examples' norms, which may cancel): 1e-9 in float64, 1e-4 in float32, 5e-2 in
         half precision (1e-2 more where the replay runs in another dtype than the run), carried
         on as the optimizer carries gradients; and 4 units in the last place of the parameter.
 
@@ -94,6 +123,7 @@ class Checks:
             filters: How it moves them.
             found: The step divided.
             noise: How far each buffer may be off before it.
+            added: ``Σ_i ‖κ c_i g_i‖``, called if needed.
 
         Returns:
             The same after it, and how far an element of the gradient may be off.
@@ -113,11 +143,15 @@ class Checks:
                 move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
             if self.lenient or left <= _least(move, outside):
                 continue
-            move = move if outside is None else move * outside
             rest = found.parts.rounding[name].double()
             largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
             place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
-            if not bool((rest.abs() <= place * largest + move).all()):
+            over = (rest.abs() - place * largest).clamp_min(0)
+            if name in filters and not bool((over <= _outer(move, outside)).all()):
+                unit = max(unit, share * added())
+                move, later[name] = _carried(filters[name], unit, noise.get(name, 0.0))
+            move = _outer(move, outside)
+            if not bool((over <= move).all()):  # also NaN
                 raise MismatchError(self._message(transition, name, filters, rest, move, share))
         return later, unit
 
@@ -172,11 +206,14 @@ class Checks:
         )
 
 
+def _outer(move: Tensor | float, outside: Tensor | None) -> Tensor | float:
+    return move if outside is None else move * outside
+
+
 def _least(move: Tensor | float, outside: Tensor | None) -> float:
     """Return the smallest element of ``outside move``."""
     if isinstance(move, Tensor):
-        whole = move if outside is None else move * outside
-        return float(whole.min())
+        return float(_outer(move, outside).min())  # type: ignore[union-attr]
     return move if outside is None else move * float(outside.min())
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from replay.checking import Checks
 from replay.displacement import split
 from replay.drive import drives
+from replay.gradients.products import squared_norms
 from replay.measured import Models
 from replay.optimizer_state import Memory, StoredStates
 from replay.recorded import Recorded, coupled_decay, moved_parameters
@@ -75,6 +77,7 @@ class Tape:
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
         self._states: dict[int, State] = {}
+        self._sums: dict[int, float] = {}
         self._kept: list[Recorded] | None = None
         self._first: tuple[Memory, int] | None = None
 
@@ -191,7 +194,8 @@ class Tape:
         now = self._transition(t)
         run = replay_step if keep else replay_gradient
         trained = self._run(run, now)
-        numbers, factors = self._settings(now.step, trained)
+        added = partial(self._added, now, trained)
+        numbers, factors = self._settings(now.step, trained, added)
         decays = {name: coupled_decay(n) for name, n in numbers.items()}
         driven = drives(now, trained, decays, factors, device)
         moments: dict[str, Moments] = dict(memory.moments)
@@ -204,13 +208,24 @@ class Tape:
             filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
         dtype = self._models.test.dtype
         divided = split(now, driven, filters, memory.buffers, device, dtype)
-        noise, unit = self.checks.step(now, filters, divided, memory.noise)
+        most = max((abs(factor) for factor in factors.values()), default=1.0)
+        noise, unit = self.checks.step(now, filters, divided, memory.noise, lambda: most * added())
         if t > self._furthest and self._advance is not None:
             self._furthest = t
             self._advance()
         examples = trained.examples_only() if keep else None
         recorded = Recorded(now, filters, factors, divided.parts, examples)
         return recorded, Memory(moments, divided.buffers, noise, max(unit, memory.unit))
+
+    def _added(self, now: Transition, trained: TrainedStep) -> float:
+        """Return ``Σ_i ‖c_i g_i‖`` of a step."""
+        t = now.step.index
+        if t not in self._sums:
+            batches = trained.batches or self._run(replay_step, now).batches
+            names = set(moved_parameters(now.step))
+            norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
+            self._sums[t] = float(sum(norms))
+        return self._sums[t]
 
     def _transition(self, t: int) -> Transition:
         """Read step ``t``; a state that the last step had is not read again."""
@@ -219,13 +234,13 @@ class Tape:
         return Transition(self._log.step(t), states[t], states[t + 1])
 
     def _settings(
-        self, step: Step, trained: TrainedStep
+        self, step: Step, trained: TrainedStep, added: Callable[[], float]
     ) -> tuple[dict[str, Numbers], dict[str, float]]:
         """Return hyperparameters and ``±κ`` of each parameter that the step moved."""
         numbers: dict[str, Numbers] = {}
         factors = {}
         moved = set(moved_parameters(step))
-        kappas = self.checks.clip_factors(step, trained)
+        kappas = self.checks.clip_factors(step, trained, added)
         for group, kappa in zip(step.groups, kappas, strict=True):
             for name in group.names:
                 if name in moved:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from replay.gradients import products, uses
+from replay.gradients import products, proof, uses
 from replay.gradients.engine import Engine
 from replay.gradients.layout import FIRST, LAST, Layout, prove
 from replay.gradients.outer import Outer, formed, ghost
@@ -658,3 +658,26 @@ def test_gradients_that_cancel_are_not_mistaken_for_wrong_ones():
     for _ in range(2):
         engine.of_batch(parameters, lambda: losses_of(model, x), weights, budget=1 << 20)
         assert not any(path.startswith("complete") for path in engine.paths.values())
+
+
+@pytest.mark.parametrize("kind", ["norm", "softmax"])
+def test_an_audit_is_not_taken_in_by_rounding(monkeypatch, kind):
+    """Gradients through a norm over two values cancel: mostly rounding of larger ones is left."""
+    torch.manual_seed(0)
+    if kind == "norm":
+        middle = nn.Sequential(nn.Linear(16, 8), nn.GroupNorm(4, 8), nn.Tanh())
+    else:
+        middle = Block(lambda s, x: torch.softmax(30 * s.a(x), 1), a=nn.Linear(16, 8))
+    model = nn.Sequential(middle, nn.Linear(8, 3))
+    parameters, engine, asked = dict(model.named_parameters()), Engine(audit=2), []
+    whole = proof.is_rounding
+    monkeypatch.setattr(
+        "replay.gradients.engine.is_rounding", lambda *a: asked.append(a) or whole(*a)
+    )
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05)
+    for _ in range(60):
+        x = torch.randn(12, 16)
+        losses_of(model, x).mean().backward()
+        sgd.step()
+        engine.of_batch(parameters, lambda x=x: losses_of(model, x), torch.ones(12), budget=1 << 20)
+    assert asked

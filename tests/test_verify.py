@@ -26,7 +26,7 @@ def test_every_rule_reproduces(tmp_path, rule):
     assert list(window.scaled_outside) == [4]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_every_case_reproduces(tmp_path, case):
     task = case.trace(tmp_path / "run.h5")
     found = Replay(tmp_path / "run.h5", task=task).verify(progress=False)

@@ -24,7 +24,7 @@ from replay.gradients.examples import Rows as ByName
 from replay.gradients.graph import shape_of
 from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
 from replay.gradients.pieces import Piece, Rows, for_products, matrix_shape
-from replay.gradients.proof import COMPLETE, Proof, prove_plan
+from replay.gradients.proof import COMPLETE, Proof, is_rounding, prove_plan
 from tracer.errors import GradientError
 
 _MOST = 256  # graphs whose plans are kept: lengths and depths may differ at every pass
@@ -159,8 +159,13 @@ class Engine:
         proof = prove_plan(found)
         if known is not None and not _is_finite(proof.total):  # there is nothing to prove
             return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
-        if known is not None and known.passes:
-            _require_same(known.plan, proof, where, known.passes)
+        lost = {} if known is None or not known.passes else _differing(known.plan, proof)
+        if known is not None and lost:
+            kept = _follow(found, known.plan, totals=totals, retain=True)
+            if kept is None or not is_rounding(found, {n: kept[0][n] for n in lost}):
+                raise GradientError(_message(*lost.popitem(), where, known.passes))
+            self._plans[key], self.paths = _Proven(known.plan, known.paths), known.paths
+            return kept
         self.paths = proof.paths
         if proof.certain and found.graph.steady:
             self._plans[key] = _Proven(proof.plan, proof.paths)
@@ -170,7 +175,7 @@ class Engine:
 
 
 def _follow(
-    found: Pass, plan: Plan, *, totals: bool
+    found: Pass, plan: Plan, *, totals: bool, retain: bool = False
 ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]] | None:
     """Read a pass by a proven plan; None if it does not fit."""
     n = len(found.losses)
@@ -187,7 +192,7 @@ def _follow(
             return None
     nodes = list({use.node: None for read in chosen.values() for use, _ in read})
     names = list(found.parameters) if totals else []
-    keep = totals and len(plan) < len(found.parameters)
+    keep = retain or (totals and len(plan) < len(found.parameters))
     total, deltas = found.backward(names, nodes, found.weights, retain=keep)
     pieces = {}
     for name, read in chosen.items():
@@ -206,17 +211,21 @@ def _nothing(found: Pass, name: str) -> Piece:
     return Rows(zero.expand(len(found.losses), -1), matrix_shape(tuple(parameter.shape)))
 
 
-def _require_same(plan: Plan, proof: Proof, where: str, passes: int) -> None:
-    for name, ways in plan.items():
-        lost = name not in proof.plan
-        if lost or (proof.certain and proof.plan[name] != ways):
-            why = proof.paths.get(name, "").removeprefix(COMPLETE) or "another layout"
-            raise GradientError(
-                f"{where}: the gradients of {name!r} were proven earlier in the run and are not "
-                f"right any more ({why}), within the last {passes} passes: what examples do to "
-                "each other depends on data or parameters here. Prove every pass: audit=1 "
-                "(--audit 1)."
-            )
+def _differing(plan: Plan, proof: Proof) -> dict[str, str]:
+    """Return the parameters that a plan reads and a later proof does not read alike, and why."""
+    return {
+        name: proof.paths.get(name, "").removeprefix(COMPLETE) or "another layout"
+        for name, ways in plan.items()
+        if name not in proof.plan or (proof.certain and proof.plan[name] != ways)
+    }
+
+
+def _message(name: str, why: str, where: str, passes: int) -> str:
+    return (
+        f"{where}: the gradients of {name!r} were proven earlier in the run and are not right any "
+        f"more ({why}), within the last {passes} passes: what examples do to each other depends on "
+        "data or parameters here. Prove every pass: audit=1 (--audit 1)."
+    )
 
 
 def _is_finite(gradients: ByName) -> bool:

@@ -33,6 +33,7 @@ from replay.gradients.reading import Shape, Use
 
 COMPLETE = "complete: "
 _ROUNDED = 0.1  # of half-precision parameters: plain sums round as they go (LayerNorm's by 6 %)
+_SHARE = 5.0  # times the rounding of one operation, in a whole gradient
 _Layouts = dict[tuple[Node, Shape | None, int], tuple[Layout | None, bool]]
 
 
@@ -153,14 +154,36 @@ def _wrong(found: Pass, readings: dict[str, _Reading], total: dict[str, Tensor])
     n, rest = len(found.losses), [name for name in readings if name not in why]
     for i in {0, n // 2} if rest else ():
         own = found.own(i, rest)
-        chosen = torch.tensor([i], device=found.losses.device)
         for name in rest:
             pieces = readings[name].pieces
-            rows = slice(0, pieces[0].shape[0])
-            row = reduce(add, (piece.select(chosen).dense(rows)[0] for piece in pieces))
+            row = _row(pieces, i)
             if not _agree(row, own[name], readings[name].tolerance, partial(_usual, pieces)):
                 why[name] = f"{COMPLETE}an example's part is not its own gradient"
     return why
+
+
+def is_rounding(found: Pass, pieces: dict[str, list[Piece]]) -> bool:
+    """Return whether some parameters' gradients are right but for rounding, at all examples.
+
+    Where they cancel (a norm over two values, a saturated softmax) they are mostly rounding of
+    larger terms, in which nothing can be proven; so it counts as a share of the whole gradients.
+    """
+    nodes = [use.node for name in pieces for one in found.candidates(name) for use in one]
+    allowed = max(tolerance_of(node._input_metadata[0].dtype) for node in nodes)
+    off, whole = (torch.zeros(len(found.losses), dtype=torch.float64) for _ in range(2))
+    for i in range(len(off)):
+        own = found.own(i, list(found.parameters))
+        whole[i] = sum(float(g.double().square().sum()) for g in own.values())
+        gaps = (deviation(_row(some, i), own[name]) for name, some in pieces.items())
+        off[i] = sum(float(gap.double().square().sum()) for gap in gaps)
+    return bool((off.sqrt() <= _SHARE * allowed * whole.clamp_min(whole.mean()).sqrt()).all())
+
+
+def _row(pieces: list[Piece], i: int) -> Tensor:
+    """Return one example's gradient, flat."""
+    chosen = torch.tensor([i], device=pieces[0].tensors[0].device)
+    rows = slice(0, pieces[0].shape[0])
+    return reduce(add, (piece.select(chosen).dense(rows)[0] for piece in pieces))
 
 
 def _added(pieces: list[Piece], tolerance: float) -> float:
