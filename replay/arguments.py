@@ -17,16 +17,25 @@ DEFAULT = METHODS[:3]
 Window = slice | range | tuple[int, int] | str
 
 
-def check_ids(ids: Sequence[ID], dataset: Any, side: str) -> None:
-    """Raise InputError unless the IDs are some of a data set's, each once."""
-    if len(ids) == 0:
+def known_ids(ids: Any, dataset: Any, side: str) -> list[ID]:
+    """Return IDs, of a list, tensor or array, as Python numbers or text.
+
+    Raises:
+        InputError: They are not some of a data set's, each once.
+    """
+    listed = ids.tolist() if hasattr(ids, "tolist") else ids
+    if isinstance(listed, (str, bytes)) or not hasattr(listed, "__iter__"):
+        raise InputError(f"expected a list of {side} IDs, found {ids!r}.")
+    found: list[ID] = [one.item() if hasattr(one, "item") else one for one in listed]
+    if len(found) == 0:
         raise InputError(f"expected at least one {side} ID, found none.")
-    unknown = unknown_ids(dataset, ids)
+    unknown = unknown_ids(dataset, found)
     if unknown:
         raise InputError(f"the {side} set has no example {unknown[0]!r}.")
-    if len(set(ids)) < len(ids):
-        twice = next(i for i in ids if list(ids).count(i) > 1)
+    if len(set(found)) < len(found):
+        twice = next(i for i in found if found.count(i) > 1)
         raise InputError(f"{side} ID {twice!r} is listed twice; list each example once.")
+    return found
 
 
 def check_methods(methods: Sequence[str]) -> None:

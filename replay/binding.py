@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,7 @@ Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
 
 
 class BoundModel:
-    """A private copy of the task's model that holds one logged state at a time.
+    """A private model of the task that holds one logged state at a time.
 
     Attributes:
         module: The copy.
@@ -40,7 +40,7 @@ class BoundModel:
         audit: int = 100,
     ) -> None:
         self.engine = Engine(audit)
-        self.module = copy.deepcopy(built).to(device)
+        self.module = built.to(device)
         self.dtype = dtype
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         self._buffers = dict(self.module.named_buffers())
@@ -70,6 +70,30 @@ def build(task: Task) -> nn.Module:
     if not isinstance(built, nn.Module):
         raise TaskError(f"task.model() must return an nn.Module, found {type(built).__name__}.")
     return built
+
+
+def copied(built: nn.Module, task: Task) -> nn.Module:
+    """Return a copy of a built model; it is built again where it cannot be copied.
+
+    Weights that hooks make (``nn.utils.weight_norm``, ``prune``) cannot, nor need they be: states
+    are loaded.
+    """
+    try:
+        return copy.deepcopy(built)
+    except RuntimeError:
+        return build(task)
+
+
+def without_graph(run: Callable[[], Tensor]) -> Tensor:
+    """Return values of losses, which may differentiate inside (an input's gradient, say)."""
+    try:
+        with torch.no_grad():
+            return run().detach()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return run().detach()
 
 
 def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: RunLog) -> None:

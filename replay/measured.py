@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.binding import BoundModel, checked_losses, moved
+from replay.binding import BoundModel, checked_losses, moved, without_graph
 from replay.gradients.examples import PerExample
 from replay.task import Task
 from replay.trajectory import State
@@ -131,7 +131,6 @@ class Examples:
             found, lambda: run(chosen), lambda i: run([chosen[i]]), where=where
         )
 
-    @torch.no_grad()
     def values(self, state: State, where: str, columns: list[int] | None = None) -> Tensor:
         """Return ``φ`` of each example (or of some columns) at a state, float64 ``(m,)``."""
         chosen = list(range(len(self))) if columns is None else columns
@@ -141,7 +140,7 @@ class Examples:
         try:
             whole = len(chosen) == len(self)
             batch = self._value_batch if whole else self._collated(chosen, bound.dtype)
-            return self._losses(bound, batch, chosen, where).double()
+            return without_graph(lambda: self._losses(bound, batch, chosen, where)).double()
         except (RuntimeError, TypeError) as error:
             if bound.dtype is None:
                 raise
@@ -152,7 +151,7 @@ class Examples:
 
     def _alone(self, bound: BoundModel, column: int, where: str) -> Tensor:
         batch = self._collated([column], bound.dtype)
-        return self._losses(bound, batch, [column], where).double()
+        return without_graph(lambda: self._losses(bound, batch, [column], where)).double()
 
     def _losses(self, bound: BoundModel, batch: Any, columns: list[int], where: str) -> Tensor:
         ids = [self.ids[j] for j in columns]
@@ -160,7 +159,6 @@ class Examples:
             self._function(bound.module, batch), ids, function=self._called, where=where
         )
 
-    @torch.no_grad()
     def are_independent(self, state: State, where: str) -> bool:
         """Return whether each example's value is the same alone as in company.
 

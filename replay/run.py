@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from replay import filling, passes, tracincp
-from replay.arguments import DEFAULT, METHODS, Window, check_ids, check_methods, matching, window
-from replay.binding import BoundModel, build, rounded_products, untouched_randomness
+from replay.arguments import DEFAULT, METHODS, Window, check_methods, known_ids, matching, window
+from replay.binding import BoundModel, build, copied, rounded_products, untouched_randomness
 from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
@@ -79,10 +79,10 @@ class Replay:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
         with self._computing():
-            built = build(self.task)
+            built, bound = build(self.task), partial(BoundModel, device=self._device, audit=audit)
             in_double = torch.float64 if values == "float64" else dtype
             train, test, value = (
-                BoundModel(built, self.log, device=self._device, dtype=kind, audit=audit)
+                bound(copied(built, self.task), self.log, dtype=kind)
                 for kind in (dtype, dtype, in_double)
             )
         self._models = Models(train, test, value, self._device)
@@ -109,7 +109,7 @@ class Replay:
             test_ids: m test examples.
             progress: Show progress on stderr.
         """
-        check_ids(test_ids, self.task.test, "test")
+        test_ids = known_ids(test_ids, self.task.test, "test")
         with self._computing(), Progress(progress) as shown:
             chunks = self._chunks.of(test_ids, "test")
             advance = shown.task("drops", len(chunks) * len(self.log))
@@ -155,15 +155,15 @@ class Replay:
         """
         check_methods(methods)
         chosen = tracincp.choose(self.log, checkpoints) if "tracincp" in methods else []
-        columns = example_ids(self.task.train) if train_ids is None else list(train_ids)
-        check_ids(test_ids, self.task.test, "test")
-        check_ids(columns, self.task.train, "training")
+        columns = example_ids(self.task.train) if train_ids is None else train_ids
+        test_ids = known_ids(test_ids, self.task.test, "test")
+        columns = known_ids(columns, self.task.train, "training")
         if ideal_tolerance is not None and not ideal_tolerance > 0:
             raise InputError(f"ideal_tolerance must be positive or None, found {ideal_tolerance}.")
         chosen_steps = window(steps, len(self.log))
         names = matching(parameters, list(self.log.parameter_layout))
         split = tuple(name for name in METHODS if name in methods and name != "tracincp")
-        tables = Tables(list(test_ids), columns, chosen_steps, tuple(methods), names is not None)
+        tables = Tables(test_ids, columns, chosen_steps, tuple(methods), names is not None)
         found: dict[str, str | int] = {}
         rest = chosen
         with self._computing(), Progress(progress) as shown:
@@ -208,8 +208,8 @@ class Replay:
             allow_mismatch: Go on where a step does not reproduce.
             progress: Show progress on stderr. Errors are those of ``influence``.
         """
-        chosen = example_ids(self.task.train) if train_ids is None else list(train_ids)
-        check_ids(chosen, self.task.train, "training")
+        chosen = example_ids(self.task.train) if train_ids is None else train_ids
+        chosen = known_ids(chosen, self.task.train, "training")
         looked_at = window(steps, len(self.log))
         sums = Sums(chosen)
         with self._computing(), Progress(progress) as shown:

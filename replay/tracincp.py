@@ -8,8 +8,9 @@ Source: Pruthi et al. (arXiv 2002.08484), section 3.3; Captum's ``TracInCP`` com
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 
 from torch import Tensor
 
@@ -96,20 +97,23 @@ def choose(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:
         InputError: The choice cannot be read, or the run does not have it.
     """
     total = len(log)
-    if checkpoints == "all":
+    listed = checkpoints.tolist() if hasattr(checkpoints, "tolist") else checkpoints
+    if listed == "all":
         return list(range(total))
-    if checkpoints == "epochs":
+    if listed == "epochs":
         return _epoch_ends(log)
-    if isinstance(checkpoints, str):
+    numbers = list(listed) if isinstance(listed, Iterable) else [listed]
+    if isinstance(listed, str) or not all(isinstance(k, Integral) for k in numbers):
         raise InputError(
             f'checkpoints must be a number, a list of steps, "epochs" or "all", '
             f"found {checkpoints!r}."
         )
-    if isinstance(checkpoints, int):
-        if checkpoints < 1:
-            raise InputError(f"checkpoints must be at least 1, found {checkpoints}.")
-        return sorted({round(k * total / checkpoints) for k in range(1, checkpoints + 1)})
-    steps = [int(k) for k in checkpoints]
+    steps = [int(k) for k in numbers]
+    if not isinstance(listed, Iterable):
+        count = steps[0]
+        if count < 1:
+            raise InputError(f"checkpoints must be at least 1, found {count}.")
+        return sorted({round(k * total / count) for k in range(1, count + 1)})
     bad = [k for k in steps if not 0 <= k <= total]
     if bad or not steps or len(set(steps)) < len(steps):
         found = f"step {bad[0]}" if bad else f"{steps}"

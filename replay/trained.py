@@ -13,7 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.binding import BoundModel, checked_losses, moved, set_random_state
+from replay.binding import (
+    BoundModel,
+    checked_losses,
+    moved,
+    set_random_state,
+    without_graph,
+)
 from replay.gradients.examples import PerExample
 from replay.task import Task, unknown_ids
 from replay.together import together
@@ -115,7 +121,6 @@ def replay_gradient(
     return TrainedStep([], transition.step.batch_ids, gradient, _penalty(task, bound, parameters))
 
 
-@torch.no_grad()
 def losses_at(
     task: Task, transition: Transition, bound: BoundModel, state: State, *, device: torch.device
 ) -> list[Tensor]:
@@ -123,7 +128,7 @@ def losses_at(
     bound.load(state.parameters, state.buffers)
     bound.module.train()
     return [
-        _forward(task, micro, transition, bound, device)().double()
+        without_graph(_forward(task, micro, transition, bound, device)).double()
         for micro in transition.step.micro_batches
     ]
 

@@ -59,6 +59,10 @@ class MismatchError(TracinError):
     """A replayed step does not reproduce the logged one."""
 
 
+class PrecisionWarning(UserWarning):
+    """A result is less precise than results usually are."""
+
+
 class LogWarning(UserWarning):
     """A log was not closed by its writer: what was done, and up to which step it is whole."""
 

@@ -79,6 +79,8 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     leaves: dict[Node, str] = {}
     signature: list[Any] = []
     root: Node = losses.grad_fn
+    if root is None:
+        return Graph({}, {}, (), steady=True)
     waiting, numbers[root] = [root], 0
     steady, n = True, len(losses)
     while waiting:
