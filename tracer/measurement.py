@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -114,18 +116,15 @@ class Measurement:
 
     def _numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
         """Return a group's numeric hyperparameters; tuples are spread, None is NaN."""
-        found: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for key in ("lr", *self._optimizer.defaults):
             value = group.get(key)
-            if isinstance(value, (bool, int, float)):
-                found[key] = float(value)
-            elif isinstance(value, (tuple, list)):
-                found.update({f"{key}.{k}": float(v) for k, v in enumerate(value)})
-            elif isinstance(value, Tensor) and value.numel() == 1:
-                found[key] = float(value)
-            elif value is None:
-                found[key] = math.nan
-        return found
+            if isinstance(value, (tuple, list)):
+                values.update({f"{key}.{k}": one for k, one in enumerate(value)})
+            else:
+                values[key] = value
+        numbers = {key: _number(value) for key, value in values.items()}
+        return {key: number for key, number in numbers.items() if number is not None}
 
 
 def fill_in(step: Step, norms: list[float]) -> None:
@@ -133,6 +132,15 @@ def fill_in(step: Step, norms: list[float]) -> None:
     for group, norm in zip(step.groups, norms, strict=True):
         object.__setattr__(group, GRADIENT_NORM, norm)
     object.__setattr__(step, GRADIENT_NORM, math.hypot(*norms))
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number, None as NaN; None if it is neither."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
+        value = value.item()
+    if value is None:
+        return math.nan
+    return float(value) if isinstance(value, Real) else None
 
 
 def _unchanging(value: Any) -> bool:
