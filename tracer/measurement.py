@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracer.arguments import check_parameters
+from tracer.model_layout import ModelLayout
 from tracer.records import GRADIENT_NORM, ParameterGroup, Step
 
 
@@ -36,7 +38,7 @@ class Measurement:
     """Looks at one optimizer and the model whose parameters it moves."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._layout = optimizer, ModelLayout(model)
         self.parameters = dict(model.named_parameters())
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._members: list[Tensor] = []  # of the groups, as they were last
@@ -45,7 +47,12 @@ class Measurement:
         self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
 
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """Return the parameter groups as they are."""
+        """Return the parameter groups as they are.
+
+        Raises:
+            TracingError: They hold a parameter that is not logged, or the model changed.
+        """
+        self._layout.require()
         self._grouped()
         groups = self._optimizer.param_groups
         return tuple(
@@ -97,6 +104,7 @@ class Measurement:
         found = [p for group in groups for p in group["params"]]
         sizes = [len(group["params"]) for group in groups]
         if sizes != self._sizes or not all(map(is_, found, self._members)):
+            check_parameters(self._optimizer, self._names)
             names = iter([self._names[id(p)] for p in found])
             self._names_by_group = [tuple(islice(names, size)) for size in sizes]
             self._members, self._sizes = found, sizes

@@ -39,6 +39,7 @@ class Observations:
     def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
         self._recorder, self._reduction, self._record = recorder, reduction, record
         self._observed: list[Observed] = []
+        self._step = recorder.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
 
@@ -49,6 +50,8 @@ class Observations:
     def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
         """Announce a micro-batch; raises TracingError if it cannot be one."""
         checked = self._checked(batch_ids, weights, batch)
+        self._recorder.begin()
+        self._drop_skipped()
         state = self._recorder.take(observing=True)
         self._observed.append(replace(checked, seen=True, random_state=state))
 
@@ -57,6 +60,7 @@ class Observations:
 
         Random state of one that was not observed follows once a closure has run its forward.
         """
+        self._drop_skipped()
         observed = list(self._observed)
         if observed and batch_ids is not None:
             raise TracingError(
@@ -70,6 +74,12 @@ class Observations:
         self._check_type(observed[0].ids[0])
         self._observed.clear()
         return observed
+
+    def _drop_skipped(self) -> None:
+        """Forget what was announced for a step that a GradScaler left out."""
+        if self._step != self._recorder.step:
+            self._step = self._recorder.step
+            self.clear()
 
     def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
         ids = plain_ids(batch_ids)

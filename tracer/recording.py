@@ -14,7 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from tracer.errors import TracingError
+from tracer.model_layout import ModelLayout
 from tracer.records import RandomState
 
 
@@ -32,24 +35,40 @@ class Recorder:
     Args:
         model: The object whose forwards count; may be compiled or wrapped.
         inner: The module that owns parameters and buffers.
+
+    Attributes:
+        step: How many steps were taken or left out.
+        offered: Whether a GradScaler has taken the step up; it is over if no step follows.
+        clip_factor: What the gradient was multiplied with.
     """
 
     def __init__(self, model: nn.Module, inner: nn.Module) -> None:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
-        self.buffers: dict[str, Tensor] | None = None
-        self._buffers = [
-            (f"{prefix}.{key}" if prefix else key, module._buffers, key)
-            for prefix, module in inner.named_modules()
-            for key, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        self._model, self._layout = model, ModelLayout(inner)
+        self._buffers: dict[str, Tensor] | TracingError | None = None
         self._captures: list[Capture] = []
-        self._observe_first = False
-        hook = _Hook(self, model)
+        self._observe_first = self.offered = False
+        self.step, self.clip_factor = 0, 1.0
+        self._handles: list[RemovableHandle] = []
+
+    def watch(self) -> None:
+        """Put the hooks on."""
+        hook = _Hook(self, self._model)
         self._handles = [
-            model.register_forward_pre_hook(hook),
-            model.register_forward_hook(_Marker(hook)),
+            self._model.register_forward_pre_hook(hook),
+            self._model.register_forward_hook(_Marker(hook)),
         ]
+
+    @property
+    def buffers(self) -> dict[str, Tensor] | None:
+        """Copies of the buffers before the step's first training forward, if one was seen.
+
+        Raises:
+            TracingError: The model had changed; said here, since a forward alone is no step.
+        """
+        if isinstance(self._buffers, TracingError):
+            raise self._buffers
+        return self._buffers
 
     def close(self) -> None:
         """Take the hooks off."""
@@ -58,8 +77,12 @@ class Recorder:
 
     def forward_begins(self) -> None:
         """Catch the state of a training forward."""
-        if self.buffers is None:
-            self.buffers = self.current_buffers()
+        self.begin()
+        if self._buffers is None:
+            try:
+                self._buffers = self.current_buffers()
+            except TracingError as error:
+                self._buffers = error
         if not self._observe_first:
             self._captures.append(Capture(self.random_state()))
 
@@ -80,26 +103,31 @@ class Recorder:
     def gradients_dropped(self) -> None:
         """Forget forwards whose gradients ``zero_grad`` threw away."""
         self._captures = [capture for capture in self._captures if not capture.used]
-        self._observe_first = False
+        self._observe_first, self.clip_factor = False, 1.0
+
+    def clipped(self, factor: float) -> None:
+        """Note that the gradient was multiplied."""
+        self.begin()
+        self.clip_factor *= factor
+
+    def begin(self) -> None:
+        """Begin anew if a GradScaler left the last step out."""
+        if self.offered:
+            self.step_ended()
 
     def step_ended(self) -> None:
         """Begin anew after a step."""
-        self._captures, self._observe_first, self.buffers = [], False, None
+        self._captures, self._observe_first, self._buffers = [], False, None
+        self.step, self.offered, self.clip_factor = self.step + 1, False, 1.0
 
     def current_buffers(self) -> dict[str, Tensor]:
-        """Return copies of the model's buffers."""
-        return {name: _copied(held, key) for name, held, key in self._buffers}
+        """Return copies of the model's buffers; raises TracingError if the model changed."""
+        return self._layout.buffers()
 
     def random_state(self) -> RandomState:
         """Return torch's generators as they are now."""
         cuda = {device: torch.cuda.get_rng_state(device) for device in self.devices}
         return RandomState(torch.get_rng_state(), cuda)
-
-
-def _copied(held: Mapping[str, Tensor | None], key: str) -> Tensor:
-    buffer = held[key]
-    assert buffer is not None
-    return buffer.detach().clone()
 
 
 class _Hook:
