@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import re
 
 import numpy as np
@@ -321,3 +322,95 @@ def test_nothing_stays_of_a_step_that_amp_left_out(path, way, fused):
             assert torch.equal(one.micro_batches[0].random_state.cpu, random[t])
             assert torch.equal(log.buffers(t)["1.running_mean"], means[t])
             assert one.clip_factor == 1
+
+
+def test_optimizer_state_that_belongs_to_no_parameter(path):
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            self.state["all"]["n"] = self.state["all"].get("n", 0) + 1
+            self.state["plain"] = 3
+            return super().step(closure)
+
+    model = build()
+    for resume in (False, True):
+        inner = Counting(model.parameters(), lr=0.1, momentum=0.9)
+        with TracingOptimizer(inner, model, path, state_every=2, resume=resume) as optimizer:
+            assert optimizer.state.get("all", {}).get("n", 0) == optimizer.position[0]
+            for _ in range(3):
+                step(optimizer, model, "abcd")
+    with open_log(path) as log:
+        assert log.states() == [0, 2, 4, 6]
+        state = log.state(6)["optimizer"]["state"]
+        assert state["all"] == {"n": 6}
+        assert state["plain"] == 3
+        assert torch.equal(
+            state[0]["momentum_buffer"], inner.state[model.weight]["momentum_buffer"]
+        )
+
+
+def test_state_that_cannot_be_kept_is_said_once(path):
+    model = build()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    inner.state[7] = {"n": 1}
+    optimizer = TracingOptimizer(inner, model, path, state_every=1)
+    with pytest.warns(TracingWarning, match="cannot be resumed: the optimizer's state has the key"):
+        step(optimizer, model)
+    step(optimizer, model)
+    optimizer.close()
+    assert len(open_log(path)) == 2
+
+
+def test_a_group_removed(path):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2))
+    inner = torch.optim.Adam([{"params": layer.parameters()} for layer in model])
+    with TracingOptimizer(inner, model, path) as optimizer:
+        step(optimizer, model)
+        del optimizer.param_groups[0]
+        step(optimizer, model)
+    with open_log(path) as log:
+        assert [len(one.groups) for one in log.steps()] == [2, 1]
+        state = log.state(2)["optimizer"]["state"]
+        assert [state[k]["step"].item() for k in (0, 1)] == [2, 2]
+        assert torch.equal(state[0]["exp_avg"], inner.state[model[1].weight]["exp_avg"])
+
+
+def test_assigning_goes_to_the_wrapped_optimizer(path):
+    model = build()
+    inner = torch.optim.Adam(model.parameters())
+    with TracingOptimizer(inner, model, path) as optimizer:
+        step(optimizer, model)
+        for name in ("state", "param_groups", "defaults"):
+            value = copy.copy(getattr(inner, name))
+            setattr(optimizer, name, value)
+            assert getattr(inner, name) is value
+        step(optimizer, model)
+        for use in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TracingError, match=r"copied nor pickled; copy or save its state_d"):
+                use(optimizer)
+    assert len(open_log(path)) == 2
+
+
+def test_a_resumed_run_has_ids_of_the_same_type(path):
+    model, first, then = build(), "abcd", [1, 2]
+    with traced(model, path) as optimizer:
+        step(optimizer, model, first)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(inner, model, path, resume=True) as optimizer:
+        with pytest.raises(TracingError, match="batch IDs were .* so far and are now"):
+            step(optimizer, model, then)
+        step(optimizer, model, first)
+    with open_log(path) as log:
+        assert log.batch_ids(1) == list(first)
+
+
+def test_resuming_with_parameters_in_another_order(path):
+    def model(order):
+        return nn.ModuleDict({name: nn.Linear(2, 2) for name in order})
+
+    first = model("ab")
+    with traced(first, path) as optimizer:
+        first["a"](torch.ones(1, 2)).sum().backward()
+        optimizer.step(batch_ids=[1])
+    second = model("ba")
+    with pytest.raises(TracingError, match="in another order than the log"):
+        TracingOptimizer(torch.optim.SGD(second.parameters(), lr=0.1), second, path, resume=True)

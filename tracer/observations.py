@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tracer.batch_ids import plain_ids
 from tracer.errors import TracingError
 from tracer.nested import NestedError, encode
+from tracer.reader import RunLog
 from tracer.recording import Recorder
 from tracer.records import ID, MicroBatch, RandomState
 
@@ -42,6 +44,11 @@ class Observations:
         self._step = recorder.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
+
+    def go_on(self, path: Path) -> None:
+        """Take IDs of the type that a resumed log has."""
+        with RunLog(path) as log:
+            self._type = str if log.metadata["id_type"] == "str" else int
 
     def clear(self) -> None:
         """Forget what was announced."""

@@ -105,6 +105,8 @@ class TracingOptimizer(Delegating):
         weakref.finalize(self, self._log.close)
         try:
             self._epoch = begin(self._log, resume=resume, steps=steps)
+            if self._log.steps:
+                self._observations.go_on(path)
         except BaseException:
             self._log.give_up()
             raise
