@@ -99,3 +99,16 @@ def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 def _shown(tensor: Tensor) -> str:
     dense = "" if tensor.layout == torch.strided else "sparse "
     return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner

@@ -45,10 +45,11 @@ class Observations:
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
 
-    def go_on(self, path: Path) -> None:
-        """Take IDs of the type that a resumed log has."""
-        with RunLog(path) as log:
-            self._type = str if log.metadata["id_type"] == "str" else int
+    def go_on(self, path: Path, step: int) -> None:
+        """Take IDs of the type that a log has, if it is resumed at a step."""
+        if step:
+            with RunLog(path) as log:
+                self._type = str if log.metadata["id_type"] == "str" else int
 
     def clear(self) -> None:
         """Forget what was announced."""
@@ -79,6 +80,7 @@ class Observations:
         if len({type(one.ids[0]) for one in observed}) > 1:
             raise TracingError("batch IDs must be all integers or all strings; found both.")
         self._check_type(observed[0].ids[0])
+        self._recorder.require_seen()
         self._observed.clear()
         return observed
 

@@ -23,8 +23,9 @@ from tracer.arguments import (
 )
 from tracer.delegation import Delegating
 from tracer.forecast import Forecast
+from tracer.model_layout import unwrapped
 from tracer.observations import Observations
-from tracer.recording import Recorder, unwrapped
+from tracer.recording import Recorder
 from tracer.start import begin, step_logger, warn_unless_fits
 
 
@@ -105,8 +106,7 @@ class TracingOptimizer(Delegating):
         weakref.finalize(self, self._log.close)
         try:
             self._epoch = begin(self._log, resume=resume, steps=steps)
-            if self._log.steps:
-                self._observations.go_on(path)
+            self._observations.go_on(path, self._log.steps)
         except BaseException:
             self._log.give_up()
             raise

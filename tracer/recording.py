@@ -7,8 +7,9 @@ batch was skipped, or a second one in the same micro-batch, does no harm.
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tracer.errors import TracingError
+from tracer.errors import TracingError, TracingWarning
 from tracer.model_layout import ModelLayout
 from tracer.records import RandomState
 
@@ -50,14 +51,33 @@ class Recorder:
         self._observe_first = self.offered = False
         self.step, self.clip_factor = 0, 1.0
         self._handles: list[RemovableHandle] = []
+        self._hook = _Hook(self, model)
+        self._complained = False
 
     def watch(self) -> None:
         """Put the hooks on."""
-        hook = _Hook(self, self._model)
+        marker = _Marker(self._hook)
         self._handles = [
-            self._model.register_forward_pre_hook(hook),
-            self._model.register_forward_hook(_Marker(hook)),
+            self._model.register_forward_pre_hook(self._hook),
+            self._model.register_forward_hook(marker),
         ]
+        compiled = self._model._compiled_call_impl
+        if compiled is not None:  # model.compile() compiles its hooks away
+            self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
+
+    def require_seen(self) -> None:
+        """Warn once if the model ran inside a compiled function, where no hook can look."""
+        made = self._model._compiled_call_impl
+        late = made is not None and not isinstance(made, _Compiled)
+        if (self._hook.compiled or late) and self._buffers is None and not self._complained:
+            self._complained = True
+            warnings.warn(
+                "the model runs inside torch.compile, so random state and buffers before its "
+                "forward are not logged, and a run with dropout does not replay: give the wrapper "
+                "what torch.compile returned, or call model.compile() before the wrapper is made.",
+                TracingWarning,
+                stacklevel=4,
+            )
 
     @property
     def buffers(self) -> dict[str, Tensor] | None:
@@ -74,6 +94,9 @@ class Recorder:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        compiled = self._model._compiled_call_impl
+        if isinstance(compiled, _Compiled):
+            self._model._compiled_call_impl = compiled.inner
 
     def forward_begins(self) -> None:
         """Catch the state of a training forward."""
@@ -119,6 +142,7 @@ class Recorder:
         """Begin anew after a step."""
         self._captures, self._observe_first, self._buffers = [], False, None
         self.step, self.offered, self.clip_factor = self.step + 1, False, 1.0
+        self._hook.compiled = False
 
     def current_buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers; raises TracingError if the model changed."""
@@ -131,20 +155,30 @@ class Recorder:
 
 
 class _Hook:
-    """Forward pre-hook; copies and pickles of the model carry one that does nothing."""
+    """Forward pre-hook; copies and pickles of the model carry one that does nothing.
+
+    Attributes:
+        compiled: Whether a training forward ran inside a compiled function.
+    """
 
     def __init__(self, recorder: Recorder | None, model: nn.Module | None) -> None:
+        self.compiled = False
         self.recorder = None if recorder is None else weakref.ref(recorder)
-        self._model = None if model is None else weakref.ref(model)
+        self.model = (lambda: None) if model is None else weakref.ref(model)
 
     def active(self, module: nn.Module) -> Recorder | None:
         """Return the recorder if this forward counts."""
-        if self.recorder is None or self._model is None or self._model() is not module:
+        if self.recorder is None or self.model() is not module:
             return None
-        counts = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        looks = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+        counts = module.training and torch.is_grad_enabled() and not looks
         return self.recorder() if counts else None
 
     def __call__(self, module: nn.Module, arguments: Any) -> None:
+        if torch.compiler.is_compiling():
+            if module.training and torch.is_grad_enabled():
+                self.compiled = True  # compiled, too: it is set whenever the function runs
+            return
         recorder = self.active(module)
         if recorder is not None:
             recorder.forward_begins()
@@ -186,6 +220,21 @@ class _Marker:
         return _Marker, (_Hook(None, None),)
 
 
+class _Compiled:
+    """What ``model.compile()`` made, between the hooks."""
+
+    def __init__(self, inner: Callable[..., Any], hook: _Hook, marker: _Marker) -> None:
+        self.inner, self._hook, self._marker = inner, hook, marker
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        model = self._hook.model()
+        assert model is not None  # it holds this object
+        self._hook(model, arguments)
+        output = self.inner(*arguments, **named)
+        self._marker(model, arguments, output)
+        return output
+
+
 def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
@@ -199,16 +248,3 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         for value in vars(output).values():
             if isinstance(value, (Tensor, list, tuple)):
                 yield from _tensors(value)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
