@@ -62,6 +62,16 @@ def test_only_numbers_are_logged_of_the_groups(path, more, expected):
     assert found == pytest.approx(expected, nan_ok=True)
 
 
+def test_a_number_that_was_none_at_the_first_step(path):
+    model = build()
+    with TracingOptimizer(Optimizer(model.parameters(), a=(0.9,)), model, path) as optimizer:
+        step(optimizer, model)
+        optimizer.param_groups[0]["a"] = (0.9, 0.8)
+        with pytest.raises(TracingError, match=r"'a\.1' of group 0 is a number now and was none"):
+            step(optimizer, model)
+    assert len(open_log(path)) == 1
+
+
 def test_adafactor(path):
     model = build()
     inner = torch.optim.Adafactor(model.parameters())
@@ -247,6 +257,8 @@ def test_sparse_buffers_are_refused(path):
     with pytest.raises(TracingError, match=r"buffer 'a.t' is sparse float32 \(3,\); a log stores"):
         traced(model, path)
     assert not path.exists()
+    with pytest.raises(TracingError, match="parameter 'weight' has no shape yet; run a batch"):
+        traced(nn.LazyLinear(2), path)
 
 
 def test_a_layer_added_later_is_refused(path):

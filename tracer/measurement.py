@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.arguments import check_parameters
+from tracer.errors import TracingError
 from tracer.model_layout import ModelLayout
 from tracer.records import GRADIENT_NORM, ParameterGroup, Step
 
@@ -44,6 +45,7 @@ class Measurement:
         self._members: list[Tensor] = []  # of the groups, as they were last
         self._sizes: list[int] = []
         self._names_by_group: list[tuple[str, ...]] = []
+        self._columns: list[str] = []  # numbers that the log has of each group
         self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
 
     def groups(self) -> tuple[ParameterGroup, ...]:
@@ -54,6 +56,7 @@ class Measurement:
         """
         self._layout.require()
         self._grouped()
+        self._columns = self._columns or self.hyperparameters()
         groups = self._optimizer.param_groups
         return tuple(
             [
@@ -117,6 +120,13 @@ class Measurement:
         if known is not None and all(map(is_, values, known[0])):
             return known[1]
         numbers = self._numbers(group)
+        for name in numbers:
+            if name not in self._columns:
+                raise TracingError(
+                    f"{name!r} of group {k} is a number now and was none at the first step: a "
+                    "log's rows have one layout; give the optimizer its hyperparameters, in their "
+                    "final form, before."
+                )
         self._known.pop(k, None)
         if all(_unchanging(value) for value in values):
             self._known[k] = values, numbers

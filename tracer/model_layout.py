@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tracer.errors import TracingError
 
@@ -19,7 +20,7 @@ class ModelLayout:
         model: The module that owns them.
 
     Raises:
-        TracingError: One is sparse.
+        TracingError: One is sparse, or has no shape yet.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -31,6 +32,10 @@ class ModelLayout:
         for key, shown in self._was.items():
             if shown.startswith("sparse"):
                 raise TracingError(f"the model's {key} is {shown}; a log stores dense ones.")
+            if shown == "lazy":
+                raise TracingError(
+                    f"the model's {key} has no shape yet; run a batch through first."
+                )
         self._look()
 
     def require(self) -> None:
@@ -97,6 +102,8 @@ def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 
 
 def _shown(tensor: Tensor) -> str:
+    if is_lazy(tensor):
+        return "lazy"
     dense = "" if tensor.layout == torch.strided else "sparse "
     return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 

@@ -107,10 +107,10 @@ class TracingOptimizer(Delegating):
         try:
             self._epoch = begin(self._log, resume=resume, steps=steps)
             self._observations.go_on(path, self._log.steps)
+            self._recorder.watch()  # last: a constructor that fails leaves the model as it was
         except BaseException:
             self._log.give_up()
             raise
-        self._recorder.watch()  # last: a constructor that fails leaves the model as it was
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
