@@ -192,7 +192,6 @@ CHANGES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:.*was not closed by its writer")
 @pytest.mark.parametrize("how", ["step", "closure", "close", "flush"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_a_model_that_changes_is_an_error_before_the_update(path, change, how):
@@ -402,8 +401,9 @@ def test_assigning_goes_to_the_wrapped_optimizer(path):
     assert len(open_log(path)) == 2
 
 
-def test_a_resumed_run_has_ids_of_the_same_type(path):
-    model, first, then = build(), "abcd", [1, 2]
+@pytest.mark.parametrize(("first", "then"), [("abcd", [1, 2]), ([1, 2], "abcd")])
+def test_a_resumed_run_has_ids_of_the_same_type(path, first, then):
+    model = build()
     with traced(model, path) as optimizer:
         step(optimizer, model, first)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)

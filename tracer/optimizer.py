@@ -6,6 +6,7 @@ wrapped one's, and training is bitwise what it is without tracing.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +23,13 @@ from tracer.arguments import (
     checked_group,
 )
 from tracer.delegation import Delegating
+from tracer.errors import TracingError, TracingWarning
 from tracer.forecast import Forecast
 from tracer.model_layout import unwrapped
 from tracer.observations import Observations
 from tracer.recording import Recorder
 from tracer.start import begin, step_logger, warn_unless_fits
+from tracer.step_logger import StepLogger
 
 
 class TracingOptimizer(Delegating):
@@ -103,7 +106,7 @@ class TracingOptimizer(Delegating):
             snapshot_every=snapshot_every,
             record=record,
         )
-        weakref.finalize(self, self._log.close)
+        weakref.finalize(self, _close, self._log)
         try:
             self._epoch = begin(self._log, resume=resume, steps=steps)
             self._observations.go_on(path, self._log.steps)
@@ -230,9 +233,17 @@ class TracingOptimizer(Delegating):
 
     def close(self) -> None:
         """End the log; further steps are errors."""
-        self._log.close()
+        _close(self._log)
 
     @property
     def position(self) -> tuple[int, int | None]:
         """(steps taken, epoch); after ``resume=True``, where the run goes on."""
         return self._log.steps, self.epoch
+
+
+def _close(log: StepLogger) -> None:
+    try:
+        log.close()
+    except TracingError as error:  # the model has changed
+        text = f"tracing stopped: {error} The log is closed without its last step."
+        warnings.warn(text, TracingWarning, stacklevel=3)
