@@ -282,15 +282,35 @@ def test_nested_round_trip():
     assert isinstance(array, np.ndarray)
     assert (array == np.arange(6.0).reshape(2, 3).T).all()
     assert np.isnan(decode(encode(float("nan"), "it")))
+    number = decode(encode(np.array(3.0), "it"))
+    assert isinstance(number, np.ndarray)
+    assert number.shape == ()
+    assert number == 3
+
+
+def test_nested_views():
+    """Values that are not what lies in memory are stored as they are."""
+    value = torch.tensor([1 + 2j, 3j], dtype=torch.complex64)
+    assert torch.equal(decode(encode(value.conj(), "it")), value.conj().resolve_conj())
+    assert torch.equal(decode(encode(value.conj().imag, "it")), torch.tensor([-2.0, -3.0]))
+    for dtype in (">f4", ">i8"):
+        array = np.arange(3).astype(dtype)
+        array.flags.writeable = False
+        again = decode(encode(array, "it"))
+        assert again.dtype == array.dtype.newbyteorder("=")
+        assert (again == array).all()
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ({"x": [1, object()]}, r"it\['x'\]\[1\] is a object; a log stores tensors, arrays"),
+        ({"x": [1, object()]}, r"it\['x'\]\[1\] is a object; a log stores dense tensors, arrays"),
         ({(1, 2): 3}, "it is a dict; a log stores"),
         (torch.zeros(2, 2).to_sparse(), "it is a Tensor"),
-        (np.array(["a"]), "it is a ndarray"),
+        (torch.zeros(2, device="meta"), "it is a Tensor of torch.float32; a log stores"),
+        (np.array(["a"]), "it is a ndarray of <U1"),
+        (np.ones(2, np.longdouble), "it is a ndarray of float128"),
+        (np.longdouble(1), "it is a longdouble"),
     ],
 )
 def test_what_cannot_be_stored(value, message):

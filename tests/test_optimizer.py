@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -541,3 +542,52 @@ def test_norms_of_groups(tmp_path, mixed):
     norms = [group.gradient_norm for group in step.groups]
     assert norms == pytest.approx([(12 + 3 * 4) ** 0.5, (6 * 9) ** 0.5])
     assert step.gradient_norm == pytest.approx((12 + 12 + 54) ** 0.5)
+
+
+def test_model_compiled_in_place(path):
+    """``model.compile()`` compiles hooks away; what it made is watched instead, until the end."""
+    torch._dynamo.reset()
+    torch.manual_seed(7)
+    model = build()
+    model.compile(backend="eager", fullgraph=True)
+    compiled = model._compiled_call_impl
+    outputs, states = [], []
+    with TracingSGD(sgd(model), model, path) as optimizer:
+        for _ in range(2):
+            optimizer.zero_grad()
+            states.append(torch.get_rng_state())
+            outputs.append(model(X))
+            F.cross_entropy(outputs[-1], Y).backward()
+            optimizer.step(batch_ids=range(12))
+        copy.deepcopy(model)(X)
+        torch.save(model, io.BytesIO())
+    assert model._compiled_call_impl is compiled
+    with open_log(path) as log:
+        for t in range(2):
+            state = log.step(t).micro_batches[0].random_state
+            assert torch.equal(state.cpu, states[t])
+            again = build()
+            again.load_state_dict(log.parameters(t))
+            assert torch.equal(masks(again, state), outputs[t])
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_model_inside_a_compiled_function_is_said_once(path, late):
+    torch._dynamo.reset()
+    model = build()
+    function = model if late else torch.compile(model, backend="eager", fullgraph=True)
+    with TracingSGD(sgd(model), model, path) as optimizer:
+        if late:
+            model.compile(backend="eager", fullgraph=True)
+        for t in range(3):
+            optimizer.zero_grad()
+            F.cross_entropy(function(X), Y).backward()
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                optimizer.step(batch_ids=range(12))
+            text = "give the wrapper what torch.compile returned, or call model.compile() before"
+            assert [text in str(one.message) for one in caught] == [True] * (t == 0)
+            assert all(one.filename == __file__ for one in caught)
+        function.eval()
+        function(X)
+    assert open_log(path).step(0).micro_batches[0].random_state is None

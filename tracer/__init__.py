@@ -2,9 +2,10 @@
 
 from tracer.batches import collate_with_ids, with_ids
 from tracer.errors import TracinError
-from tracer.optimizer import TracingOptimizer, TracingSGD
+from tracer.optimizer import TracingOptimizer
 from tracer.reader import RunLog, open_log
 from tracer.records import Step
+from tracer.sgd import TracingSGD
 
 __all__ = [
     "RunLog",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from operator import index
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.coding import ENCODINGS, has_zstd
@@ -81,6 +82,31 @@ def checked_compression(compression: str | None, elements: int) -> str:
     if compression not in ENCODINGS:
         raise TracingError(f'compression must be "none" or "delta", found {compression!r}.')
     return compression
+
+
+def checked_epoch(epoch: Any) -> int | None:
+    """Return an epoch as a plain number."""
+    try:
+        number = None if epoch is None else index(epoch)
+    except TypeError:
+        number = -1
+    if number is not None and not 0 <= number < 2**63:
+        raise TracingError(f"epoch must be None or a whole number from 0 on, found {epoch!r}.")
+    return number
+
+
+def checked_group(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+    """Return a parameter group with its parameters as a list; all must be logged."""
+    found = group["params"]
+    found = [found] if isinstance(found, Tensor) else list(found)
+    for one in found:
+        parameter = one[1] if isinstance(one, tuple) else one  # torch takes (name, parameter), too
+        if id(parameter) not in names:
+            raise TracingError(
+                "add_param_group got a parameter that the traced model does not have, or had not "
+                "when the wrapper was made: a log's rows have one layout; make every layer first."
+            )
+    return {**group, "params": found}
 
 
 def check_parameters(optimizer: Optimizer, names: dict[int, str]) -> None:

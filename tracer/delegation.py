@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, NoReturn
 
 from torch.optim import Optimizer
+
+from tracer.errors import TracingError
 
 
 class Delegating(Optimizer):
@@ -29,19 +31,31 @@ class Delegating(Optimizer):
         return getattr(self.optimizer, name)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+    def param_groups(self) -> list[dict[str, Any]]:
         """The wrapped optimizer's parameter groups."""
         return self.optimizer.param_groups
 
+    @param_groups.setter
+    def param_groups(self, value: list[dict[str, Any]]) -> None:
+        self.optimizer.param_groups = value
+
     @property
-    def state(self) -> Any:  # type: ignore[override]
+    def state(self) -> Any:
         """The wrapped optimizer's state."""
         return self.optimizer.state
 
+    @state.setter
+    def state(self, value: Any) -> None:
+        self.optimizer.state = value
+
     @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+    def defaults(self) -> dict[str, Any]:
         """The wrapped optimizer's defaults."""
         return self.optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, value: dict[str, Any]) -> None:
+        self.optimizer.defaults = value
 
     @property
     def grad_scale(self) -> Any:
@@ -68,6 +82,12 @@ class Delegating(Optimizer):
     @found_inf.deleter
     def found_inf(self) -> None:
         del self.optimizer.found_inf  # type: ignore[attr-defined]
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TracingError(
+            "an optimizer with an open log can be neither copied nor pickled; copy or save its "
+            "state_dict()."
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the wrapped optimizer's state."""

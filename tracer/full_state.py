@@ -52,14 +52,14 @@ class States:
         self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor]
     ) -> bytes | None:
         """Return the state, encoded; None, with one warning, if a log cannot store it."""
-        whole = {
-            "parameters": dict(self._model.named_parameters()),
-            "buffers": dict(buffers),
-            "optimizer": self._optimizer_state(),
-            "random": {"cpu": random.cpu, "cuda": random.cuda},
-            "epoch": epoch,
-        }
         try:
+            whole = {
+                "parameters": dict(self._model.named_parameters()),
+                "buffers": dict(buffers),
+                "optimizer": self._optimizer_state(),
+                "random": {"cpu": random.cpu, "cuda": random.cuda},
+                "epoch": epoch,
+            }
             return encode(whole, "the state")
         except NestedError as error:
             if not self._complained:
@@ -71,8 +71,17 @@ class States:
         """Return what ``state_dict`` does, without calling the user's hooks."""
         groups = self._optimizer.param_groups
         number = {id(p): k for k, p in enumerate(p for g in groups for p in g["params"])}
+        state: dict[Any, Any] = {}
+        for key, entry in self._optimizer.state.items():
+            plain = dict(entry) if isinstance(entry, Mapping) else entry
+            if isinstance(key, str):
+                state[key] = plain
+            elif id(key) in number:
+                state[number[id(key)]] = plain
+            elif not isinstance(key, Tensor):  # a tensor's group was removed: nothing reads it
+                raise NestedError(f"the optimizer's state has the key {key!r}; a log takes text.")
         return {
-            "state": {number[id(p)]: dict(entry) for p, entry in self._optimizer.state.items()},
+            "state": state,
             "param_groups": [
                 {**group, "params": [number[id(p)] for p in group["params"]]} for group in groups
             ],
@@ -96,6 +105,11 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     stored = {**state["parameters"], **state["buffers"]}
+    if list(tensors) != list(stored) and tensors.keys() == stored.keys():
+        raise TracingError(
+            "cannot resume: the model has its parameters or buffers in another order than the log; "
+            "build the model of the logged run."
+        )
     for name in [*tensors, *stored]:
         found = [None if t is None else (t.shape, t.dtype) for t in _pair(name, tensors, stored)]
         if found[0] != found[1]:

@@ -6,13 +6,18 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Real
 from operator import is_
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracer.arguments import check_parameters
+from tracer.errors import TracingError
+from tracer.model_layout import ModelLayout
 from tracer.records import GRADIENT_NORM, ParameterGroup, Step
 
 
@@ -34,17 +39,24 @@ class Measurement:
     """Looks at one optimizer and the model whose parameters it moves."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
-        self._optimizer = optimizer
+        self._optimizer, self._layout = optimizer, ModelLayout(model)
         self.parameters = dict(model.named_parameters())
         self._names = {id(p): name for name, p in self.parameters.items()}
         self._members: list[Tensor] = []  # of the groups, as they were last
         self._sizes: list[int] = []
         self._names_by_group: list[tuple[str, ...]] = []
+        self._columns: list[str] = []  # numbers that the log has of each group
         self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
 
     def groups(self) -> tuple[ParameterGroup, ...]:
-        """Return the parameter groups as they are."""
+        """Return the parameter groups as they are.
+
+        Raises:
+            TracingError: They hold a parameter that is not logged, or the model changed.
+        """
+        self._layout.require()
         self._grouped()
+        self._columns = self._columns or self.hyperparameters()
         groups = self._optimizer.param_groups
         return tuple(
             [
@@ -95,6 +107,7 @@ class Measurement:
         found = [p for group in groups for p in group["params"]]
         sizes = [len(group["params"]) for group in groups]
         if sizes != self._sizes or not all(map(is_, found, self._members)):
+            check_parameters(self._optimizer, self._names)
             names = iter([self._names[id(p)] for p in found])
             self._names_by_group = [tuple(islice(names, size)) for size in sizes]
             self._members, self._sizes = found, sizes
@@ -107,6 +120,13 @@ class Measurement:
         if known is not None and all(map(is_, values, known[0])):
             return known[1]
         numbers = self._numbers(group)
+        for name in numbers:
+            if name not in self._columns:
+                raise TracingError(
+                    f"{name!r} of group {k} is a number now and was none at the first step: a "
+                    "log's rows have one layout; give the optimizer its hyperparameters, in their "
+                    "final form, before."
+                )
         self._known.pop(k, None)
         if all(_unchanging(value) for value in values):
             self._known[k] = values, numbers
@@ -114,18 +134,15 @@ class Measurement:
 
     def _numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
         """Return a group's numeric hyperparameters; tuples are spread, None is NaN."""
-        found: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for key in ("lr", *self._optimizer.defaults):
             value = group.get(key)
-            if isinstance(value, (bool, int, float)):
-                found[key] = float(value)
-            elif isinstance(value, (tuple, list)):
-                found.update({f"{key}.{k}": float(v) for k, v in enumerate(value)})
-            elif isinstance(value, Tensor) and value.numel() == 1:
-                found[key] = float(value)
-            elif value is None:
-                found[key] = math.nan
-        return found
+            if isinstance(value, (tuple, list)):
+                values.update({f"{key}.{k}": one for k, one in enumerate(value)})
+            else:
+                values[key] = value
+        numbers = {key: _number(value) for key, value in values.items()}
+        return {key: number for key, number in numbers.items() if number is not None}
 
 
 def fill_in(step: Step, norms: list[float]) -> None:
@@ -133,6 +150,15 @@ def fill_in(step: Step, norms: list[float]) -> None:
     for group, norm in zip(step.groups, norms, strict=True):
         object.__setattr__(group, GRADIENT_NORM, norm)
     object.__setattr__(step, GRADIENT_NORM, math.hypot(*norms))
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number, None as NaN; None if it is neither."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
+        value = value.item()
+    if value is None:
+        return math.nan
+    return float(value) if isinstance(value, Real) else None
 
 
 def _unchanging(value: Any) -> bool:

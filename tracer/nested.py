@@ -17,6 +17,8 @@ from torch import Tensor
 from tracer.layout import dtype_name, torch_dtype
 
 _ALIGN = 8
+_NUMPY = [np.dtype(f"{kind}{size}") for kind in "iuf" for size in (2, 4, 8)]
+_NUMPY += [np.dtype(name) for name in ("?", "i1", "u1")]
 
 
 class NestedError(ValueError):
@@ -42,13 +44,15 @@ def encode(value: Any, called: str) -> bytes:
 def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> Any:
     if value is None or type(value) in (bool, int, float, str):
         return value
-    if isinstance(value, np.generic) and value.dtype.kind in "biuf":
+    known = isinstance(value, (np.ndarray, np.generic)) and value.dtype.newbyteorder("=") in _NUMPY
+    if isinstance(value, np.generic) and known:
         return value.item()  # a schedule computed by numpy
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        node = _describe(torch.from_numpy(np.ascontiguousarray(value)), where, arrays, end)
+    if isinstance(value, np.ndarray) and known:
+        native = value.astype(value.dtype.newbyteorder("="), order="C")  # a copy: writeable
+        node = _describe(torch.from_numpy(native), where, arrays, end)
         return {"array": node["tensor"]}
-    if isinstance(value, Tensor) and value.layout == torch.strided:
-        flat = value.detach().cpu().contiguous().flatten()
+    if _is_plain(value):
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
         data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         node = {"tensor": [dtype_name(value.dtype), list(value.shape), end[0]]}
         arrays.append(data + bytes(-len(data) % _ALIGN))
@@ -60,9 +64,19 @@ def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> An
     if isinstance(value, dict) and all(type(key) in (int, str) for key in value):
         pairs = [[k, _describe(v, f"{where}[{k!r}]", arrays, end)] for k, v in value.items()]
         return {"dict": pairs}
+    dtype = f" of {value.dtype}" if isinstance(value, (Tensor, np.ndarray)) else ""
     raise NestedError(
-        f"{where} is a {type(value).__name__}; a log stores tensors, arrays, numbers, text and "
-        "None, in dicts (keys int or str), lists and tuples."
+        f"{where} is a {type(value).__name__}{dtype}; a log stores dense tensors, arrays, numbers, "
+        "text and None, in dicts (keys int or str), lists and tuples."
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor whose elements' bytes are all that it is."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from tracer.batch_ids import plain_ids
 from tracer.errors import TracingError
 from tracer.nested import NestedError, encode
+from tracer.reader import RunLog
 from tracer.recording import Recorder
 from tracer.records import ID, MicroBatch, RandomState
 
@@ -39,8 +41,15 @@ class Observations:
     def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
         self._recorder, self._reduction, self._record = recorder, reduction, record
         self._observed: list[Observed] = []
+        self._step = recorder.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
+
+    def go_on(self, path: Path, step: int) -> None:
+        """Take IDs of the type that a log has, if it is resumed at a step."""
+        if step:
+            with RunLog(path) as log:
+                self._type = str if log.metadata["id_type"] == "str" else int
 
     def clear(self) -> None:
         """Forget what was announced."""
@@ -49,6 +58,8 @@ class Observations:
     def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
         """Announce a micro-batch; raises TracingError if it cannot be one."""
         checked = self._checked(batch_ids, weights, batch)
+        self._recorder.begin()
+        self._drop_skipped()
         state = self._recorder.take(observing=True)
         self._observed.append(replace(checked, seen=True, random_state=state))
 
@@ -57,6 +68,7 @@ class Observations:
 
         Random state of one that was not observed follows once a closure has run its forward.
         """
+        self._drop_skipped()
         observed = list(self._observed)
         if observed and batch_ids is not None:
             raise TracingError(
@@ -68,8 +80,15 @@ class Observations:
         if len({type(one.ids[0]) for one in observed}) > 1:
             raise TracingError("batch IDs must be all integers or all strings; found both.")
         self._check_type(observed[0].ids[0])
+        self._recorder.require_seen()
         self._observed.clear()
         return observed
+
+    def _drop_skipped(self) -> None:
+        """Forget what was announced for a step that a GradScaler left out."""
+        if self._step != self._recorder.step:
+            self._step = self._recorder.step
+            self.clear()
 
     def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
         ids = plain_ids(batch_ids)

@@ -1,4 +1,4 @@
-"""TracingOptimizer and TracingSGD: a torch optimizer that logs every step it takes.
+"""TracingOptimizer: a torch optimizer that logs every step it takes.
 
 To every torch tool the wrapper is the optimizer: parameter groups, state and hooks are the
 wrapped one's, and training is bitwise what it is without tracing.
@@ -6,22 +6,30 @@ wrapped one's, and training is bitwise what it is without tracing.
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.arguments import check_arguments, check_parameters, check_path, qualified
+from tracer.arguments import (
+    check_arguments,
+    check_parameters,
+    check_path,
+    checked_epoch,
+    checked_group,
+)
 from tracer.delegation import Delegating
-from tracer.errors import TracingError
+from tracer.errors import TracingError, TracingWarning
 from tracer.forecast import Forecast
+from tracer.model_layout import unwrapped
 from tracer.observations import Observations
-from tracer.recording import Recorder, unwrapped
+from tracer.recording import Recorder
 from tracer.start import begin, step_logger, warn_unless_fits
+from tracer.step_logger import StepLogger
 
 
 class TracingOptimizer(Delegating):
@@ -58,8 +66,6 @@ class TracingOptimizer(Delegating):
         LogError: Somebody else is writing the log.
     """
 
-    epoch: int | None
-
     def __init__(
         self,
         optimizer: Optimizer,
@@ -82,11 +88,9 @@ class TracingOptimizer(Delegating):
         check_arguments(optimizer, model, task, reduction, snapshot_every, record)
         check_path(path, overwrite=overwrite, resume=resume)
         inner = unwrapped(model)
-        names = {id(p): name for name, p in inner.named_parameters()}
-        check_parameters(optimizer, names)
+        self._names = {id(p): name for name, p in inner.named_parameters()}
+        check_parameters(optimizer, self._names)
         super().__init__(optimizer)
-        self.epoch = None
-        self._clip_factor = 1.0
         self._recorder = Recorder(model, inner)
         self._observations = Observations(self._recorder, reduction, record)
         self._log = step_logger(
@@ -102,15 +106,32 @@ class TracingOptimizer(Delegating):
             snapshot_every=snapshot_every,
             record=record,
         )
-        weakref.finalize(self, self._log.close)
+        weakref.finalize(self, _close, self._log)
         try:
-            self.epoch = begin(self._log, resume=resume, steps=steps)
+            self._epoch = begin(self._log, resume=resume, steps=steps)
+            self._observations.go_on(path, self._log.steps)
+            self._recorder.watch()  # last: a constructor that fails leaves the model as it was
         except BaseException:
             self._log.give_up()
             raise
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the steps to come."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int | None) -> None:
+        self._epoch = checked_epoch(value)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """A GradScaler asks this first; if no step follows, it left the step out."""
+        self._recorder.offered = True
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
     def __enter__(self) -> TracingOptimizer:
         return self
@@ -142,15 +163,14 @@ class TracingOptimizer(Delegating):
         """
         self._log.require_open()
         observed = self._observations.announced(batch_ids, batch)
-        result, applied = self._log.run(
+        self._recorder.offered = False
+        result, _ = self._log.run(
             closure,
             lambda: self._observations.finished(observed),
             epoch=self.epoch,
-            clip_factor=self._clip_factor,
+            clip_factor=self._recorder.clip_factor,
         )
-        if applied:
-            self._recorder.step_ended()
-        self._clip_factor = 1.0
+        self._recorder.step_ended()
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
@@ -173,7 +193,6 @@ class TracingOptimizer(Delegating):
         """Reset gradients and drop pending observations."""
         self._observations.clear()
         self._recorder.gradients_dropped()
-        self._clip_factor = 1.0
         self.optimizer.zero_grad(set_to_none)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
@@ -188,19 +207,12 @@ class TracingOptimizer(Delegating):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        self._clip_factor *= min(1.0, max_norm / (float(norm) + 1e-6))
+        self._recorder.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
         return norm
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters of the model."""
-        names = {id(p) for p in self._log.model.parameters()}
-        found = param_group["params"]
-        found = [found] if isinstance(found, Tensor) else list(found)
-        if any(id(p) not in names for p in found):
-            raise TracingError(
-                "add_param_group got a parameter that the traced model does not have."
-            )
-        super().add_param_group({**param_group, "params": found})
+        super().add_param_group(checked_group(param_group, self._names))
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes on the disk.
@@ -221,7 +233,7 @@ class TracingOptimizer(Delegating):
 
     def close(self) -> None:
         """End the log; further steps are errors."""
-        self._log.close()
+        _close(self._log)
 
     @property
     def position(self) -> tuple[int, int | None]:
@@ -229,16 +241,9 @@ class TracingOptimizer(Delegating):
         return self._log.steps, self.epoch
 
 
-class TracingSGD(TracingOptimizer):
-    """``TracingOptimizer`` around a ``torch.optim.SGD``, whose steps a replay can split.
-
-    Raises:
-        TracingError: The optimizer is another one; ``TracingOptimizer`` wraps any.
-    """
-
-    def _require(self, optimizer: Optimizer) -> None:
-        if type(optimizer) is not torch.optim.SGD:
-            raise TracingError(
-                f"TracingSGD wraps a torch.optim.SGD, found {qualified(type(optimizer))}; "
-                "TracingOptimizer wraps any torch optimizer."
-            )
+def _close(log: StepLogger) -> None:
+    try:
+        log.close()
+    except TracingError as error:  # the model has changed
+        text = f"tracing stopped: {error} The log is closed without its last step."
+        warnings.warn(text, TracingWarning, stacklevel=3)

@@ -7,14 +7,18 @@ batch was skipped, or a second one in the same micro-batch, does no harm.
 
 from __future__ import annotations
 
+import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from tracer.errors import TracingError, TracingWarning
+from tracer.model_layout import ModelLayout
 from tracer.records import RandomState
 
 
@@ -32,34 +36,76 @@ class Recorder:
     Args:
         model: The object whose forwards count; may be compiled or wrapped.
         inner: The module that owns parameters and buffers.
+
+    Attributes:
+        step: How many steps were taken or left out.
+        offered: Whether a GradScaler has taken the step up; it is over if no step follows.
+        clip_factor: What the gradient was multiplied with.
     """
 
     def __init__(self, model: nn.Module, inner: nn.Module) -> None:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
-        self.buffers: dict[str, Tensor] | None = None
-        self._buffers = [
-            (f"{prefix}.{key}" if prefix else key, module._buffers, key)
-            for prefix, module in inner.named_modules()
-            for key, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        self._model, self._layout = model, ModelLayout(inner)
+        self._buffers: dict[str, Tensor] | TracingError | None = None
         self._captures: list[Capture] = []
-        self._observe_first = False
-        hook = _Hook(self, model)
+        self._observe_first = self.offered = False
+        self.step, self.clip_factor = 0, 1.0
+        self._handles: list[RemovableHandle] = []
+        self._hook = _Hook(self, model)
+        self._complained = False
+
+    def watch(self) -> None:
+        """Put the hooks on."""
+        marker = _Marker(self._hook)
         self._handles = [
-            model.register_forward_pre_hook(hook),
-            model.register_forward_hook(_Marker(hook)),
+            self._model.register_forward_pre_hook(self._hook),
+            self._model.register_forward_hook(marker),
         ]
+        compiled = self._model._compiled_call_impl
+        if compiled is not None:  # model.compile() compiles its hooks away
+            self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
+
+    def require_seen(self) -> None:
+        """Warn once if the model ran inside a compiled function, where no hook can look."""
+        made = self._model._compiled_call_impl
+        late = made is not None and not isinstance(made, _Compiled)
+        if (self._hook.compiled or late) and self._buffers is None and not self._complained:
+            self._complained = True
+            warnings.warn(
+                "the model runs inside torch.compile, so random state and buffers before its "
+                "forward are not logged, and a run with dropout does not replay: give the wrapper "
+                "what torch.compile returned, or call model.compile() before the wrapper is made.",
+                TracingWarning,
+                stacklevel=4,
+            )
+
+    @property
+    def buffers(self) -> dict[str, Tensor] | None:
+        """Copies of the buffers before the step's first training forward, if one was seen.
+
+        Raises:
+            TracingError: The model had changed; said here, since a forward alone is no step.
+        """
+        if isinstance(self._buffers, TracingError):
+            raise self._buffers
+        return self._buffers
 
     def close(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
+        compiled = self._model._compiled_call_impl
+        if isinstance(compiled, _Compiled):
+            self._model._compiled_call_impl = compiled.inner
 
     def forward_begins(self) -> None:
         """Catch the state of a training forward."""
-        if self.buffers is None:
-            self.buffers = self.current_buffers()
+        self.begin()
+        if self._buffers is None:
+            try:
+                self._buffers = self.current_buffers()
+            except TracingError as error:
+                self._buffers = error
         if not self._observe_first:
             self._captures.append(Capture(self.random_state()))
 
@@ -80,15 +126,27 @@ class Recorder:
     def gradients_dropped(self) -> None:
         """Forget forwards whose gradients ``zero_grad`` threw away."""
         self._captures = [capture for capture in self._captures if not capture.used]
-        self._observe_first = False
+        self._observe_first, self.clip_factor = False, 1.0
+
+    def clipped(self, factor: float) -> None:
+        """Note that the gradient was multiplied."""
+        self.begin()
+        self.clip_factor *= factor
+
+    def begin(self) -> None:
+        """Begin anew if a GradScaler left the last step out."""
+        if self.offered:
+            self.step_ended()
 
     def step_ended(self) -> None:
         """Begin anew after a step."""
-        self._captures, self._observe_first, self.buffers = [], False, None
+        self._captures, self._observe_first, self._buffers = [], False, None
+        self.step, self.offered, self.clip_factor = self.step + 1, False, 1.0
+        self._hook.compiled = False
 
     def current_buffers(self) -> dict[str, Tensor]:
-        """Return copies of the model's buffers."""
-        return {name: _copied(held, key) for name, held, key in self._buffers}
+        """Return copies of the model's buffers; raises TracingError if the model changed."""
+        return self._layout.buffers()
 
     def random_state(self) -> RandomState:
         """Return torch's generators as they are now."""
@@ -96,27 +154,31 @@ class Recorder:
         return RandomState(torch.get_rng_state(), cuda)
 
 
-def _copied(held: Mapping[str, Tensor | None], key: str) -> Tensor:
-    buffer = held[key]
-    assert buffer is not None
-    return buffer.detach().clone()
-
-
 class _Hook:
-    """Forward pre-hook; copies and pickles of the model carry one that does nothing."""
+    """Forward pre-hook; copies and pickles of the model carry one that does nothing.
+
+    Attributes:
+        compiled: Whether a training forward ran inside a compiled function.
+    """
 
     def __init__(self, recorder: Recorder | None, model: nn.Module | None) -> None:
+        self.compiled = False
         self.recorder = None if recorder is None else weakref.ref(recorder)
-        self._model = None if model is None else weakref.ref(model)
+        self.model = (lambda: None) if model is None else weakref.ref(model)
 
     def active(self, module: nn.Module) -> Recorder | None:
         """Return the recorder if this forward counts."""
-        if self.recorder is None or self._model is None or self._model() is not module:
+        if self.recorder is None or self.model() is not module:
             return None
-        counts = module.training and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        looks = torch.compiler.is_compiling() or torch._C._get_tracing_state()
+        counts = module.training and torch.is_grad_enabled() and not looks
         return self.recorder() if counts else None
 
     def __call__(self, module: nn.Module, arguments: Any) -> None:
+        if torch.compiler.is_compiling():
+            if module.training and torch.is_grad_enabled():
+                self.compiled = True  # compiled, too: it is set whenever the function runs
+            return
         recorder = self.active(module)
         if recorder is not None:
             recorder.forward_begins()
@@ -158,6 +220,21 @@ class _Marker:
         return _Marker, (_Hook(None, None),)
 
 
+class _Compiled:
+    """What ``model.compile()`` made, between the hooks."""
+
+    def __init__(self, inner: Callable[..., Any], hook: _Hook, marker: _Marker) -> None:
+        self.inner, self._hook, self._marker = inner, hook, marker
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        model = self._hook.model()
+        assert model is not None  # it holds this object
+        self._hook(model, arguments)
+        output = self.inner(*arguments, **named)
+        self._marker(model, arguments, output)
+        return output
+
+
 def _tensors(output: Any) -> Iterator[Tensor]:
     if isinstance(output, Tensor):
         yield output
@@ -171,16 +248,3 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         for value in vars(output).values():
             if isinstance(value, (Tensor, list, tuple)):
                 yield from _tensors(value)
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner

@@ -1,0 +1,121 @@
+"""What a log's rows hold of the model: it stays what it was when the wrapper was made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from operator import is_
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from tracer.errors import TracingError
+
+
+class ModelLayout:
+    """Names, shapes and dtypes of a model's parameters and buffers.
+
+    Args:
+        model: The module that owns them.
+
+    Raises:
+        TracingError: One is sparse, or has no shape yet.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._names = [name for name, _ in model.named_buffers()]
+        self._parameters = dict(model.named_parameters())
+        self._was = {key: _shown(t) for key, t in _labelled(self._parameters, "parameter")}
+        self._was |= {key: _shown(t) for key, t in _labelled(dict(model.named_buffers()), "buffer")}
+        for key, shown in self._was.items():
+            if shown.startswith("sparse"):
+                raise TracingError(f"the model's {key} is {shown}; a log stores dense ones.")
+            if shown == "lazy":
+                raise TracingError(
+                    f"the model's {key} has no shape yet; run a batch through first."
+                )
+        self._look()
+
+    def require(self) -> None:
+        """Raise TracingError if a parameter or a buffer is not what it was at construction."""
+        held = _values(self._tables)
+        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
+            self._compare()
+            self._look()
+        elif _kinds(self._tensors) != self._kinds:
+            self._compare()
+
+    def buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers; those under two names are there once.
+
+        Raises:
+            TracingError: As ``require`` does.
+        """
+        self.require()
+        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+
+    def _look(self) -> None:
+        """Remember what lies where, so that a change is seen without asking for every name."""
+        modules = list(self._model.modules())
+        self._tables = [t for m in modules for t in (m._parameters, m._buffers, m._modules)]
+        self._held = _values(self._tables)
+        self._tensors = [value for value in self._held if isinstance(value, Tensor)]
+        self._kinds = _kinds(self._tensors)
+        found = dict(self._model.named_buffers(remove_duplicate=False))
+        self._buffers = {name: found[name] for name in self._names}
+
+    def _compare(self) -> None:
+        parameters = dict(self._model.named_parameters(remove_duplicate=False))
+        buffers = dict(self._model.named_buffers(remove_duplicate=False))
+        for name, parameter in self._parameters.items():
+            if parameters.get(name, parameter) is not parameter:
+                self._refuse(f"parameter {name!r}", f"another tensor, {_shown(parameters[name])},")
+        now = dict([*_labelled(parameters, "parameter"), *_labelled(buffers, "buffer")])
+        for key, was in self._was.items():
+            if key not in now or _shown(now[key]) != was:
+                self._refuse(key, _shown(now[key]) if key in now else "missing")
+        known = {id(now[key]) for key in self._was}
+        for key, tensor in now.items():
+            if id(tensor) not in known:
+                self._refuse(key, _shown(tensor))
+
+    def _refuse(self, key: str, now: str) -> NoReturn:
+        raise TracingError(
+            f"the model's {key} is {now} and was {self._was.get(key, 'missing')} when the wrapper "
+            "was made: a log's rows have one layout. Make, register or convert it before the "
+            "wrapper is made, or begin a new log with a new wrapper."
+        )
+
+
+def _labelled(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, Tensor]]:
+    return [(f"{kind} {name!r}", tensor) for name, tensor in tensors.items()]
+
+
+def _values(tables: Iterable[Mapping[str, Any]]) -> list[Any]:
+    return [value for table in tables for value in table.values()]
+
+
+def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
+
+
+def _shown(tensor: Tensor) -> str:
+    if is_lazy(tensor):
+        return "lazy"
+    dense = "" if tensor.layout == torch.strided else "sparse "
+    return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if inner is None and isinstance(
+            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
+        ):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
