@@ -101,7 +101,7 @@ def test_torn_state_falls_back_to_the_one_before(tmp_path):
 
 def test_nothing_to_resume_begins_anew(tmp_path, capfd):
     run = Run(tmp_path / "run.h5", resume=True)
-    assert "there is no log" in capfd.readouterr().err
+    assert "there is no step in" in capfd.readouterr().err
     assert run.optimizer.position == (0, None)
     run.train(2).close()
 
