@@ -3,9 +3,9 @@
 The floor of a step is one plain forward and backward pass over the batch and the test examples
 together (for AdamW one more over the batch: its denominators are found first) and the 2 b m P
 floating-point operations of the products, at the rate of a matrix product measured here. What a
-step of the replay takes is the difference between a run's first 1 and first 1 + k steps, divided
+step of the replay takes is the difference between a run's first 2 and first 2 + k steps, divided
 by k: reading, checks and values of the test loss in float64 are in it, opening the log and
-proving the gradients once are not. One process, one thread, candidates in turns, medians of three.
+proving the gradients in the first and the last step are not. One process, one thread, candidates in turns, medians of three.
 
     python benchmarks/update_rules.py [MLP|ResNet-9|GPT ...]
 """
@@ -82,7 +82,7 @@ def passes(task: Task, examples: list[Any]) -> float:
 def step(path: Path, task: Task, m: int, more: int) -> float:
     """Return what one more step of a replay takes."""
     seconds = []
-    for stop in (1, 1 + more):
+    for stop in (2, 2 + more):
         run = Replay(path, task)
         seconds.append(
             timed(
@@ -101,7 +101,7 @@ def measure(name: str, folder: Path) -> None:
     print(f"{name}: {size:,} parameters, batch {case.b}", flush=True)
     for rule in RULES:
         with redirect_stderr(StringIO()):
-            trace(task, case, rule, folder / f"{rule}.h5", 1 + more)
+            trace(task, case, rule, folder / f"{rule}.h5", 2 + more)
     for m in (1, 10, 100):
         train, test = [task.train[i] for i in range(case.b)], [task.test[j] for j in range(m)]
         floors: dict[str, list[float]] = {rule: [] for rule in RULES}

@@ -13,7 +13,7 @@ from replay.passes import TERMS, StepResult
 from tracer.errors import PrecisionWarning
 from tracer.records import ID
 
-_SHARE = 1e-3  # of the data part: what scores may miss it by; usual are 1e-8
+_SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
 
 class Tables:
@@ -36,7 +36,7 @@ class Tables:
         self._scores = {name: np.zeros((m, len(train_ids))) for name in methods}
         self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in split}
         self._drops = {name: np.zeros((steps, m)) for name in split}
-        self._earned = {name: np.zeros(m) for name in split}  # by all occurrences
+        self._earned = {name: np.zeros((2, m)) for name in split}  # in all, and without signs
         self._quadrature: dict[str, NDArray[Any]] = {}
         if "ideal" in split:
             self._quadrature = {
@@ -54,7 +54,7 @@ class Tables:
         for name, earned in step.credits.items():
             # np.add.at: an ID that stands twice in a batch counts twice
             np.add.at(self._scores[name].T[:, rows], columns, earned.numpy()[occurrences])
-            self._earned[name][rows] += earned.numpy().sum(0)
+            self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
             for term, values in step.terms(name).items():
                 self._terms[name][term][t, rows] = values.numpy()
             self._drops[name][t, rows] = step.predicted(name).numpy()
@@ -75,15 +75,15 @@ class Tables:
         Warns:
             PrecisionWarning: Scores do not add up to the data part of the loss differences.
         """
-        for name, earned in self._earned.items():
-            data = self._terms[name]["data"]
-            off, whole = np.abs(earned - data.sum(0)), np.abs(data).sum(0)
+        for name, (earned, whole) in self._earned.items():
+            data = self._terms[name]["data"].sum(0)
+            off = np.abs(earned - data)
             j = int(np.argmax(off - _SHARE * whole))
             if off[j] > _SHARE * whole[j]:
                 warnings.warn(
                     f"{name} scores of test example {self.test_ids[j]!r} add up to "
                     f"{earned[j]:.4g}, the data part of its loss difference is "
-                    f"{data.sum(0)[j]:.4g}: gradients that cancel in the sum (a bias before a "
+                    f"{data[j]:.4g}: gradients that cancel in the sum (a bias before a "
                     "BatchNorm, say) are rounding, which Adam and RMSprop divide by next to "
                     "nothing. Take gradients in float64: dtype=torch.float64 (--dtype float64).",
                     PrecisionWarning,
