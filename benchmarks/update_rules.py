@@ -5,7 +5,8 @@ together (for AdamW one more over the batch: its denominators are found first) a
 floating-point operations of the products, at the rate of a matrix product measured here. What a
 step of the replay takes is the difference between a run's first 2 and first 2 + k steps, divided
 by k: reading, checks and values of the test loss in float64 are in it, opening the log and
-proving the gradients in the first and the last step are not. One process, one thread, candidates in turns, medians of three.
+proving the gradients in the first and the last step are not. One process, one thread, candidates
+in turns, medians of three.
 
     python benchmarks/update_rules.py [MLP|ResNet-9|GPT ...]
 """
