@@ -64,9 +64,11 @@ def window(steps: Window | None, total: int) -> range:
         match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", steps)
         start, stop = (int(v) if v else None for v in match.groups()) if match else (-1, -1)
     elif isinstance(steps, tuple):
-        start, stop = steps
-    else:
+        start, stop = steps if len(steps) == 2 else (-1, -1)
+    elif isinstance(steps, (range, slice)):
         start, stop, stride = steps.start, steps.stop, steps.step
+    else:
+        start = -1
     start, stop = 0 if start is None else start, total if stop is None else stop
     if not (stride in (None, 1) and 0 <= start < stop <= total):
         raise InputError(

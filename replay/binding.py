@@ -54,6 +54,8 @@ class BoundModel:
             logged = layout[name][1]
             wanted = dtype if dtype is not None and logged.is_floating_point else logged
             tensor.data = tensor.data.to(wanted)
+        held = [*self.parameters.values(), *self._buffers.values()]
+        self.engine.overwritten = frozenset(t.untyped_storage().data_ptr() for t in held) - {0}
 
     @torch.no_grad()
     def load(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:

@@ -99,7 +99,7 @@ class StoredStates:
         groups = self._log.step(min(t, len(self._log) - 1)).groups
         names = [name for group in groups for name in group.names]
         stored = self._log.state(t)["optimizer"]["state"]
-        return {names[int(number)]: state for number, state in stored.items()}
+        return {names[int(k)]: state for k, state in stored.items() if str(k).isdigit()}
 
     def _moments(self, state: State) -> State:
         if not self._rule.adapts:

@@ -177,7 +177,7 @@ class Replay:
                 settings = passes.Settings(split, ideal_tolerance, names, frozenset(chosen))
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
                 done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)
-                found["steps_scaled_outside"] = len(tape.checks.inferred)
+                found["steps_scaled_outside"] = tape.checks.scaled(chosen_steps)
                 rest = [k for k in chosen if k not in done]
             if rest:
                 chunks = self._chunks.of(test_ids, "test")
@@ -218,7 +218,7 @@ class Replay:
             for recorded in tape.forwards():
                 sums.add(recorded, self.task, self._models)
                 advance()
-        where, scaled = f"{looked_at.start}:{looked_at.stop}", len(tape.checks.inferred)
+        where, scaled = f"{looked_at.start}:{looked_at.stop}", tape.checks.scaled(looked_at)
         facts = provenance(self.log, self._models, window=where, steps_scaled_outside=scaled)
         return SelfInfluence(chosen, sums.scores, sums.visits, facts)
 

@@ -257,3 +257,59 @@ def test_estimate(network):
 )
 def test_costs_in_words(seconds, text):
     assert str(Cost(seconds, 1_500_000_000)) == f"{text}, peak memory 1.50 GB"
+
+
+class Queried(nn.Module):
+    """A layer whose input is a parameter: a learned query."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.layer = nn.Parameter(torch.ones(1, 3)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.layer(self.query.expand(len(x), -1)) * x[:, :2]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_layers_whose_input_is_a_parameter(tmp_path, momentum):
+    """Gradients are kept while the model takes other values; float64 alone, example by example."""
+    torch.manual_seed(0)
+    data = [(torch.randn(3).double(), k % 2) for k in range(12)]
+
+    def build():
+        torch.manual_seed(1)
+        return Queried().double()
+
+    def loss(model, batch):
+        return torch.nn.functional.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+    task = Task(build, loss, data, data[:3])
+    trace_pairs(tmp_path / "run.h5", task, momentum=momentum)
+    names = ["query", "layer.weight"]
+    run = Replay(tmp_path / "run.h5", task)
+    found = run.influence([0, 1, 2], methods=["tracin", "ideal"], parameters=names, progress=False)
+    with open_log(tmp_path / "run.h5") as log:
+        rows = {t: log.parameters(t) for t in range(7)}
+    model = build()
+    asked = {name: torch.zeros(3, *rows[0][name].shape).double() for name in names}
+    expected = np.zeros((3, 12))
+
+    def gradient(z, t):
+        model.load_state_dict(rows[t])
+        batch = task.collate([data[z]])
+        found = torch.autograd.grad(
+            loss(model, batch).sum(), [model.get_parameter(n) for n in names]
+        )
+        return dict(zip(names, found, strict=True))
+
+    for t in reversed(range(6)):
+        for name in names:
+            asked[name] *= momentum
+            for j in range(3):
+                asked[name][j] += gradient(j, t)[name]
+        for z in (2 * t, 2 * t + 1):
+            g = gradient(z, t)
+            for name in names:
+                expected[:, z] += 0.1 / 2 * (asked[name] * g[name]).flatten(1).sum(1).numpy()
+    assert np.allclose(found.scores["tracin"], expected, rtol=1e-10, atol=1e-13)
+    assert np.abs(found.completeness["ideal"]["residual"]).max() < 1e-9

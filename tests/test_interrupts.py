@@ -127,3 +127,35 @@ def test_a_log_that_was_not_finished_has_no_name_yet(monkeypatch, tmp_path, weig
         run.close()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run.h5"]
     assert holds(path, weights) == 2
+
+
+def test_flush_of_an_interrupted_step_leaves_the_log_alone(monkeypatch, tmp_path, weights):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(3)
+    run.optimizer.flush()
+    interrupt(monkeypatch, Observations, "finished", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run.step()
+    monkeypatch.undo()
+    run.optimizer.flush()
+    with pytest.warns(TracingWarning, match="interrupted before it was put down"):
+        run.step()
+    run.close()
+    assert holds(path, weights) == 3
+
+
+def test_flush_after_close_returns(tmp_path):
+    run = Run(tmp_path / "run.h5").train(2)
+    run.close()
+    run.optimizer.flush()
+
+
+def test_close_goes_on_where_it_was_interrupted(monkeypatch, tmp_path, weights):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(3)
+    interrupt(monkeypatch, Feed, "take", 1)
+    with pytest.raises(KeyboardInterrupt):
+        run.close()
+    monkeypatch.undo()
+    run.close()
+    assert holds(path, weights) == 2  # the file was closed when Ctrl-C came

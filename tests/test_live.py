@@ -154,3 +154,17 @@ def test_follow_a_closed_log(tmp_path):
     lines = list(follow(path, wait=pytest.fail))
     assert len(lines) == 2
     assert lines[1] == f"{path}: closed, 3 steps"
+
+
+@pytest.mark.parametrize("compression", ["none", "delta"])
+def test_a_reader_sees_a_last_row_that_was_replaced(tmp_path, compression):
+    run = Run(tmp_path / "run.h5", compression=compression).train(3)
+    run.optimizer.flush()
+    with open_log(tmp_path / "run.h5") as log:
+        log.parameters(3)
+        with torch.no_grad():
+            run.model[0].weight.zero_()
+        run.optimizer.flush()
+        assert log.refresh() == 3
+        assert not log.parameters(3)["0.weight"].any()
+    run.close()

@@ -415,3 +415,19 @@ def test_sequence_data_and_negative_ids(path):
     assert run.influence([0], progress=False).train_ids == list(range(10))
     with pytest.raises(InputError, match="no example -1"):
         run.influence([-1])
+
+
+def test_rounding_of_one_dtype_does_not_excuse_another():
+    """A bfloat16 layer stands before a float32 one that was touched."""
+    w = {"a": torch.ones(4).bfloat16(), "b": torch.ones(4)}
+    gradient = {name: torch.ones_like(p) for name, p in w.items()}
+    moved = {name: p - 0.5 * gradient[name] for name, p in w.items()}
+    moved["a"] += 0.02
+    moved["b"] += 0.01
+    step = Step(0, None, (), (), math.nan, 1.0, frozenset(), frozenset())
+    now = Transition(step, State(w, {}), State(moved, {}))
+    driven = {name: drive.Drive(gradient[name], None, w[name], 1.0, 0.0) for name in w}
+    rules = {name: Filter(direct=0.5) for name in w}
+    divided = split(now, driven, rules, {}, w["b"].device)
+    with pytest.raises(MismatchError, match="logged change of 'b' differ"):
+        Checks("run.h5", True, False, {}).step(now, rules, divided, {}, lambda: 3.0)

@@ -23,11 +23,14 @@ class Ahead:
 
     def __init__(self, tables: LogTables, name: str) -> None:
         self._tables, self._name = tables, name
-        self._first, self._block = 0, np.zeros(0)
+        self._first, self._block, self._refreshed = 0, np.zeros(0), 0
 
     def rows(self, start: int, count: int, where: str) -> NDArray[Any]:
         """Return some rows, as they were when first read; see ``LogTables.rows``."""
         start, count = int(start), int(count)
+        if self._refreshed != self._tables.refreshed:
+            self._refreshed = self._tables.refreshed
+            self.forget()
         if not self._first <= start <= start + count <= self._first + len(self._block):
             first = start - start % _BLOCK
             more = min(_BLOCK, self._tables.length(self._name) - first)

@@ -64,7 +64,7 @@ class Background:
 
         self._jobs.put((finish, None))
         self._hurry.set()
-        while self.failure is None and not done.wait(0.1):
+        while self.failure is None and self._thread.is_alive() and not done.wait(0.1):
             pass
 
     def close(self) -> None:

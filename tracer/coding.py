@@ -81,6 +81,10 @@ class Coder:
         if self._spans is not None:
             self.read(t, load)
 
+    def forget(self) -> None:
+        """Decode anew: a live writer may have replaced its last row."""
+        self._rows = {}
+
     def _keep(self, t: int, row: Row) -> None:
         self._rows = {k: r for k, r in self._rows.items() if t - 2 <= k < t}
         self._rows[t] = row

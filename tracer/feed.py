@@ -112,12 +112,14 @@ class Feed:
             return
         self.stopped = True
         steps = 0
-        if self._background is not None:
-            self._background.close()
-            steps = self._background.committed
-            with contextlib.suppress(OSError):
-                superblock.repair(self._path)
-        self.release()
+        try:
+            if self._background is not None:
+                self._background.close()
+                steps = self._background.committed
+                with contextlib.suppress(OSError):
+                    superblock.repair(self._path)
+        finally:
+            self.release()
         warnings.warn(
             f"tracing stopped: {why}. It holds {steps} whole steps and is closed; training goes "
             "on untraced.",

@@ -64,10 +64,11 @@ def create_log(
     """
     path = Path(os.path.realpath(path))
     new = path.with_name(path.name + ".new")
-    file = h5py.File(
-        new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
-    )
+    file = None
     try:
+        file = h5py.File(
+            new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
+        )
         schema.create(
             file,
             fields(parameters),
@@ -88,7 +89,8 @@ def create_log(
         )
         new.replace(path)
     except BaseException:
-        abandon(file)
+        if file is not None:
+            abandon(file)
         new.unlink(missing_ok=True)
         raise
     return writer

@@ -102,6 +102,7 @@ class RunLog:
         """See what a live writer has added; return the number of steps."""
         if self.live:
             self.tables.refresh()
+            self._coder.forget()
             self._length = max(self._length, self._count())
         return self._length
 

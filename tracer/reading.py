@@ -36,7 +36,7 @@ class LogTables:
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path, self._file = path, file
+        self._path, self._file, self.refreshed = path, file, 0
         self._data: dict[str, h5py.Dataset] = {}
         for name, table in schema.TABLES.items():
             data = self._dataset(name)
@@ -58,6 +58,7 @@ class LogTables:
 
     def refresh(self) -> None:
         """See what a live writer has added."""
+        self.refreshed += 1  # what was read before may have been replaced
         for data in self._data.values():
             data.refresh()
 

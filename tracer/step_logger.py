@@ -63,7 +63,8 @@ class StepLogger:
         self._pending: Pending | None = None
         self._random = recorder.random_state()  # after the last step
         self._epoch: int | None = None  # of the last step
-        self._closed = self._between = False  # _between: what is kept here is not of one moment
+        # between: parameters have moved, what is kept here has not yet
+        self._closed = self._complete = self._between = False
         self._owner, self._feed = os.getpid(), Feed(path)
 
     def require_open(self) -> None:
@@ -161,23 +162,23 @@ class StepLogger:
     @torch.no_grad()
     def flush(self) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
-        if self._feed.started and not self._feed.stopped:
-            self._settle(pack(self._recorder.current_buffers()))
+        if self._feed.started and not self._feed.stopped and not self._closed:
+            if not self._between and os.getpid() == self._owner:
+                self._settle(pack(self._recorder.current_buffers()))
             self._feed.flush()
 
     @torch.no_grad()
     def close(self) -> None:
-        """Write what is left, close the file, leave the model alone; a forked copy only that.
-
-        Called again it goes on where Ctrl-C ended it.
-        """
-        first, self._closed = not self._closed, True
+        """Write what is left (called again: still is), close the file, leave the model alone."""
+        self._closed = True
         self._recorder.close()
         if os.getpid() != self._owner or self._feed.stopped:
             return
         try:
-            if first and not self._between:  # an exception in a step leaves parameters half moved
+            # an exception in a step leaves parameters half moved
+            if not self._between and not self._complete:
                 self._settle(pack(self._recorder.current_buffers()))
+                self._complete = True
                 if self.steps and not self._states.due(self.steps):
                     self._submit_state(self.steps, self._state(), passing=True)
         finally:
@@ -190,9 +191,9 @@ class StepLogger:
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes."""
-        buffers = row_bytes(fields(dict(self.model.named_buffers())))
-        random = sum(len(s) for s in (self._random.cpu, *self._random.cuda.values()))
-        step = row_bytes(fields(self._measurement.parameters)) + buffers + random + 1024
+        tensors = self._measurement.parameters, dict(self.model.named_buffers())
+        random = sum(map(len, (self._random.cpu, *self._random.cuda.values())))
+        step = sum(row_bytes(fields(some)) for some in tensors) + random + 1024
         return Forecast(self.path, steps, step, step * (steps + 1), free_bytes(self.path))
 
     def _buffers(self) -> Row:

@@ -23,7 +23,7 @@ from replay.gradients.examples import PerExample
 from replay.gradients.examples import Rows as ByName
 from replay.gradients.graph import shape_of
 from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
-from replay.gradients.pieces import Piece, Rows, for_products, matrix_shape
+from replay.gradients.pieces import Piece, Rows, for_products, kept, matrix_shape
 from replay.gradients.proof import COMPLETE, Proof, is_rounding, prove_plan
 from tracer.errors import GradientError
 
@@ -49,12 +49,15 @@ class Engine:
     Attributes:
         paths: By parameter, how the last pass went: ``"linear"``, ``"bias"``,
             ``"convolution"``, ..., or ``"complete: "`` and the reason.
+        overwritten: Where storages lie that hold other values later, the model's own: pieces that
+            share them (of a layer whose input is a parameter) are copied.
     """
 
     def __init__(self, audit: int = 100) -> None:
         self._audit = audit
         self._plans: dict[Any, _Proven] = {}  # by graph, the ones used last at the end
         self.paths: dict[str, str] = {}
+        self.overwritten: frozenset[int] = frozenset()
 
     def audit(self) -> None:
         """Prove the next pass through every shape of graph, however few passes ago it was."""
@@ -85,6 +88,7 @@ class Engine:
         """
         found = run(parameters, forward, weights)
         pieces, total = self._pieces(found, where, totals=True)
+        pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
         losses = found.losses.detach()
         rest = [name for name in total if name not in pieces]
         if not rest:
@@ -129,6 +133,7 @@ class Engine:
         """
         found = run(parameters, forward, None)
         pieces, _ = self._pieces(found, where, totals=False)
+        pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
         losses = found.losses.detach()
         rest = [name for name in found.parameters if name not in pieces]
         if rest:
@@ -164,7 +169,7 @@ class Engine:
             kept = _follow(found, known.plan, totals=totals, retain=True)
             if kept is None or not is_rounding(found, {n: kept[0][n] for n in lost}):
                 raise GradientError(_message(*lost.popitem(), where, known.passes))
-            self._plans[key], self.paths = _Proven(known.plan, known.paths), known.paths
+            self.paths = known.paths  # but the next pass is proven
             return kept
         self.paths = proof.paths
         if proof.certain and found.graph.steady:

@@ -8,8 +8,8 @@ gradients are their sum.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -93,6 +93,20 @@ class Rows:
     def squared_norms(self) -> Tensor:
         """Return squared norms."""
         return self.rows.double().square().sum(1)
+
+
+def kept(pieces: list[Piece], overwritten: frozenset[int]) -> list[Piece]:
+    """Return pieces with tensors of their own where theirs lie in storages that change later."""
+    return [_apart(piece, overwritten) for piece in pieces]
+
+
+def _apart(piece: Any, overwritten: frozenset[int]) -> Any:
+    shared = {
+        name: tensor.clone()
+        for name, tensor in vars(piece).items()
+        if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in overwritten
+    }
+    return replace(piece, **shared) if shared else piece
 
 
 def for_products(tensor: Tensor) -> Tensor:

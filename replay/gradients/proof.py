@@ -176,7 +176,7 @@ def is_rounding(found: Pass, pieces: dict[str, list[Piece]]) -> bool:
         whole[i] = sum(float(g.double().square().sum()) for g in own.values())
         gaps = (deviation(_row(some, i), own[name]) for name, some in pieces.items())
         off[i] = sum(float(gap.double().square().sum()) for gap in gaps)
-    return bool((off.sqrt() <= _SHARE * allowed * whole.clamp_min(whole.mean()).sqrt()).all())
+    return bool((off.sqrt() <= _SHARE * allowed * whole.clamp_min(whole.median()).sqrt()).all())
 
 
 def _row(pieces: list[Piece], i: int) -> Tensor:
