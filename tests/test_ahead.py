@@ -14,6 +14,8 @@ from tracer.errors import LogError
 class Table:
     """Counts its rows; says how often it was read."""
 
+    refreshed = 0
+
     def __init__(self, rows):
         self.data, self.reads = np.arange(rows), 0
 

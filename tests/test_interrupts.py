@@ -150,7 +150,7 @@ def test_flush_after_close_returns(tmp_path):
     run.optimizer.flush()
 
 
-def test_close_goes_on_where_it_was_interrupted(monkeypatch, tmp_path, weights):
+def test_a_close_that_was_interrupted_leaves_whole_steps(monkeypatch, tmp_path, weights):
     path = tmp_path / "run.h5"
     run = Run(path).train(3)
     interrupt(monkeypatch, Feed, "take", 1)

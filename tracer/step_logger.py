@@ -64,7 +64,7 @@ class StepLogger:
         self._random = recorder.random_state()  # after the last step
         self._epoch: int | None = None  # of the last step
         # between: parameters have moved, what is kept here has not yet
-        self._closed = self._complete = self._between = False
+        self._closed = self._between = False
         self._owner, self._feed = os.getpid(), Feed(path)
 
     def require_open(self) -> None:
@@ -169,16 +169,14 @@ class StepLogger:
 
     @torch.no_grad()
     def close(self) -> None:
-        """Write what is left (called again: still is), close the file, leave the model alone."""
-        self._closed = True
+        """Write what is left, close the file, leave the model alone; a forked copy only that."""
+        first, self._closed = not self._closed, True
         self._recorder.close()
         if os.getpid() != self._owner or self._feed.stopped:
             return
         try:
-            # an exception in a step leaves parameters half moved
-            if not self._between and not self._complete:
+            if first and not self._between:  # an exception in a step leaves parameters half moved
                 self._settle(pack(self._recorder.current_buffers()))
-                self._complete = True
                 if self.steps and not self._states.due(self.steps):
                     self._submit_state(self.steps, self._state(), passing=True)
         finally:
