@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from tracer import TracingOptimizer, TracingSGD, collate_with_ids, open_log, with_ids
-from tracer.errors import OutputExistsError, TracingError
+from tracer.errors import OutputExistsError, TracingError, TracingWarning
 
 X = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 Y = torch.randint(0, 3, (12,), generator=torch.Generator().manual_seed(1))
@@ -591,3 +591,25 @@ def test_a_model_inside_a_compiled_function_is_said_once(path, late):
         function.eval()
         function(X)
     assert open_log(path).step(0).micro_batches[0].random_state is None
+
+
+def test_a_model_that_is_used_by_a_method_is_warned_of(tmp_path):
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(3, 2), nn.BatchNorm1d(2)
+
+        def encode(self, x):
+            return self.norm(self.layer(x))
+
+    model = Encoder()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with (
+        pytest.warns(TracingWarning, match="no forward of the model was seen before") as seen,
+        TracingSGD(sgd, model, tmp_path / "run.h5") as optimizer,
+    ):
+        for _ in range(3):
+            optimizer.zero_grad()
+            model.encode(torch.randn(4, 3)).square().mean().backward()
+            optimizer.step(batch_ids=[0, 1, 2, 3])
+    assert len(seen) == 1

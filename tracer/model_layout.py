@@ -38,6 +38,11 @@ class ModelLayout:
                 )
         self._look()
 
+    @property
+    def has_buffers(self) -> bool:
+        """Whether there are any."""
+        return bool(self._names)
+
     def require(self) -> None:
         """Raise TracingError if a parameter or a buffer is not what it was at construction."""
         held = _values(self._tables)

@@ -80,7 +80,6 @@ class Observations:
         if len({type(one.ids[0]) for one in observed}) > 1:
             raise TracingError("batch IDs must be all integers or all strings; found both.")
         self._check_type(observed[0].ids[0])
-        self._recorder.require_seen()
         self._observed.clear()
         return observed
 
@@ -119,6 +118,7 @@ class Observations:
 
     def finished(self, observed: list[Observed]) -> list[MicroBatch]:
         """Return records of a step's micro-batches, once its forward passes are over."""
+        self._recorder.require_seen()
         k = len(observed)
         return [
             MicroBatch(

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from tracer.errors import TracingError, TracingWarning
 from tracer.model_layout import ModelLayout
 from tracer.records import RandomState
+from tracer.unseen import BY_METHOD, COMPILED
 
 
 @dataclass
@@ -66,18 +67,15 @@ class Recorder:
             self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
 
     def require_seen(self) -> None:
-        """Warn once if the model ran inside a compiled function, where no hook can look."""
+        """Warn once if the model ran where no hook can look: compiled, or by another method."""
+        if self._buffers is not None or self._complained:
+            return
         made = self._model._compiled_call_impl
         late = made is not None and not isinstance(made, _Compiled)
-        if (self._hook.compiled or late) and self._buffers is None and not self._complained:
+        compiled = self._hook.compiled or late
+        if compiled or (self._layout.has_buffers and self._model.training):
             self._complained = True
-            warnings.warn(
-                "the model runs inside torch.compile, so random state and buffers before its "
-                "forward are not logged, and a run with dropout does not replay: give the wrapper "
-                "what torch.compile returned, or call model.compile() before the wrapper is made.",
-                TracingWarning,
-                stacklevel=4,
-            )
+            warnings.warn(COMPILED if compiled else BY_METHOD, TracingWarning, stacklevel=6)
 
     @property
     def buffers(self) -> dict[str, Tensor] | None:
