@@ -17,7 +17,7 @@ from replay.gradients import products
 from replay.gradients.outer import Outer
 from replay.gradients.pieces import Piece
 
-_WAITING = 4
+WAITING = 4  # at most
 _FADED = 1e-3  # a smaller scale is multiplied out
 
 
@@ -46,7 +46,7 @@ class Asked:
         """Return whether products with gradients cost less if nothing is added to ``whole``."""
         p, d = self._waiting[0][1].shape if self._waiting else (0, 0)
         n = sum(piece.count for some in pieces for piece in some)
-        few = len(self._waiting) < _WAITING and n * (p + d) < 4 * p * d
+        few = len(self._waiting) < WAITING and n * (p + d) < 4 * p * d
         return few and all(products.is_cheap(some) for some in pieces) and abs(self.scale) > _FADED
 
     def waiting(self, pieces: list[Piece]) -> Tensor:

@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from replay.asked import WAITING
+from replay.gradients.products import is_cheap
 from replay.measured import Examples, Models
 from replay.task import Task, example_ids
 from replay.trajectory import State
@@ -115,7 +117,11 @@ def _chunk_size(
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = one.gradients(state, where)
-    each = 3 * sum(seen.values()) + points * int(found.nbytes) + more
+    waits = sum(
+        t.nbytes for some in found.pieces.values() if is_cheap(some) for t in some[0].tensors
+    )
+    kept = points * int(found.nbytes) + (WAITING * waits if more else 0)
+    each = 3 * sum(seen.values()) + kept + more
     return max(1, budget // 2 // max(1, each))
 
 

@@ -5,7 +5,6 @@ Train mode, buffers ``β_t``, each micro-batch in order under the random state o
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,6 +20,7 @@ from replay.binding import (
     without_graph,
 )
 from replay.gradients.examples import PerExample
+from replay.gradients.pieces import is_finite
 from replay.task import Task, unknown_ids
 from replay.together import together
 from replay.trajectory import State, Transition
@@ -116,7 +116,7 @@ def replay_gradient(
         found = torch.autograd.grad(objective, targets, allow_unused=True)
         totals.append({n: g for n, g in zip(parameters, found, strict=True) if g is not None})
     gradient = _sum(totals, transition.name)
-    if not all(_is_finite(g) for g in gradient.values()):
+    if not all(is_finite(g) for g in gradient.values()):
         return replay_step(task, transition, bound, names, device=device, budget=budget)
     return TrainedStep([], transition.step.batch_ids, gradient, _penalty(task, bound, parameters))
 
@@ -190,7 +190,7 @@ def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
 
 
 def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:
-    bad = [name for name, gradient in found.total.items() if not _is_finite(gradient)]
+    bad = [name for name, gradient in found.total.items() if not is_finite(gradient)]
     if not bad:
         return
     for i, identity in enumerate(ids):
@@ -202,10 +202,6 @@ def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:
     raise NonFiniteError(
         f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {list(ids)!r}."
     )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
 
 
 def _has_nonfinite_row(found: PerExample, i: int) -> bool:

@@ -23,7 +23,7 @@ from replay.gradients.examples import PerExample
 from replay.gradients.examples import Rows as ByName
 from replay.gradients.graph import shape_of
 from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
-from replay.gradients.pieces import Piece, Rows, for_products, kept, matrix_shape
+from replay.gradients.pieces import Piece, Rows, for_products, is_finite, kept, matrix_shape
 from replay.gradients.proof import COMPLETE, Proof, is_rounding, prove_plan
 from tracer.errors import GradientError
 
@@ -162,15 +162,17 @@ class Engine:
                 return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        if known is not None and not _is_finite(proof.total):  # there is nothing to prove
+        if known is not None and not all(
+            map(is_finite, proof.total.values())
+        ):  # there is nothing to prove
             return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
         lost = {} if known is None or not known.passes else _differing(known.plan, proof)
         if known is not None and lost:
-            kept = _follow(found, known.plan, totals=totals, retain=True)
-            if kept is None or not is_rounding(found, {n: kept[0][n] for n in lost}):
+            read = _follow(found, known.plan, totals=totals, retain=True)
+            if read is None or not is_rounding(found, {n: read[0][n] for n in lost}):
                 raise GradientError(_message(*lost.popitem(), where, known.passes))
             self.paths = known.paths  # but the next pass is proven
-            return kept
+            return read
         self.paths = proof.paths
         if proof.certain and found.graph.steady:
             self._plans[key] = _Proven(proof.plan, proof.paths)
@@ -231,11 +233,6 @@ def _message(name: str, why: str, where: str, passes: int) -> str:
         f"more ({why}), within the last {passes} passes: what examples do to each other depends on "
         "data or parameters here. Prove every pass: audit=1 (--audit 1)."
     )
-
-
-def _is_finite(gradients: ByName) -> bool:
-    """Return whether all entries are numbers; others say which example's are not."""
-    return all(math.isfinite(float(g.sum())) for g in gradients.values())
 
 
 def _as_pieces(rows: ByName, parameters: dict[str, Tensor]) -> dict[str, list[Piece]]:

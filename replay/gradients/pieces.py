@@ -109,6 +109,11 @@ def _apart(piece: Any, overwritten: frozenset[int]) -> Any:
     return replace(piece, **shared) if shared else piece
 
 
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether all elements are numbers; a finite sum, which is cheaper to see, says so."""
+    return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
+
+
 def for_products(tensor: Tensor) -> Tensor:
     """Half-precision gradients are multiplied in float32."""
     tensor = tensor.detach()
