@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from replay.gradients.engine import Engine
 from replay.task import Task
@@ -99,6 +100,18 @@ def without_graph(run: Callable[[], Tensor]) -> Tensor:
 
 
 def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: RunLog) -> None:
+    for name, tensor in found.items():
+        if is_lazy(tensor):
+            raise TaskError(
+                f"{kind} {name!r} of task.model() has no shape yet; run a batch through the model "
+                "before it is returned."
+            )
+        if kind == "parameter" and tensor.is_complex():
+            raise TaskError(
+                f"parameter {name!r} of task.model() is {tensor.dtype}, and gradients are taken of "
+                "real parameters; hold real and imaginary part as one real parameter (its forward "
+                "takes torch.view_as_complex) and trace that."
+            )
     for name, (shape, _) in logged.items():
         if name not in found:
             raise TaskError(

@@ -104,7 +104,7 @@ class Checks:
         raise MismatchError(
             f"step {step.index} of {self.path} does not reproduce: the gradient of group {g} as "
             f"applied had the norm {applied:.4g}, the replayed one {expected:.4g}; clipping makes "
-            f"gradients smaller, never larger. {_LOOK} {_ENDING}"
+            f"gradients smaller, never larger. {_look(self.same_dtype)} {_ENDING}"
         )
 
     def step(
@@ -184,7 +184,7 @@ class Checks:
         raise MismatchError(
             f"step {t} of {self.path}: the recomputed {key} of {name!r} differs from the one in "
             f"the log by {float(gap.norm()) / size:.2g} of its norm; was the optimizer's state "
-            f"changed or loaded during the run? {_LOOK} {_ENDING}"
+            f"changed or loaded during the run? {_look(self.same_dtype)} {_ENDING}"
         )
 
     def _message(
@@ -207,8 +207,17 @@ class Checks:
         relative = share * float((rest / whole).norm())
         return (
             f"{where}: the replayed gradient and the logged change of {name!r} differ by "
-            f"{relative:.2g} of the gradient's norm. {_LOOK} {_ENDING}"
+            f"{relative:.2g} of the gradient's norm. {_look(self.same_dtype)} {_ENDING}"
         )
+
+
+def _look(same_dtype: bool) -> str:
+    if same_dtype:
+        return _LOOK
+    return (
+        f"{_LOOK} This replay computes in another dtype than the run (dtype=, --dtype), in which "
+        "torch may draw other random numbers."
+    )
 
 
 def _outer(move: Tensor | float, outside: Tensor | None) -> Tensor | float:

@@ -35,4 +35,5 @@ def _leave(*_: Any) -> None:
 
 
 def _say_interrupted() -> None:
-    print("Interrupted; nothing was written.", file=sys.stderr, flush=True)
+    text = "Interrupted; no file was written unless a line above says so."
+    print(text, file=sys.stderr, flush=True)

@@ -87,7 +87,7 @@ class Influence:
         """
         target = Path(path)
         check_free(target, overwrite=overwrite, inputs=inputs_of(self.attributes))
-        with moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
+        with moved_when_whole(target) as partial, h5py.File(partial, "x", libver="latest") as file:
             self._write(file)
 
     @classmethod
@@ -180,7 +180,7 @@ def save_table(
 ) -> None:
     """Write columns over training examples as HDF5 with the dimension ``train``."""
     check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
-    with moved_when_whole(target) as partial, h5py.File(partial, "w", libver="latest") as file:
+    with moved_when_whole(target) as partial, h5py.File(partial, "x", libver="latest") as file:
         file.attrs.update(attributes)
         _labels(file, "train", train_ids)
         for name, values in columns.items():

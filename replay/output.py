@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,22 +79,37 @@ def inputs_of(attributes: Mapping[str, object]) -> list[str]:
 
 @contextmanager
 def moved_when_whole(target: Path) -> Iterator[Path]:
-    """Give a path beside ``target`` to write to; move the file there at the end.
+    """Give a new path beside ``target`` to write to; move the file there at the end.
 
     Raises:
-        InputError: The disk is full, or the place was taken away meanwhile.
+        InputError: The disk is full, the place was taken away meanwhile, or another program
+            writes there.
     """
-    partial = _partial(target)
+    partial, foreign = _partial(target), False
     try:
-        partial.unlink(missing_ok=True)  # writing would follow a link
+        _remove_left_behind(partial)
         yield partial
         partial.replace(target)
+    except (BlockingIOError, FileExistsError) as error:
+        foreign = True
+        raise InputError(
+            f"another program is writing the result {target}; choose another path for this one."
+        ) from error
     except OSError as error:
         raise InputError(
             f"the result {target} could not be written: {error}; nothing was."
         ) from error
     finally:
-        partial.unlink(missing_ok=True)
+        if not foreign:
+            partial.unlink(missing_ok=True)
+
+
+def _remove_left_behind(partial: Path) -> None:
+    """Remove what a crash left; raise BlockingIOError if it is locked, as HDF5 does that writes."""
+    if partial.is_file() and not partial.is_symlink():
+        with partial.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    partial.unlink(missing_ok=True)
 
 
 def _partial(target: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import tempfile
 
 import pytest
@@ -37,3 +38,17 @@ def test_a_partial_that_is_a_link_is_not_followed(tmp_path):
     made().save(tmp_path / "study.h5")
     assert (tmp_path / "precious").read_text() == "precious"
     assert not (tmp_path / "study.h5").is_symlink()
+
+
+def test_two_programs_with_one_result(tmp_path):
+    """The second one leaves the first one's file alone; what a crash left behind is replaced."""
+    partial = tmp_path / "study.h5.partial"
+    with partial.open("w") as first:
+        first.write("half")
+        first.flush()
+        fcntl.flock(first, fcntl.LOCK_EX)  # as HDF5 does
+        with pytest.raises(InputError, match=r"another program is writing the result .*study.h5"):
+            made().save(tmp_path / "study.h5")
+        assert partial.read_text() == "half"
+    made().save(tmp_path / "study.h5")
+    assert [path.name for path in tmp_path.iterdir()] == ["study.h5"]

@@ -10,10 +10,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from replay import Replay, Task
-from tracer import TracingOptimizer
-from tracer.errors import InputError, PrecisionWarning
+from tracer import TracingOptimizer, open_log
+from tracer.errors import (
+    InputError,
+    MismatchError,
+    PrecisionWarning,
+    TaskError,
+    TracingError,
+)
 
 DATA = [(x, k % 3) for k, x in enumerate(torch.randn(24, 4, generator=torch.manual_seed(0)))]
 PLAIN = ("tracin", "ideal", "tracincp")
@@ -160,3 +167,114 @@ def test_checkpoints_in_other_forms(tmp_path, checkpoints, meant):
     for wrong in (2.0, [2.5], None):
         with pytest.raises(InputError, match="checkpoints must be a number, a list of steps"):
             run.influence([0], methods=("tracincp",), checkpoints=wrong, progress=False)
+
+
+def clipping(parameters):
+    """Clip in a hook of the optimizer, after step() was called."""
+    parameters = list(parameters)
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, 0.05) and None)
+    return optimizer
+
+
+def scheduling(parameters):
+    """Warm up in a hook of the optimizer."""
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+
+    def warm(used, *_):
+        used.param_groups[0]["lr"] += 0.1
+
+    optimizer.register_step_pre_hook(warm)
+    return optimizer
+
+
+@pytest.mark.parametrize("rule", [clipping, scheduling])
+def test_hooks_of_the_optimizer_are_part_of_the_step(tmp_path, rule):
+    """The log holds gradients and learning rates as the update used them."""
+    task = traced(tmp_path / "run.h5", linear, rule=rule)
+    with open_log(tmp_path / "run.h5") as log:
+        if rule is clipping:
+            norms = [log.step(t).gradient_norm for t in range(4)]
+            assert norms == pytest.approx([0.05] * 4, rel=1e-4)
+        else:
+            rates = [log.learning_rate(t)[0] for t in range(4)]
+            assert rates == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    found = Replay(tmp_path / "run.h5", task).influence([0], methods=("tracin",), progress=False)
+    assert abs(found.completeness["tracin"]["rounding"]).max() < 1e-7
+    assert found.attributes["steps_scaled_outside"] == (4 if rule is clipping else 0)
+
+
+def test_hooks_of_every_optimizer(tmp_path):
+    """Global ones, too."""
+    handle = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: optimizer.param_groups[0].update(lr=0.25)
+    )
+    try:
+        traced(tmp_path / "run.h5", linear)
+    finally:
+        handle.remove()
+    with open_log(tmp_path / "run.h5") as log:
+        assert log.learning_rate(0) == (0.25,)
+
+
+def test_ids_that_no_file_can_hold(tmp_path):
+    model = linear()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(optimizer, model, tmp_path / "run.h5") as traced_one:
+        model(torch.ones(1, 4)).sum().backward()
+        before = model[0].weight.detach().clone()
+        with pytest.raises(TracingError, match=r"text that UTF-8 can hold; found '\\ud800x'"):
+            traced_one.step(batch_ids=["\ud800x"])
+        assert torch.equal(model[0].weight, before)
+        traced_one.step(batch_ids=["\U0001f600\0x"])
+    with open_log(tmp_path / "run.h5") as log:
+        assert log.batch_ids(0) == ["\U0001f600\0x"]
+
+
+class Complex(nn.Module):
+    """One complex weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.ones(4, 3, dtype=torch.cfloat))
+
+    def forward(self, x):
+        return (x.to(torch.cfloat) @ self.w).abs()
+
+
+def test_complex_parameters_are_refused(tmp_path):
+    task = Task(Complex, lambda m, b: m(b[0]).sum(1), DATA, DATA[:4])
+    model = Complex()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(optimizer, model, tmp_path / "run.h5") as traced_one:
+        task.loss(model, task.collate(DATA[:4])).mean().backward()
+        traced_one.step(batch_ids=[0, 1, 2, 3])
+    with pytest.raises(TaskError, match=r"'w' of task.model\(\) is torch.complex64, and gradients"):
+        Replay(tmp_path / "run.h5", task)
+
+
+def test_lazy_models_are_refused(tmp_path):
+    task = traced(tmp_path / "run.h5", linear)
+    lazy = Task(lambda: nn.Sequential(nn.LazyLinear(6)), task.loss, task.train, task.test)
+    with pytest.raises(TaskError, match=r"'0.weight' of task.model\(\) has no shape yet; run a"):
+        Replay(tmp_path / "run.h5", lazy)
+
+
+class Noisy(nn.Module):
+    """Adds noise in train mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(4, 3)
+
+    def forward(self, x):
+        y = self.inner(x)
+        return y + torch.randn_like(y) if self.training else y
+
+
+def test_noise_that_another_dtype_draws_otherwise(tmp_path):
+    task = traced(tmp_path / "run.h5", Noisy)
+    Replay(tmp_path / "run.h5", task).verify(progress=False)
+    run = Replay(tmp_path / "run.h5", task, dtype=torch.float64)
+    with pytest.raises(MismatchError, match="in another dtype than the run .*other random numbers"):
+        run.verify(progress=False)

@@ -45,12 +45,26 @@ def plain_ids(batch_ids: Any) -> tuple[ID, ...]:
         raise TracingError(
             "batch IDs must be all integers or all strings; found both in one batch."
         )
+    for identity in found if isinstance(found[0], str) else ():
+        if not _is_text(identity):
+            raise TracingError(
+                f"batch IDs must be text that UTF-8 can hold; found {identity!r}, part of a "
+                "character."
+            )
     return found
 
 
 def _fit(numbers: list[int]) -> bool:
     """Return whether integers fit into 64 bits."""
     return min(numbers) >= -(2**63) and max(numbers) < 2**63
+
+
+def _is_text(identity: Any) -> bool:
+    try:
+        identity.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _plain(identity: Any) -> ID:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from tracer.arguments import check_parameters
 from tracer.errors import TracingError
@@ -48,13 +49,16 @@ class Measurement:
         self._columns: list[str] = []  # numbers that the log has of each group
         self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
 
+    def require_same(self) -> None:
+        """Raise TracingError if the model's tensors are not those that the log has rows for."""
+        self._layout.require()
+
     def groups(self) -> tuple[ParameterGroup, ...]:
         """Return the parameter groups as they are.
 
         Raises:
-            TracingError: They hold a parameter that is not logged, or the model changed.
+            TracingError: They hold a parameter that is not logged.
         """
-        self._layout.require()
         self._grouped()
         self._columns = self._columns or self.hyperparameters()
         groups = self._optimizer.param_groups
@@ -143,6 +147,23 @@ class Measurement:
                 values[key] = value
         numbers = {key: _number(value) for key, value in values.items()}
         return {key: number for key, number in numbers.items() if number is not None}
+
+
+def step_measured(optimizer: Optimizer, measure: Callable[[], None]) -> Any:
+    """Take an optimizer's step; ``measure`` is called when its own hooks, which may clip, have run.
+
+    Returns:
+        What the step returned.
+    """
+    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
+    if hooks is None or not (hooks or _global_optimizer_pre_hooks):
+        measure()
+        return optimizer.step()
+    last = optimizer.register_step_pre_hook(lambda *_: measure())
+    try:
+        return optimizer.step()
+    finally:
+        last.remove()
 
 
 def fill_in(step: Step, norms: list[float]) -> None:

@@ -23,10 +23,10 @@ from tracer.forecast import Forecast, free_bytes
 from tracer.full_state import States, restore
 from tracer.layout import Row, fields, pack, row_bytes
 from tracer.log_file import LogOptions, create_log, environment
-from tracer.measurement import Gradients, Measurement
+from tracer.measurement import Gradients, Measurement, step_measured
 from tracer.pending import Pending
 from tracer.recording import Recorder
-from tracer.records import MicroBatch, Step
+from tracer.records import MicroBatch, ParameterGroup, Step
 from tracer.resume import Resumption, last_state, reopen
 from tracer.writer import LogWriter
 
@@ -119,14 +119,15 @@ class StepLogger:
         if self._feed.stopped:
             self._pending = None
             return self._optimizer.step(closure), True
-        groups = self._measurement.groups()
-        found: list[Gradients] = []
+        self._measurement.require_same()
+        found: list[tuple[tuple[ParameterGroup, ...], Gradients]] = []
 
         def measure() -> None:
+            groups = self._measurement.groups()
             with torch.no_grad():
                 if not found:  # the last step has led to where this one begins
                     self._settle(self._buffers())
-                found.append(self._measurement.gradients())
+                found.append((groups, self._measurement.gradients()))
             self._between = True
 
         def evaluate() -> Any:
@@ -135,13 +136,13 @@ class StepLogger:
             return loss
 
         if closure is None:
-            measure()
-            result = self._optimizer.step()
+            result = step_measured(self._optimizer, measure)
         else:
             result = self._optimizer.step(evaluate)
         if self._measurement.skipped():
             self._between = False
             return result, False
+        groups, gradients = found[-1]
         step = Step(
             index=self.steps,
             epoch=epoch,
@@ -149,13 +150,13 @@ class StepLogger:
             groups=groups,
             gradient_norm=math.nan,  # follows
             clip_factor=clip_factor,
-            without_gradient=found[-1].without,
+            without_gradient=gradients.without,
             frozen=self._measurement.frozen(),
         )
         self.steps, self._epoch = self.steps + 1, epoch
         self._random = self._recorder.random_state()
         state = self._state() if self._states.due(self.steps) else None
-        self._pending = Pending(step, found[-1].norms, self._buffers(), state)
+        self._pending = Pending(step, gradients.norms, self._buffers(), state)
         self._between = False
         return result, True
 
