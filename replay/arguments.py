@@ -38,6 +38,14 @@ def known_ids(ids: Any, dataset: Any, side: str) -> list[ID]:
     return found
 
 
+def check_options(values: str, audit: int) -> None:
+    """Raise InputError unless a replay can be run like this; see ``Replay``."""
+    if values not in ("float64", "model"):
+        raise InputError(f'values must be "float64" or "model", found {values!r}.')
+    if audit < 1:
+        raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
+
+
 def check_methods(methods: Sequence[str]) -> None:
     """Raise InputError unless every method is known."""
     unknown = [name for name in methods if name not in METHODS]

@@ -12,7 +12,9 @@ import torch
 
 from replay import tracincp
 from replay.arguments import Window, window
+from replay.progress import Progress
 from replay.run import Replay
+from replay.tape import Tape
 from replay.task import example_ids
 from tracer.records import ID
 
@@ -43,67 +45,90 @@ def estimate(
     methods: Sequence[str],
     checkpoints: int | str | Sequence[int] = 10,
     steps: Window | None = None,
+    parameters: str | Sequence[str] | None = None,
     ideal_tolerance: float | None = 1e-3,
     allow_mismatch: bool = False,
 ) -> Cost:
     """Return what ``run.influence`` with the same arguments will take, about.
 
     The first steps of the window and a few training examples at the first checkpoint are
-    computed. Early steps refine ``ideal`` more often than late ones; a window of momentum or Adam
-    that does not fit into the memory budget is replayed up to twice, which is not seen here.
+    computed. Early steps refine ``ideal`` more often than late ones.
     """
     chosen = window(steps, len(run.log))
     columns = example_ids(run.task.train)
     split = [name for name in methods if name != "tracincp"]
-    seconds = 0.0
+    seconds, held = 0.0, 0
 
-    def few(count: int) -> Callable[[], object]:
-        return lambda: run.influence(
+    def few(count: int) -> None:
+        run.influence(
             test_ids,
             methods=split,
             steps=slice(chosen.start, chosen.start + count),
             train_ids=columns[:1],
+            parameters=parameters,
             ideal_tolerance=ideal_tolerance,
             allow_mismatch=allow_mismatch,
             progress=False,
         )
 
-    def heuristic(count: int) -> Callable[[], object]:
-        return lambda: run.influence(
+    def heuristic(count: int) -> None:
+        run.influence(
             test_ids,
             methods=("tracincp",),
             checkpoints=[0],
             train_ids=columns[:count],
+            parameters=parameters,
             progress=False,
         )
 
     if split:
         more = min(_STEPS + 1, len(chosen))
-        seconds += _extrapolated(few, 1, more, len(chosen))
+        first, each = _timed(few, more)
+        ahead = _ahead(run, chosen, more, test_ids, split, parameters is None)
+        seconds += first + each * (len(chosen) - 1) + ahead.seconds
+        held = ahead.peak_bytes
     if "tracincp" in methods:
         number = len(tracincp.choose(run.log, checkpoints))
-        more = min(_EXAMPLES + 1, len(columns))
-        seconds += number * _extrapolated(heuristic, 1, more, len(columns))
+        first, each = _timed(heuristic, min(_EXAMPLES + 1, len(columns)))
+        seconds += number * (first + each * (len(columns) - 1))
     tables = 8 * len(test_ids) * (len(methods) * len(columns) + 12 * len(split) * len(chosen))
-    return Cost(seconds, peak_bytes() + tables)
+    return Cost(seconds, peak_bytes() + held + tables)
 
 
-def _extrapolated(
-    job: Callable[[int], Callable[[], object]], one: int, more: int, all_: int
-) -> float:
-    """Return the time of a job of one size from two smaller ones, after one to warm up."""
-    job(one)()
-    first = _timed(job(one))
-    if more <= one:
-        return first
-    each = max(0.0, _timed(job(more)) - first) / (more - one)
-    return first + each * (all_ - one)
+def _ahead(
+    run: Replay,
+    chosen: range,
+    few: int,
+    test_ids: Sequence[ID],
+    split: Sequence[str],
+    whole_model: bool,
+) -> Cost:
+    """Return what recording a window ahead of the walk takes more than recording few steps.
+
+    Steps that remember others are walked backwards; those that memory does not hold are recorded
+    without their examples' gradients first, for each chunk of test examples.
+    """
+    with run._computing(), Progress(enabled=False) as shown:
+
+        def tape(count: int) -> Tape:
+            return run._tape(chosen[:count], lenient=True, shown=shown)
+
+        whole, part = tape(len(chosen)).outlook(), tape(few).outlook()
+        each = 0.0
+        if whole.recordings:
+            chunks = run._chunks.for_splits(test_ids, split, plain=tape(1).plain and whole_model)
+            each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
+    return Cost(whole.recordings * each, max(0, whole.nbytes - part.nbytes))
 
 
-def _timed(job: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    job()
-    return time.perf_counter() - began
+def _timed(job: Callable[[int], object], more: int) -> tuple[float, float]:
+    """Return the times of a job of size 1, after one to warm up, and of each that is added."""
+    seconds = []
+    for size in (1, 1, more):
+        began = time.perf_counter()
+        job(size)
+        seconds.append(time.perf_counter() - began)
+    return seconds[1], max(0.0, seconds[2] - seconds[1]) / max(1, more - 1)
 
 
 def peak_bytes() -> int:

@@ -14,11 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.binding import BoundModel, checked_losses, moved, without_graph
+from replay.binding import (
+    BoundModel,
+    build,
+    checked_losses,
+    copied,
+    moved,
+    without_graph,
+)
 from replay.gradients.examples import PerExample
 from replay.task import Task
 from replay.trajectory import State
 from tracer.errors import TaskError
+from tracer.reader import RunLog
 from tracer.records import ID
 
 
@@ -37,6 +45,23 @@ class Models:
     test: BoundModel
     value: BoundModel
     device: torch.device
+
+
+def bind(
+    task: Task,
+    log: RunLog,
+    device: torch.device,
+    dtypes: tuple[torch.dtype | None, torch.dtype | None, torch.dtype | None],
+    *,
+    audit: int,
+) -> Models:
+    """Return three copies of a task's model, each in a dtype (None is the run's own)."""
+    built = build(task)
+    train, test, value = (
+        BoundModel(copied(built, task), log, device=device, dtype=dtype, audit=audit)
+        for dtype in dtypes
+    )
+    return Models(train, test, value, device)
 
 
 class Examples:

@@ -83,6 +83,19 @@ class Chunks:
             for k in range(0, len(ids), size)
         ]
 
+    def for_splits(
+        self, ids: Sequence[ID], methods: Sequence[str], *, plain: bool
+    ) -> list[Examples]:
+        """Return test examples in chunks whose every step some methods split.
+
+        Args:
+            ids: Their IDs.
+            methods: Names.
+            plain: No gradient is kept from step to step.
+        """
+        kept = 0 if plain else len(methods)
+        return self.of(ids, "test", kept=kept, between="ideal" in methods)
+
     def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
         where = f"{side} set, step 0"
         one = Examples(self._task, ids[:1], side, self._models)

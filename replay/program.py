@@ -161,6 +161,7 @@ def _estimate(
         methods=methods,
         checkpoints=options["checkpoints"],
         steps=options["steps"],
+        parameters=options["parameters"] or None,
         ideal_tolerance=options["ideal_tolerance"],
         allow_mismatch=options["allow_mismatch"],
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replay.displacement import Displacement
@@ -50,3 +51,21 @@ def moved_parameters(step: Step) -> list[str]:
 def coupled_decay(numbers: Numbers) -> float:
     """Return the weight decay that drives a parameter together with its gradient."""
     return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
+
+
+def settings(step: Step, kappas: Sequence[float]) -> tuple[dict[str, Numbers], dict[str, float]]:
+    """Return hyperparameters and ``±κ`` of each parameter that a step moved.
+
+    Args:
+        step: As logged.
+        kappas: ``κ`` of each group.
+    """
+    numbers: dict[str, Numbers] = {}
+    factors = {}
+    moved = set(moved_parameters(step))
+    for group, kappa in zip(step.groups, kappas, strict=True):
+        for name in group.names:
+            if name in moved:
+                numbers[name] = group.hyperparameters
+                factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
+    return numbers, factors

@@ -12,12 +12,21 @@ import torch
 from numpy.typing import NDArray
 
 from replay import filling, passes, tracincp
-from replay.arguments import DEFAULT, METHODS, Window, check_methods, known_ids, matching, window
-from replay.binding import BoundModel, build, copied, rounded_products, untouched_randomness
+from replay.arguments import (
+    DEFAULT,
+    METHODS,
+    Window,
+    check_methods,
+    check_options,
+    known_ids,
+    matching,
+    window,
+)
+from replay.binding import rounded_products, untouched_randomness
 from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
-from replay.measured import Models
+from replay.measured import bind
 from replay.memory import Chunks, parse_bytes
 from replay.plan import ParameterPath, paths_of_run
 from replay.progress import Progress
@@ -68,10 +77,7 @@ class Replay:
         allow_tf32: bool = False,
         announce: Callable[[str], None] | None = None,
     ) -> None:
-        if values not in ("float64", "model"):
-            raise InputError(f'values must be "float64" or "model", found {values!r}.')
-        if audit < 1:
-            raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
+        check_options(values, audit)
         self._budget, self._tf32 = parse_bytes(memory), allow_tf32
         self._device = usable_device(device)
         self.log = open_log(log)
@@ -79,13 +85,8 @@ class Replay:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
         with self._computing():
-            built, bound = build(self.task), partial(BoundModel, device=self._device, audit=audit)
-            in_double = torch.float64 if values == "float64" else dtype
-            train, test, value = (
-                bound(copied(built, self.task), self.log, dtype=kind)
-                for kind in (dtype, dtype, in_double)
-            )
-        self._models = Models(train, test, value, self._device)
+            kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
+            self._models = bind(self.task, self.log, self._device, kinds, audit=audit)
         self._chunks = Chunks(self.task, self._models, state(self.log, 0), self._budget)
 
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
@@ -171,9 +172,9 @@ class Replay:
             blocks = self._chunks.of(columns, "train", most=1024) if chosen else []
             if split:
                 tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
-                kept = 0 if tape.plain and names is None else len(split)
-                between = "ideal" in split
-                chunks = self._chunks.of(test_ids, "test", kept=kept, between=between)
+                chunks = self._chunks.for_splits(
+                    test_ids, split, plain=tape.plain and names is None
+                )
                 settings = passes.Settings(split, ideal_tolerance, names, frozenset(chosen))
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
                 done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)

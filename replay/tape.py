@@ -18,14 +18,14 @@ from replay.drive import drives
 from replay.gradients.products import squared_norms
 from replay.measured import Models
 from replay.optimizer_state import Memory, StoredStates
-from replay.recorded import Recorded, coupled_decay, moved_parameters
+from replay.recorded import Recorded, coupled_decay, moved_parameters, settings
+from replay.segments import Outlook, cuts, outlook, room_for
 from replay.task import Task
 from replay.trained import TrainedStep, replay_gradient, replay_step
 from replay.trajectory import State, Transition, state
 from tracer.errors import UnsupportedRuleError
 from tracer.reader import RunLog
-from tracer.records import Step
-from tracer.update_rules import RULES, Numbers
+from tracer.update_rules import RULES
 from tracer.update_rules import State as Moments
 
 
@@ -142,20 +142,33 @@ class Tape:
         memory = self._before_window()
         start = self._window.start
         recorded, _ = self._record(start, memory, keep=True)
-        size = recorded.nbytes
-        examples = math.inf if recorded.trained is None else recorded.trained.nbytes
-        if (size + examples) * len(self._window) <= self._budget:
+        if self._whole(recorded) <= self._budget:
             self._kept = []
             for t in self._window:
                 recorded, memory = self._record(t, memory, keep=True)
                 self._kept.append(recorded)
         else:
-            self._first = memory, size
+            self._first = memory, recorded.nbytes
+
+    def outlook(self) -> Outlook:
+        """Return what recording the window will take, from its first step."""
+        if self.plain:
+            return Outlook(0, 0)
+        recorded, _ = self._record(self._window.start, self._before_window(), keep=True)
+        whole = self._whole(recorded)
+        if whole <= self._budget:
+            return Outlook(0, int(whole))
+        return outlook(len(self._window), recorded.nbytes, room_for(self._budget, recorded.nbytes))
+
+    def _whole(self, recorded: Recorded) -> float:
+        """Return the bytes of all steps with their examples' gradients, if they are like one."""
+        examples = math.inf if recorded.trained is None else recorded.trained.nbytes
+        return (recorded.nbytes + examples) * len(self._window)
 
     def _backwards(self, start: int, stop: int, memory: Memory, size: int) -> Iterator[Recorded]:
         """Yield steps backwards; ``memory`` is the optimizer's before the first."""
-        room = max(2, self._budget // 2 // size)
-        if stop - start <= room:
+        starts = cuts(start, stop, room_for(self._budget, size))
+        if len(starts) == 1:
             found = []
             for t in range(start, stop):
                 recorded, memory = self._record(t, memory, keep=False)
@@ -163,16 +176,15 @@ class Tape:
             while found:
                 yield found.pop()
             return
-        pieces = min(room, math.ceil((stop - start) / room))
-        length = math.ceil((stop - start) / pieces)
-        starts = list(range(start, stop, length))
         memories = [memory]
         for t in range(start, starts[-1]):
             _, memory = self._record(t, memory, keep=False)
             if t + 1 in starts:
                 memories.append(memory)
-        for begin in reversed(starts):
-            yield from self._backwards(begin, min(begin + length, stop), memories.pop(), size)
+        while starts:
+            begin = starts.pop()
+            yield from self._backwards(begin, stop, memories.pop(), size)
+            stop = begin
 
     def _run(self, replayed: Callable[..., TrainedStep], now: Transition) -> TrainedStep:
         models = self._models
@@ -195,7 +207,8 @@ class Tape:
         run = replay_step if keep else replay_gradient
         trained = self._run(run, now)
         added = partial(self._added, now, trained)
-        numbers, factors = self._settings(now.step, trained, added)
+        kappas = self.checks.clip_factors(now.step, trained, added)
+        numbers, factors = settings(now.step, kappas)
         decays = {name: coupled_decay(n) for name, n in numbers.items()}
         driven = drives(now, trained, decays, factors, device)
         moments: dict[str, Moments] = dict(memory.moments)
@@ -232,18 +245,3 @@ class Tape:
         states = {k: self._states.get(k) or state(self._log, k) for k in (t, t + 1)}
         self._states = states
         return Transition(self._log.step(t), states[t], states[t + 1])
-
-    def _settings(
-        self, step: Step, trained: TrainedStep, added: Callable[[], float]
-    ) -> tuple[dict[str, Numbers], dict[str, float]]:
-        """Return hyperparameters and ``±κ`` of each parameter that the step moved."""
-        numbers: dict[str, Numbers] = {}
-        factors = {}
-        moved = set(moved_parameters(step))
-        kappas = self.checks.clip_factors(step, trained, added)
-        for group, kappa in zip(step.groups, kappas, strict=True):
-            for name in group.names:
-                if name in moved:
-                    numbers[name] = group.hyperparameters
-                    factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
-        return numbers, factors
