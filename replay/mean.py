@@ -52,7 +52,7 @@ class Weighted:
     ) -> tuple[Tensor, Tensor] | None:
         """Return weighted gradients of one parameter, and whose, of columns start to stop.
 
-        With a role they may be in a workspace, until the next call for that role.
+        They may be views; with a role they may be in a workspace, until the next call for it.
         """
         if name not in self.gradients.names:
             return None
@@ -62,7 +62,10 @@ class Weighted:
         chosen = inside.nonzero().flatten()
         if len(chosen) == 0:
             return None
-        found = self.gradients.rows(name, chosen.to(self.gradients.losses.device), role)
+        first, last = int(chosen[0]), int(chosen[-1])
+        together = last - first + 1 == len(chosen)  # need not be copied
+        some = slice(first, last + 1) if together else chosen.to(self.gradients.losses.device)
+        found = self.gradients.rows(name, some, role)
         if self.weights is not None:
             found = found * self.weights[chosen].to(found)[:, None]
         return found, self.columns[chosen] - start

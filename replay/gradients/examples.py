@@ -56,8 +56,8 @@ class PerExample:
                 stored[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return sum(stored.values())
 
-    def rows(self, name: str, chosen: Tensor, role: str | None = None) -> Tensor:
-        """Return some examples' gradients of one stored parameter, ``(n, numel)``.
+    def rows(self, name: str, chosen: Tensor | slice, role: str | None = None) -> Tensor:
+        """Return some examples' gradients of one stored parameter, ``(n, numel)``, maybe a view.
 
         Args:
             name: The parameter.
