@@ -10,7 +10,7 @@ import torch
 from training import Run
 
 from tracer import open_log
-from tracer.errors import TracingWarning
+from tracer.errors import LogError, TracingWarning
 from tracer.feed import Feed
 from tracer.full_state import States
 from tracer.observations import Observations
@@ -150,12 +150,56 @@ def test_flush_after_close_returns(tmp_path):
     run.optimizer.flush()
 
 
-def test_a_close_that_was_interrupted_leaves_whole_steps(monkeypatch, tmp_path, weights):
+def test_close_interrupted_while_it_waits_for_the_writer(monkeypatch, tmp_path, weights):
+    """The last step, which only close() puts down, is kept."""
     path = tmp_path / "run.h5"
-    run = Run(path).train(3)
+    run = Run(path).train(STEPS)
     interrupt(monkeypatch, Feed, "take", 1)
     with pytest.raises(KeyboardInterrupt):
         run.close()
     monkeypatch.undo()
-    run.close()
-    assert holds(path, weights) == 2  # the file was closed when Ctrl-C came
+    assert holds(path, weights) == STEPS
+
+
+def test_close_left_while_the_log_is_being_written(monkeypatch, tmp_path, weights):
+    """Two Ctrl-C end the waiting; others may write the log when the thread has ended."""
+    path, finish, close = tmp_path / "run.h5", threading.Event(), LogWriter.close
+
+    def slow(writer):
+        finish.wait(30)
+        close(writer)
+
+    def impatient(_):
+        raise KeyboardInterrupt
+
+    run = Run(path).train(STEPS)
+    monkeypatch.setattr(LogWriter, "close", slow)
+    monkeypatch.setattr(threading.Thread, "join", impatient)
+    with pytest.raises(KeyboardInterrupt):
+        run.close()
+    monkeypatch.undo()
+    with pytest.raises(LogError, match="is being written in this process already"):
+        Run(path, overwrite=True)
+    finish.set()
+    for thread in threading.enumerate():
+        if thread.name == "tracer-writer":
+            thread.join(30)
+    assert not (tmp_path / "run.h5.lock").exists()
+    assert holds(path, weights) == STEPS
+    with contextlib.closing(Run(path, overwrite=True).train(2)):
+        pass
+    assert holds(path, weights) == 2
+
+
+def test_a_wrapper_that_cannot_go_on_leaves_the_log(monkeypatch, tmp_path, weights):
+    path = tmp_path / "run.h5"
+    Run(path, state_every=4).train(6).close()
+    interrupt(monkeypatch, Observations, "go_on", 1)
+    with pytest.raises(KeyboardInterrupt):
+        Run(path, resume=True)
+    monkeypatch.undo()
+    assert not [t for t in threading.enumerate() if t.name == "tracer-writer"]
+    assert holds(path, weights) == 6
+    with contextlib.closing(Run(path, resume=True)) as again:
+        again.train(STEPS)
+    assert holds(path, weights) == STEPS

@@ -39,8 +39,10 @@ class Background:
         self._open, self.ring = open_writer, ring
         self._writer: LogWriter | None = None
         self._hurry = threading.Event()
+        self._ending, self._ended = threading.Lock(), False
+        self._last: Callable[[], None] | None = None
         self._jobs: queue.SimpleQueue[tuple[Job | None, Slot | None]] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._run, name="tracer-writer", daemon=True)
+        self._thread = threading.Thread(target=self._live, name="tracer-writer", daemon=True)
         self._thread.start()
 
     def take(self) -> Slot:
@@ -77,6 +79,23 @@ class Background:
             except KeyboardInterrupt:
                 self._thread.join()  # what is left takes a moment
                 raise
+
+    def at_end(self, last: Callable[[], None]) -> None:
+        """Have something done once the thread has ended: by it, or at once."""
+        with self._ending:
+            if not self._ended:
+                self._last = last
+                return
+        last()
+
+    def _live(self) -> None:
+        try:
+            self._run()
+        finally:
+            with self._ending:
+                self._ended = True
+            if self._last is not None:
+                self._last()
 
     def _run(self) -> None:
         while True:

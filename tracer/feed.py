@@ -85,7 +85,7 @@ class Feed:
             self.report()
 
     def close(self) -> None:
-        """Close the log; others may write it then."""
+        """Close the log, if there is one; others may write it then."""
         try:
             if self._background is not None:
                 self._background.close()
@@ -102,9 +102,13 @@ class Feed:
         self.stop(f"{self._path} cannot be written ({error})", depth=6)
 
     def release(self) -> None:
-        """Let others write the log."""
-        if self._lock is not None:
+        """Let others write the log, as soon as the writer thread has ended."""
+        if self._lock is None:
+            return
+        if self._background is None:
             self._lock.release()
+        else:
+            self._background.at_end(self._lock.release)
 
     def stop(self, why: str, depth: int = 4) -> None:
         """End the log at its last whole step, with one warning; training goes on."""

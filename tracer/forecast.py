@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import Tensor
+
+from tracer.layout import fields, row_bytes
+from tracer.records import RandomState
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,23 @@ class Forecast:
         )
 
 
+def forecast(
+    path: Path, steps: int, tensors: Iterable[Mapping[str, Tensor]], random: RandomState
+) -> Forecast:
+    """Return what a run takes.
+
+    Args:
+        path: Its log.
+        steps: How many it has.
+        tensors: Parameters and buffers.
+        random: Torch's random state.
+    """
+    state = sum(map(len, (random.cpu, *random.cuda.values())))
+    step = sum(row_bytes(fields(some)) for some in tensors) + state + 1024
+    free = shutil.disk_usage(path.absolute().parent).free
+    return Forecast(path, steps, step, step * (steps + 1), free)
+
+
 def readable(size: float) -> str:
     """Return bytes as people read them."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -48,8 +71,3 @@ def readable(size: float) -> str:
             return f"{size:.3g} {unit}"
         size /= 1000
     return f"{size:.3g} TB"
-
-
-def free_bytes(path: Path) -> int:
-    """Return the free bytes of the disk that a file is or will be on."""
-    return shutil.disk_usage(path.absolute().parent).free

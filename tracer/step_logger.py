@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 
 from tracer.errors import TracingError
 from tracer.feed import Feed
-from tracer.forecast import Forecast, free_bytes
+from tracer.forecast import Forecast, forecast
 from tracer.full_state import States, restore
 from tracer.layout import Row, fields, pack, row_bytes
 from tracer.log_file import LogOptions, create_log, environment
@@ -59,7 +59,9 @@ class StepLogger:
         self._optimizer, self._recorder = optimizer, recorder
         self._measurement = Measurement(optimizer, model)
         self._attributes, self._options = dict(attributes), options
-        self._states = States(model, optimizer, options.state_every, self._row_bytes())
+        row = row_bytes(fields(self._measurement.parameters))
+        row = row if options.compression == "none" else row // 3  # about
+        self._states = States(model, optimizer, options.state_every, row)
         self._pending: Pending | None = None
         self._random = recorder.random_state()  # after the last step
         self._epoch: int | None = None  # of the last step
@@ -177,23 +179,27 @@ class StepLogger:
             return
         try:
             if first and not self._between:  # an exception in a step leaves parameters half moved
-                self._settle(pack(self._recorder.current_buffers()))
+                buffers = pack(self._recorder.current_buffers())
+                try:
+                    self._settle(buffers)
+                except KeyboardInterrupt:  # it may have ended the waiting for the writer only
+                    if not self._between:
+                        self._settle(buffers)
+                    raise
                 if self.steps and not self._states.due(self.steps):
                     self._submit_state(self.steps, self._state(), passing=True)
         finally:
             self._feed.close()
 
     def give_up(self) -> None:
-        """Write nothing."""
+        """Write no step."""
         self._closed = True
-        self._feed.release()
+        self._feed.close()
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes."""
         tensors = self._measurement.parameters, dict(self.model.named_buffers())
-        random = sum(map(len, (self._random.cpu, *self._random.cuda.values())))
-        step = sum(row_bytes(fields(some)) for some in tensors) + random + 1024
-        return Forecast(self.path, steps, step, step * (steps + 1), free_bytes(self.path))
+        return forecast(self.path, steps, tensors, self._random)
 
     def _buffers(self) -> Row:
         """Return ``β_t``: the buffers before the step's first training forward, if one was seen."""
@@ -233,11 +239,6 @@ class StepLogger:
             attributes={**self._attributes, **environment()},
             options=self._options,
         )
-
-    def _row_bytes(self) -> int:
-        """Return what a step adds to the log; coded rows are about a third."""
-        row = row_bytes(fields(self._measurement.parameters))
-        return row if self._options.compression == "none" else row // 3
 
     def _state(self, buffers: Mapping[str, Tensor] | None = None) -> bytes | None:
         """Return the full state as it is now; buffers may have moved on and are given then."""
