@@ -168,7 +168,7 @@ class TracingOptimizer(Delegating):
             closure,
             lambda: self._observations.finished(observed),
             epoch=self.epoch,
-            clip_factor=self._recorder.clip_factor,
+            clip_factor=lambda: self._recorder.clip_factor,
         )
         self._recorder.step_ended()
         return result

@@ -99,6 +99,7 @@ class Recorder:
     def forward_begins(self) -> None:
         """Catch the state of a training forward."""
         self.begin()
+        self.clip_factor = 1.0  # of gradients that were dropped; else the norm tells
         if self._buffers is None:
             try:
                 self._buffers = self.current_buffers()

@@ -108,7 +108,7 @@ class StepLogger:
         batches: Callable[[], list[MicroBatch]],
         *,
         epoch: int | None,
-        clip_factor: float,
+        clip_factor: Callable[[], float],
     ) -> tuple[Any, bool]:
         """Take one step.
 
@@ -151,7 +151,7 @@ class StepLogger:
             micro_batches=tuple(batches()),
             groups=groups,
             gradient_norm=math.nan,  # follows
-            clip_factor=clip_factor,
+            clip_factor=clip_factor(),
             without_gradient=gradients.without,
             frozen=self._measurement.frozen(),
         )

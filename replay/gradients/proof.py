@@ -146,7 +146,7 @@ def _wrong(found: Pass, readings: dict[str, _Reading], total: dict[str, Tensor])
     """Return the parameters whose pieces are not what plain backward passes give, and why."""
     why = {}
     for name, reading in readings.items():
-        whole = for_products(total[name]).view(reading.pieces[0].shape)
+        whole = for_products(total[name]).reshape(reading.pieces[0].shape)
         added = reduce(add, (piece.summed() for piece in reading.pieces))
         scale = partial(_added, reading.pieces, reading.tolerance)
         if not _agree(added, whole, reading.tolerance, scale):
