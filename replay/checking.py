@@ -1,8 +1,7 @@
-"""Whether a replayed step is the one that was logged: gradient, clipping, optimizer state."""
+"""Whether a replayed step is the one that was logged: parameters and optimizer state."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,22 +9,10 @@ import torch
 from torch import Tensor
 
 from replay.displacement import Division
-from replay.drive import square
-from replay.together import alike, joined
-from replay.trained import TrainedStep
+from replay.mismatch import ENDING, advice, tolerance
 from replay.trajectory import Transition
 from tracer.errors import MismatchError
 from tracer.filters import Filter
-from tracer.records import ParameterGroup, Step
-
-_ENDING = "allow_mismatch=True (--allow-mismatch) goes on and counts the difference as rounding."
-_LOOK = (
-    "Look at the task (loss, model, data, order, collate), at reduction and weights, at autocast, "
-    "at gradients changed before the step other than by one factor (value clipping), at parameters "
-    "changed between steps (clamped, averaged, swapped), and at randomness outside the model: if "
-    'training examples are augmented at random, trace with record="batches" and '
-    "step(batch_ids=ids, batch=batch), which logs the batches themselves."
-)
 
 
 @dataclass
@@ -36,76 +23,11 @@ class Checks:
         path: The log, for messages.
         same_dtype: Whether the replay computes in the run's dtype.
         lenient: Go on where a step does not reproduce.
-        inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
     """
 
     path: str
     same_dtype: bool
     lenient: bool
-    inferred: dict[int, float]
-
-    def scaled(self, steps: range) -> int:
-        """Return how many of some steps had gradients scaled outside the optimizer."""
-        return len(self.inferred.keys() & set(steps))
-
-    def clip_factors(
-        self, step: Step, trained: TrainedStep, added: Callable[[], float]
-    ) -> list[float]:
-        """Return ``κ`` of each group: the recorded factor, or what the logged norm says.
-
-        Args:
-            step: As logged.
-            trained: As replayed.
-            added: ``Σ_i ‖c_i g_i‖``, a share of which rounding may be where gradients cancel;
-                called where their sum does not explain the norm.
-
-        Raises:
-            MismatchError: The gradient as applied was larger than the replayed one.
-        """
-        groups = range(len(step.groups))
-        found = [self._replayed_norm(step.groups[g], step, trained) for g in groups]
-        whole = math.hypot(*(norm for norm, _ in found))
-        return [self._clip_factor(step, g, *found[g], whole, added) for g in groups]
-
-    def _replayed_norm(
-        self, group: ParameterGroup, step: Step, trained: TrainedStep
-    ) -> tuple[float, float]:
-        """Return the norm of a group's replayed gradient, and the share that may be rounding."""
-        squares, share, replayed = 0.0, 1e-10, {}
-        for name in group.names:
-            parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
-            if parts and name not in step.without_gradient:
-                share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
-                replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
-        for _, some in alike(replayed, lambda name: None):
-            squares += square(joined(some))
-        return math.sqrt(squares), share
-
-    def _clip_factor(
-        self,
-        step: Step,
-        g: int,
-        norm: float,
-        share: float,
-        whole: float,
-        added: Callable[[], float],
-    ) -> float:
-        known, applied = step.clip_factor, step.groups[g].gradient_norm
-        expected, gap = known * norm, abs(applied - known * norm)
-        if not (expected and math.isfinite(applied)) or gap <= share * known * whole:
-            return known
-        if gap <= share * known * added():
-            return known
-        if applied < expected:
-            self.inferred[step.index] = known * applied / expected
-            return known * applied / expected
-        if self.lenient:
-            return known
-        raise MismatchError(
-            f"step {step.index} of {self.path} does not reproduce: the gradient of group {g} as "
-            f"applied had the norm {applied:.4g}, the replayed one {expected:.4g}; clipping makes "
-            f"gradients smaller, never larger. {_look(self.same_dtype)} {_ENDING}"
-        )
 
     def step(
         self,
@@ -184,7 +106,7 @@ class Checks:
         raise MismatchError(
             f"step {t} of {self.path}: the recomputed {key} of {name!r} differs from the one in "
             f"the log by {float(gap.norm()) / size:.2g} of its norm; was the optimizer's state "
-            f"changed or loaded during the run? {_look(self.same_dtype)} {_ENDING}"
+            f"changed or loaded during the run? {advice(self.same_dtype)}"
         )
 
     def _message(
@@ -201,23 +123,14 @@ class Checks:
             return (
                 f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in "
                 f"no group), but moved by up to {rest.abs().max():.3g} before the next one; was "
-                f"it changed between steps (clamped, averaged, swapped)? {_ENDING}"
+                f"it changed between steps (clamped, averaged, swapped)? {ENDING}"
             )
         whole = torch.as_tensor(move, dtype=torch.float64, device=rest.device).clamp_min(1e-300)
         relative = share * float((rest / whole).norm())
         return (
             f"{where}: the replayed gradient and the logged change of {name!r} differ by "
-            f"{relative:.2g} of the gradient's norm. {_look(self.same_dtype)} {_ENDING}"
+            f"{relative:.2g} of the gradient's norm. {advice(self.same_dtype)}"
         )
-
-
-def _look(same_dtype: bool) -> str:
-    if same_dtype:
-        return _LOOK
-    return (
-        f"{_LOOK} This replay computes in another dtype than the run (dtype=, --dtype), in which "
-        "torch may draw other random numbers."
-    )
 
 
 def _outer(move: Tensor | float, outside: Tensor | None) -> Tensor | float:
@@ -229,12 +142,6 @@ def _least(move: Tensor | float, outside: Tensor | None) -> float:
     if isinstance(move, Tensor):
         return float(_outer(move, outside).min())  # type: ignore[union-attr]
     return move if outside is None else move * float(outside.min())
-
-
-def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:
-    """Return the share of a gradient's norm that rounding may make."""
-    share = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
-    return share + (0.0 if same_dtype else 1e-2)
 
 
 def _carried(

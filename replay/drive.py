@@ -129,12 +129,6 @@ def double(vector: Tensor, role: str | None = None) -> Tensor:
     return workspace(role, like, len(vector)).copy_(vector)
 
 
-def square(vector: Tensor) -> float:
-    """Return ``‖vector‖²``, in float64."""
-    found = (double(block, "square") for block in cut(vector, block_size(vector)))
-    return sum(float(torch.dot(block, block)) for block in found)
-
-
 def _times(vector: Tensor | None, factor: float, role: str | None) -> Tensor | None:
     if vector is None:
         return None

@@ -111,7 +111,8 @@ def _ahead(
     with run._computing(), Progress(enabled=False) as shown:
 
         def tape(count: int) -> Tape:
-            return run._tape(chosen[:count], lenient=True, shown=shown)
+            splits = set(split) != {"tracin-sgd"}
+            return run._tape(chosen[:count], shown, lenient=True, splits=splits)
 
         whole, part = tape(len(chosen)).outlook(), tape(few).outlook()
         each = 0.0

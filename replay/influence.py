@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -99,7 +99,7 @@ class Influence:
         """
         try:
             with h5py.File(path, "r") as file:
-                if file.attrs.get("format") != FORMAT:
+                if _plain(file.attrs.get("format")) != FORMAT:
                     raise InputError(f"{path} is not a result of tracin-replay.")
                 return cls._read(file)
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -118,8 +118,9 @@ class Influence:
         return [self.train_ids[i] for i in order], row[order]
 
     def _write(self, file: h5py.File) -> None:
-        file.attrs["format"] = FORMAT
-        file.attrs.update(self.attributes)
+        lists = {"methods": self.scores, "terms": next(iter(self.terms.values()), {})}
+        found = {name: " ".join(some) for name, some in lists.items()}
+        _describe(file, {"format": FORMAT, **self.attributes, **found})
         steps = next((len(d) for d in self.drops.values()), 0)
         for name, labels in (
             ("test", self.test_ids),
@@ -129,8 +130,8 @@ class Influence:
             _labels(file, name, labels)
         for method, scores in self.scores.items():
             variable = _variable(file, method, scores, ("test", "train"))
-            variable.attrs["long_name"] = f"{method} influence; positive = proponent"
-            variable.attrs["units"] = str(self.attributes.get("unit", ""))
+            title = f"{method} influence; positive = proponent"
+            _describe(variable, {"long_name": title, "units": str(self.attributes.get("unit", ""))})
         for name, drop in self.drops.items():
             _variable(file, f"drop_{name}", drop, ("step", "test"))
         for method, terms in self.terms.items():
@@ -139,19 +140,13 @@ class Influence:
         for name, values in self.quadrature.items():
             kind = np.int8 if values.dtype == bool else values.dtype
             _variable(file, f"quadrature_{name}", values.astype(kind), ("step", "test"))
-        file.attrs["methods"] = " ".join(self.scores)
-        file.attrs["terms"] = " ".join(next(iter(self.terms.values()), {}))
 
     @classmethod
     def _read(cls, file: h5py.File) -> Influence:
-        attributes = {
-            key: value.item() if isinstance(value, np.generic) else value
-            for key, value in file.attrs.items()
-            if key not in ("format", "terms")
-        }
-        methods = str(file.attrs["methods"]).split()
+        attributes = {key: _plain(value) for key, value in file.attrs.items() if key != "format"}
+        methods = str(attributes["methods"]).split()
         split = [name for name in methods if f"drop_{name}" in file]
-        terms = str(file.attrs["terms"]).split()
+        terms = str(attributes.pop("terms")).split()
         kinds = {"theta_inside": bool}
         found = {
             name.removeprefix("quadrature_"): _values(file, name)
@@ -181,10 +176,26 @@ def save_table(
     """Write columns over training examples as HDF5 with the dimension ``train``."""
     check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
     with moved_when_whole(target) as partial, h5py.File(partial, "x", libver="latest") as file:
-        file.attrs.update(attributes)
+        _describe(file, attributes)
         _labels(file, "train", train_ids)
         for name, values in columns.items():
             _variable(file, name, values, ("train",))
+
+
+def _describe(item: h5py.File | h5py.Dataset, attributes: Mapping[str, str | int | float]) -> None:
+    """Write attributes; text of fixed length, since HDF5 hangs in damaged heaps of others."""
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode()
+            kind = h5py.string_dtype("utf-8", max(1, len(data)))
+            item.attrs.create(name, data, dtype=kind)
+        else:
+            item.attrs[name] = value
+
+
+def _plain(value: Any) -> Any:
+    found = value.item() if isinstance(value, np.generic) else value
+    return found.decode() if isinstance(found, bytes) else found
 
 
 def _labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:

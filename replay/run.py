@@ -171,14 +171,15 @@ class Replay:
             point = partial(tracincp.checkpoint, self.log, names=names)
             blocks = self._chunks.of(columns, "train", most=1024) if chosen else []
             if split:
-                tape = self._tape(chosen_steps, lenient=allow_mismatch, shown=shown)
+                how = {"lenient": allow_mismatch, "splits": split != ("tracin-sgd",)}
+                tape = self._tape(chosen_steps, shown, **how)
                 chunks = self._chunks.for_splits(
                     test_ids, split, plain=tape.plain and names is None
                 )
                 settings = passes.Settings(split, ideal_tolerance, names, frozenset(chosen))
                 advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
                 done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)
-                found["steps_scaled_outside"] = tape.checks.scaled(chosen_steps)
+                found["steps_scaled_outside"] = tape.factors.scaled(chosen_steps)
                 rest = [k for k in chosen if k not in done]
             if rest:
                 chunks = self._chunks.of(test_ids, "test")
@@ -214,12 +215,12 @@ class Replay:
         looked_at = window(steps, len(self.log))
         sums = Sums(chosen)
         with self._computing(), Progress(progress) as shown:
-            tape = self._tape(looked_at, lenient=allow_mismatch, shown=shown)
+            tape = self._tape(looked_at, shown, lenient=allow_mismatch)
             advance = shown.task("self-influence", len(looked_at))
             for recorded in tape.forwards():
                 sums.add(recorded, self.task, self._models)
                 advance()
-        where, scaled = f"{looked_at.start}:{looked_at.stop}", tape.checks.scaled(looked_at)
+        where, scaled = f"{looked_at.start}:{looked_at.stop}", tape.factors.scaled(looked_at)
         facts = provenance(self.log, self._models, window=where, steps_scaled_outside=scaled)
         return SelfInfluence(chosen, sums.scores, sums.visits, facts)
 
@@ -232,7 +233,7 @@ class Replay:
         """
         chosen = window(steps, len(self.log))
         with self._computing(), Progress(progress) as shown:
-            return verified(self._tape(chosen, lenient=False, shown=shown), chosen)
+            return verified(self._tape(chosen, shown, lenient=False), chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""
@@ -244,7 +245,6 @@ class Replay:
         with untouched_randomness(), rounded_products(self._tf32), temporaries(self._budget):
             yield
 
-    def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
+    def _tape(self, steps: range, shown: Progress, **how: bool) -> Tape:
         budget, report = self._budget // 4, shown.task
-        known = (self.log, self.task, self._models)
-        return Tape(*known, steps, budget=budget, lenient=lenient, report=report)
+        return Tape(self.log, self.task, self._models, steps, budget=budget, report=report, **how)

@@ -10,23 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
 
-from replay.checking import Checks
-from replay.displacement import split
-from replay.drive import drives
-from replay.gradients.products import squared_norms
+from replay.clipping import ClipFactors
 from replay.measured import Models
-from replay.optimizer_state import Memory, StoredStates
-from replay.recorded import Recorded, coupled_decay, moved_parameters, settings
-from replay.segments import Outlook, cuts, outlook, room_for
+from replay.optimizer_state import Memory
+from replay.recorded import Recorded
+from replay.recorder import Recorder
+from replay.segments import Outlook, Room, cuts, outlook, room_for
 from replay.task import Task
-from replay.trained import TrainedStep, replay_gradient, replay_step
-from replay.trajectory import State, Transition, state
+from replay.trained import TrainedStep
+from replay.trajectory import Transition
 from tracer.errors import UnsupportedRuleError
 from tracer.reader import RunLog
 from tracer.update_rules import RULES
-from tracer.update_rules import State as Moments
 
 
 class Tape:
@@ -39,11 +35,11 @@ class Tape:
         window: The steps, consecutive.
         budget: Bytes for what is recorded.
         lenient: Go on where a step does not reproduce.
+        splits: Whether steps are to be split; else no more than examples' gradients is asked for.
         report: Gets a description and a total, returns what to call at each step recorded.
 
     Attributes:
-        plain: Whether no step remembers another: SGD without momentum throughout.
-        checks: What was compared with the log.
+        plain: Whether no step remembers another: SGD without momentum throughout, or no split.
         stop: The window's end.
 
     Raises:
@@ -59,34 +55,38 @@ class Tape:
         *,
         budget: int,
         lenient: bool,
+        splits: bool = True,
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         name = str(log.metadata["update_rule"])
-        if name not in RULES:
+        if splits and name not in RULES:
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
-                f"of {', '.join(RULES)} can. tracincp and the measured drops (Replay.drops) work "
-                "for every optimizer."
+                f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
+                "(Replay.drops) work for every optimizer."
             )
-        self._rule, self._log, self._task, self._models = RULES[name], log, task, models
         self._window, self._budget, self.stop = window, budget, window.stop
-        self.plain = name == "SGD" and not log.ever_used("momentum")
-        self._stored = StoredStates(log, self._rule, models.device)
-        same = models.test.dtype is None
-        self.checks = Checks(str(log.path), same, lenient, {})
+        self.plain = name not in RULES or (name == "SGD" and not log.ever_used("momentum"))
+        ends = {window[0], window[-1]}  # examples that are seen first and last are proven
+        known, rule = (log, task, models), RULES.get(name)
+        self._recorder = Recorder(*known, rule, audited=ends, budget=budget, lenient=lenient)
+        self._test = models.test.engine
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
-        self._states: dict[int, State] = {}
-        self._sums: dict[int, float] = {}
         self._kept: list[Recorded] | None = None
-        self._first: tuple[Memory, int] | None = None
+        self._first: tuple[Memory, Room] | None = None
+
+    @property
+    def factors(self) -> ClipFactors:
+        """What found how gradients were clipped."""
+        return self._recorder.factors
 
     def walk(self) -> Iterator[Recorded]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
         last = self._window[-1 if self.plain else 0]
         for recorded in self._walk():
             if recorded.transition.step.index == last:
-                self._models.test.engine.audit()
+                self._test.audit()
             yield recorded
 
     def _walk(self) -> Iterator[Recorded]:
@@ -103,8 +103,8 @@ class Tape:
             yield from reversed(self._kept)
             return
         assert self._first is not None
-        memory, size = self._first
-        yield from self._backwards(start, stop, memory, size)
+        memory, room = self._first
+        yield from self._backwards(start, stop, memory, room)
 
     def forwards(self) -> Iterator[Recorded]:
         """Yield every step with its examples' gradients, forwards."""
@@ -126,12 +126,13 @@ class Tape:
 
     def train(self, transition: Transition) -> TrainedStep:
         """Compute the gradients of a step's examples."""
-        return self._run(replay_step, transition)
+        return self._recorder.train(transition)
 
     def _before_window(self) -> Memory:
         """Return the optimizer before the window, all of its buffers history."""
         start = self._window.start
-        at, memory = self._stored.before(start)
+        assert self._recorder.stored is not None
+        at, memory = self._recorder.stored.before(start)
         self._advance = self._report("recording", self._window.stop - at)
         for t in range(at, start):
             _, memory = self._record(t, memory, keep=False)
@@ -140,38 +141,38 @@ class Tape:
     def _begin(self) -> None:
         """Find out what the budget holds; record the window if it holds all of it."""
         memory = self._before_window()
-        start = self._window.start
-        recorded, _ = self._record(start, memory, keep=True)
-        if self._whole(recorded) <= self._budget:
-            self._kept = []
-            for t in self._window:
-                recorded, memory = self._record(t, memory, keep=True)
-                self._kept.append(recorded)
-        else:
-            self._first = memory, recorded.nbytes
+        size, examples = self._measured(memory)
+        if (size + examples) * len(self._window) > self._budget:
+            self._first = memory, room_for(self._budget, size, examples)
+            return
+        self._kept = []
+        for t in self._window:
+            recorded, memory = self._record(t, memory, keep=True)
+            self._kept.append(recorded)
 
     def outlook(self) -> Outlook:
         """Return what recording the window will take, from its first step."""
         if self.plain:
             return Outlook(0, 0)
-        recorded, _ = self._record(self._window.start, self._before_window(), keep=True)
-        whole = self._whole(recorded)
+        size, examples = self._measured(self._before_window())
+        whole = (size + examples) * len(self._window)
         if whole <= self._budget:
             return Outlook(0, int(whole))
-        return outlook(len(self._window), recorded.nbytes, room_for(self._budget, recorded.nbytes))
+        room = room_for(self._budget, size, examples)
+        return outlook(len(self._window), size, examples, room)
 
-    def _whole(self, recorded: Recorded) -> float:
-        """Return the bytes of all steps with their examples' gradients, if they are like one."""
-        examples = math.inf if recorded.trained is None else recorded.trained.nbytes
-        return (recorded.nbytes + examples) * len(self._window)
+    def _measured(self, memory: Memory) -> tuple[int, float]:
+        """Return the bytes of a recorded step and of its examples' gradients, of the first."""
+        recorded, _ = self._record(self._window.start, memory, keep=True)
+        return recorded.nbytes, math.inf if recorded.trained is None else recorded.trained.nbytes
 
-    def _backwards(self, start: int, stop: int, memory: Memory, size: int) -> Iterator[Recorded]:
+    def _backwards(self, start: int, stop: int, memory: Memory, room: Room) -> Iterator[Recorded]:
         """Yield steps backwards; ``memory`` is the optimizer's before the first."""
-        starts = cuts(start, stop, room_for(self._budget, size))
+        starts = cuts(start, stop, room)
         if len(starts) == 1:
             found = []
             for t in range(start, stop):
-                recorded, memory = self._record(t, memory, keep=False)
+                recorded, memory = self._record(t, memory, keep=room.keeps)
                 found.append(recorded)
             while found:
                 yield found.pop()
@@ -183,65 +184,14 @@ class Tape:
                 memories.append(memory)
         while starts:
             begin = starts.pop()
-            yield from self._backwards(begin, stop, memories.pop(), size)
+            yield from self._backwards(begin, stop, memories.pop(), room)
             stop = begin
 
-    def _run(self, replayed: Callable[..., TrainedStep], now: Transition) -> TrainedStep:
-        models = self._models
-        if replayed is replay_step and now.step.index in (self._window[0], self._window[-1]):
-            models.train.engine.audit()  # examples that are seen first and last are proven
-        return replayed(
-            self._task,
-            now,
-            models.train,
-            moved_parameters(now.step),
-            device=models.device,
-            budget=self._budget,
-        )
-
     def _record(self, t: int, memory: Memory, *, keep: bool) -> tuple[Recorded, Memory]:
-        """Replay step ``t``; return it and what the optimizer remembers after it."""
-        memory = self._stored.renewed(memory, t, self.checks)
-        device = self._models.device
-        now = self._transition(t)
-        run = replay_step if keep else replay_gradient
-        trained = self._run(run, now)
-        added = partial(self._added, now, trained)
-        kappas = self.checks.clip_factors(now.step, trained, added)
-        numbers, factors = settings(now.step, kappas)
-        decays = {name: coupled_decay(n) for name, n in numbers.items()}
-        driven = drives(now, trained, decays, factors, device)
-        moments: dict[str, Moments] = dict(memory.moments)
-        filters = {}
-        for name, n in numbers.items():
-            if self._rule.adapts:
-                known = moments.get(name) or self._rule.initial(driven[name].w, n)
-                moments[name] = self._rule.observe(known, driven[name].whole, n)
-            first = name not in memory.buffers
-            filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
-        dtype = self._models.test.dtype
-        divided = split(now, driven, filters, memory.buffers, device, dtype)
-        most = max((abs(factor) for factor in factors.values()), default=1.0)
-        noise, unit = self.checks.step(now, filters, divided, memory.noise, lambda: most * added())
+        recorded, after = self._recorder.record(t, memory, keep=keep)
         if t > self._furthest and self._advance is not None:
             self._furthest = t
             self._advance()
-        examples = trained.examples_only() if keep else None
-        recorded = Recorded(now, filters, factors, divided.parts, examples)
-        return recorded, Memory(moments, divided.buffers, noise, max(unit, memory.unit))
-
-    def _added(self, now: Transition, trained: TrainedStep) -> float:
-        """Return ``Σ_i ‖c_i g_i‖`` of a step."""
-        t = now.step.index
-        if t not in self._sums:
-            batches = trained.batches or self._run(replay_step, now).batches
-            names = set(moved_parameters(now.step))
-            norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
-            self._sums[t] = float(sum(norms))
-        return self._sums[t]
-
-    def _transition(self, t: int) -> Transition:
-        """Read step ``t``; a state that the last step had is not read again."""
-        states = {k: self._states.get(k) or state(self._log, k) for k in (t, t + 1)}
-        self._states = states
-        return Transition(self._log.step(t), states[t], states[t + 1])
+        if t + 1 == self.stop and not self.plain:
+            self._recorder.checked(after, self.stop)  # the last state is in the log, too
+        return recorded, after

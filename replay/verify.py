@@ -33,5 +33,5 @@ def verified(tape: Tape, steps: range) -> Verification:
         MismatchError: Names the first step that does not reproduce.
     """
     tape.check()
-    inside = {t: factor for t, factor in tape.checks.inferred.items() if t in steps}
+    inside = {t: factor for t, factor in tape.factors.inferred.items() if t in steps}
     return Verification(steps, inside)

@@ -188,8 +188,8 @@ def test_one_element_touched_between_steps(monkeypatch, block, element, value):
     divided = split(now, driven, rule, {}, w.device)
     assert not divided.largest["w"] <= 0.4
     with pytest.raises(MismatchError, match="step 0 of run.h5 does not reproduce"):
-        Checks("run.h5", True, False, {}).step(now, rule, divided, {}, lambda: 1.0)
-    lenient, _ = Checks("run.h5", True, True, {}).step(now, rule, divided, {}, lambda: 1.0)
+        Checks("run.h5", True, False).step(now, rule, divided, {}, lambda: 1.0)
+    lenient, _ = Checks("run.h5", True, True).step(now, rule, divided, {}, lambda: 1.0)
     assert lenient.keys() == {"w"}
 
 
@@ -430,4 +430,4 @@ def test_rounding_of_one_dtype_does_not_excuse_another():
     rules = {name: Filter(direct=0.5) for name in w}
     divided = split(now, driven, rules, {}, w["b"].device)
     with pytest.raises(MismatchError, match="logged change of 'b' differ"):
-        Checks("run.h5", True, False, {}).step(now, rules, divided, {}, lambda: 3.0)
+        Checks("run.h5", True, False).step(now, rules, divided, {}, lambda: 3.0)

@@ -15,6 +15,7 @@ from rules import RULES, TEST, expected, trace
 from torch import nn
 
 from replay import Influence, Replay, drive
+from replay.optimizer_state import StoredStates
 from tracer import TracingOptimizer, open_log
 from tracer.errors import InputError, LogError, MismatchError, UnsupportedRuleError
 from tracer.reader import RunLog
@@ -198,13 +199,25 @@ def test_value_clipping_is_an_error_that_names_the_step(tmp_path, name):
             nn.utils.clip_grad_value_(model.parameters(), 0.05)
 
     run = trace(tmp_path / "run.h5", BY_NAME[name], hook=clip)
-    with pytest.raises(
-        MismatchError, match=r"step 2 of .*differ by [\d.e-]+ of the.*value clipping"
-    ):
+    said = r"step 2 of .*gradient of '.*' as applied had the norm [\d.e-]+, the .*value clipping"
+    with pytest.raises(MismatchError, match=said):
         replayed(run)
     found = replayed(run, allow_mismatch=True)
     rounding = np.abs(found.terms["tracin"]["rounding"]).max(1)
     assert rounding[2] > 1e-6 > 1e-12 > rounding[:2].max()
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_gradients_changed_without_their_norm_are_an_error(tmp_path, name):
+    def turn(t, _optimizer, model):
+        for parameter in model.parameters():
+            parameter.grad *= 1 - 2 * (t == 2)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=turn)
+    with pytest.raises(
+        MismatchError, match=r"step 2 of .*differ by [\d.e-]+ of the gradient's norm"
+    ):
+        replayed(run)
 
 
 def test_gradients_made_larger_are_an_error(tmp_path):
@@ -499,3 +512,124 @@ def test_sparse_gradients_refuse_by_name(tmp_path):
     assert np.isfinite(run.drops([0, 2], progress=False)).all()
     found = run.influence([0], methods=("tracincp",), progress=False)
     assert np.isfinite(found.scores["tracincp"]).all()
+
+
+def by_value(model):
+    nn.utils.clip_grad_value_(model.parameters(), 0.02)
+
+
+def each_alone(model):
+    for parameter in model.parameters():
+        nn.utils.clip_grad_norm_(parameter, 0.02)
+
+
+@pytest.mark.parametrize("changed", [by_value, each_alone])
+@pytest.mark.parametrize("name", ["nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_gradients_changed_by_no_factor_are_an_error(tmp_path, name, changed, at):
+    """Also where the update hides it: Adam's first step is the gradient's sign."""
+
+    def hook(t, _optimizer, model):
+        if t == at:
+            changed(model)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=at + 1)
+    with pytest.raises(MismatchError, match=rf"step {at} of .*: the gradient of '.*' as"):
+        replayed(run)
+    replayed(run, allow_mismatch=True)
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_so_they_are_at_a_step_with_learning_rate_0(tmp_path, name):
+    def hook(t, optimizer, model):
+        optimizer.param_groups[0]["lr"] = 0.0 if t == 1 else 0.01
+        if t == 1:
+            by_value(model)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=2)
+    with pytest.raises(MismatchError, match="step 1 of .*: the gradient of '.*' as applied had"):
+        replayed(run)
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["at the end", "on the way"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("adamw", "exp_avg_sq"), ("nesterov", "momentum_buffer"), ("adam", "exp_avg")]
+)
+def test_stored_states_are_compared(tmp_path, name, key, last):
+    """A state in the log that steps with learning rate 0 hide."""
+
+    def settle(t, optimizer, model):
+        optimizer.param_groups[0]["lr"] = 0.0
+        if t == 2:
+            optimizer.state[next(model.parameters())][key].mul_(1.5)
+
+    every = 100 if last else 3  # the state at the end is written by close()
+    run = trace(tmp_path / "run.h5", BY_NAME[name], settle=settle, steps=5, state_every=every)
+    with pytest.raises(MismatchError, match=f"step {5 if last else 3} .*recomputed {key} of '0.w"):
+        replayed(run)
+    with pytest.raises(MismatchError, match=f"recomputed {key} of '0.weight' differs"):
+        Replay(run.path, task=run.task).verify(progress=False)
+    replayed(run, allow_mismatch=True)
+
+
+def test_second_moments_are_taken_from_the_log(tmp_path, monkeypatch):
+    """From each full state on, so that rounding does not grow along the run."""
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], steps=6, state_every=3)
+    seen = {}
+    whole = StoredStates.renewed
+
+    def spy(self, memory, t, checks):
+        found = whole(self, memory, t, checks)
+        seen[t] = found.moments.get("0.weight", {}).get("exp_avg_sq")
+        return found
+
+    monkeypatch.setattr(StoredStates, "renewed", spy)
+    replayed(run)
+    with open_log(run.path) as log:
+        stored = log.state(3)["optimizer"]["state"]
+        first = next(iter(stored.values()))
+        assert torch.equal(seen[3], first["exp_avg_sq"])
+    assert {0, 3, 6} <= seen.keys()
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [O.NAdam, O.Adamax, O.Rprop, lambda p, lr: O.LBFGS(p, lr=lr, max_iter=3)],
+    ids=["NAdam", "Adamax", "Rprop", "LBFGS"],
+)
+def test_the_papers_formula_needs_no_rule(tmp_path, kind):
+    task, path = rules.task(), tmp_path / "run.h5"
+    model = task.model()
+    with TracingOptimizer(kind(model.parameters(), lr=0.01), model, path) as optimizer:
+        for t in range(3):
+            ids = [t, t + 1, t + 1]
+            batch = task.collate([task.train[i] for i in ids])
+
+            def closure(batch=batch):
+                optimizer.zero_grad()
+                loss = task.loss(model, batch).mean()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure, batch_ids=ids)
+    run = Replay(path, task=task)
+    found = run.influence([0, 1], methods=("tracin-sgd", "tracincp"), progress=False)
+    expected = np.zeros((2, 12))
+
+    def gradient(example):
+        loss = task.loss(model, task.collate([example])).sum()
+        grads = torch.autograd.grad(loss, list(model.parameters()))
+        return torch.cat([g.flatten() for g in grads])
+
+    with open_log(path) as log:
+        for t in range(3):
+            model.load_state_dict(log.parameters(t))
+            for i in [t, t + 1, t + 1]:
+                g = gradient(task.train[i])
+                for j in range(2):
+                    expected[j, i] += 0.01 / 3 * float(g @ gradient(task.test[j]))
+    assert np.abs(found.scores["tracin-sgd"] - expected).max() <= 1e-12 * np.abs(expected).max()
+    measured = found.completeness["tracin-sgd"]["measured"]
+    assert np.allclose(measured, run.drops([0, 1], progress=False).sum(0), atol=1e-14)
+    with pytest.raises(UnsupportedRuleError, match="tracincp, tracin-sgd and the measured drops"):
+        run.influence([0, 1], methods=("tracin-sgd", "tracin"), progress=False)

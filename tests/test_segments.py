@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from rules import RULES, trace
 
-from replay import Replay, tape
+from replay import Replay
 from replay.estimate import estimate
-from replay.segments import cuts, outlook, recordings, room_for
+from replay.recorder import Recorder
+from replay.segments import Room, cuts, outlook, room_for
 
 BY_NAME = {rule.name: rule for rule in RULES}
 
 
-@pytest.mark.parametrize("room", [2, 3, 7, 1000])
+@pytest.mark.parametrize("keeps", [False, True])
+@pytest.mark.parametrize("states", [2, 3, 7, 1000])
 @pytest.mark.parametrize("count", [1, 2, 5, 40, 999])
-def test_pieces_cover_a_window(count, room):
+def test_pieces_cover_a_window(count, states, keeps):
+    room = Room(states, max(1, states // 3) if keeps else states, keeps)
     starts = cuts(10, 10 + count, room)
     assert starts[0] == 10
-    assert len(starts) <= room
-    assert (len(starts) == 1) == (count <= room)
+    assert len(starts) <= states
+    assert (len(starts) == 1) == (count <= room.steps)
     lengths = [b - a for a, b in zip(starts, [*starts[1:], 10 + count], strict=True)]
     assert min(lengths) > 0
     assert max(lengths) < count or len(starts) == 1
-    assert recordings(count, room) >= count
-    assert outlook(count, 8, room).nbytes == 8 * (min(count, room) + len(starts))
+    each = 8 + 3 * keeps
+    held = outlook(count, 8, 3, room).nbytes
+    assert held == each * min(count, room.steps) + 8 * len(starts)
 
 
-def test_recordings_by_hand():
-    assert recordings(4, 4) == 4
-    assert recordings(6, 3) == 3 + 6  # to the middle, then both halves
-    assert recordings(7, 2) == 4 + (2 + 4) + (2 + 3)  # 4 and 3, of which 2 and 2, 2 and 1
+@pytest.mark.parametrize(
+    ("count", "room", "times"),
+    [
+        (4, Room(4, 4, False), 4),
+        (6, Room(3, 3, False), 3 + 6),  # to the middle, then both halves
+        (7, Room(2, 2, False), 4 + (2 + 4) + (2 + 3)),  # 4 and 3, of which 2 and 2, 2 and 1
+        (4, Room(4, 4, True), 0),
+        (300, Room(36, 33, True), 270),  # once, but for the last piece
+        (7, Room(2, 2, True), 4 + 2 + 2),
+    ],
+    ids=str,
+)
+def test_recordings_by_hand(count, room, times):
+    assert outlook(count, 1, 1, room).recordings == times
+
+
+def test_room():
+    assert room_for(1000, 50, math.inf) == Room(10, 10, False)
+    assert room_for(1000, 50, 75) == Room(10, 4, True)
+    assert room_for(1000, 50, 460) == Room(10, 10, False)  # not even one with its examples'
+    assert room_for(10, 50, 0) == Room(2, 2, False)
 
 
 @pytest.fixture
 def counted(monkeypatch):
     """Count recordings without examples' gradients."""
     seen = []
-    record = tape.Tape._record
+    record = Recorder.record
 
     def spy(self, t, memory, *, keep):
         found = record(self, t, memory, keep=keep)
@@ -44,7 +67,7 @@ def counted(monkeypatch):
             seen.append(found[0].nbytes)
         return found
 
-    monkeypatch.setattr(tape.Tape, "_record", spy)
+    monkeypatch.setattr(Recorder, "record", spy)
     return seen
 
 
@@ -55,8 +78,8 @@ def test_outlook_is_what_happens(tmp_path, counted, name, memory):
     replay = Replay(run.path, task=run.task, memory=memory)
     window = range(17)
     with replay._computing():
-        outlooks = replay._tape(window, lenient=False, shown=Silent()).outlook()
-        walked = replay._tape(window, lenient=False, shown=Silent())
+        outlooks = replay._tape(window, Silent(), lenient=False).outlook()
+        walked = replay._tape(window, Silent(), lenient=False)
         counted.clear()
         steps = list(walked.walk())
     assert outlooks.recordings == len(counted)
@@ -66,9 +89,11 @@ def test_outlook_is_what_happens(tmp_path, counted, name, memory):
         held = sum(step.nbytes + step.trained.nbytes for step in steps)
         assert outlooks.nbytes == pytest.approx(held, rel=0.05)
     else:
-        room = room_for(replay._budget // 4, counted[0])
-        assert room < 17
-        assert outlooks.nbytes > room * counted[0] * 0.9
+        with replay._computing():
+            each = walked._measured(walked._before_window())
+        room = room_for(replay._budget // 4, *each)
+        assert room.steps < 17
+        assert outlooks == outlook(17, *each, room)
 
 
 class Silent:
@@ -82,13 +107,13 @@ def test_estimates_see_what_is_recorded_again(tmp_path, monkeypatch):
     """Time is counted in recordings and passes instead of seconds."""
     run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=40)
     ticks = [0.0]
-    replayed = tape.Tape._run
+    replayed = Recorder._run
 
     def spy(self, how, now):
         ticks[0] += 1.0
         return replayed(self, how, now)
 
-    monkeypatch.setattr(tape.Tape, "_run", spy)
+    monkeypatch.setattr(Recorder, "_run", spy)
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
     for memory in ("2GiB", 60_000):
         replay = Replay(run.path, task=run.task, memory=memory)

@@ -40,10 +40,20 @@ class Ahead:
             self._first = first
         return self._block[start - self._first : start - self._first + count]
 
-    def checked(self, start: int, count: int, where: str, crc: int) -> NDArray[Any]:
-        """Return some rows; those that do not match their checksum are read once more."""
+    def checked(
+        self, start: int, count: int, where: str, crc: int, before: int = 0
+    ) -> NDArray[Any]:
+        """Return some rows; those that do not match their checksum are read once more.
+
+        Args:
+            start: The first.
+            count: How many.
+            where: For messages.
+            crc: Of them, and of what comes before them.
+            before: Checksum of that.
+        """
         rows = self.rows(start, count, where)
-        if zlib.crc32(rows.tobytes()) != crc:
+        if zlib.crc32(rows.tobytes(), before) != crc:
             self.forget()
             rows = self.rows(start, count, where)
         return rows

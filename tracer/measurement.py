@@ -27,12 +27,12 @@ class Gradients:
     """Gradients as a step applies them.
 
     Attributes:
-        norms: Gives the Euclidean norm of each group's; waits for the device, so not in the
-            training thread.
+        norms: Gives the Euclidean norm of each parameter's, group by group, None where it has
+            none; waits for the device, so not in the training thread.
         without: Parameters of the optimizer that have none.
     """
 
-    norms: Callable[[], list[float]]
+    norms: Callable[[], list[tuple[float | None, ...]]]
     without: frozenset[str]
 
 
@@ -90,13 +90,13 @@ class Measurement:
         norms = _norms([_dense(g) for g in found if g is not None])
         scale = getattr(self._optimizer, "grad_scale", None)
         scale = scale.clone() if isinstance(scale, Tensor) else scale
-        has = iter([g is not None for g in found])
-        sizes = [sum(islice(has, size)) for size in self._sizes] if without else self._sizes
+        has, sizes = [g is not None for g in found], self._sizes
 
-        def by_group() -> list[float]:
-            values = iter([float(norm) for norm in norms])
+        def by_group() -> list[tuple[float | None, ...]]:
             factor = 1.0 if scale is None else float(scale)
-            return [math.hypot(*islice(values, size)) / factor for size in sizes]
+            values = iter([float(norm) / factor for norm in norms])
+            each = iter([next(values) if one else None for one in has])
+            return [tuple(islice(each, size)) for size in sizes]
 
         return Gradients(by_group, without)
 
@@ -166,11 +166,15 @@ def step_measured(optimizer: Optimizer, measure: Callable[[], None]) -> Any:
         last.remove()
 
 
-def fill_in(step: Step, norms: list[float]) -> None:
-    """Give a step that nobody has seen yet the norms of its groups' gradients."""
-    for group, norm in zip(step.groups, norms, strict=True):
-        object.__setattr__(group, GRADIENT_NORM, norm)
-    object.__setattr__(step, GRADIENT_NORM, math.hypot(*norms))
+def fill_in(step: Step, by_group: list[tuple[float | None, ...]]) -> None:
+    """Give a step that nobody has seen yet the norms of its gradients, by group."""
+    for group, each in zip(step.groups, by_group, strict=True):
+        found = [norm for norm in each if norm is not None]
+        norms = tuple(math.nan if norm is None else norm for norm in each)
+        object.__setattr__(group, "norms", norms)
+        object.__setattr__(group, GRADIENT_NORM, math.hypot(*found))
+    whole = math.hypot(*(group.gradient_norm for group in step.groups))
+    object.__setattr__(step, GRADIENT_NORM, whole)
 
 
 def _number(value: Any) -> float | None:

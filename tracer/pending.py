@@ -16,7 +16,7 @@ class Pending:
     """A step whose parameters are not final yet."""
 
     step: Step
-    norms: Callable[[], list[float]]
+    norms: Callable[[], list[tuple[float | None, ...]]]
     buffers: Row
     state: bytes | None
 

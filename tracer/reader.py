@@ -200,7 +200,7 @@ class RunLog:
 
     def string_ids(self) -> list[str]:
         """Return every string ID so far, in the order of their first visits."""
-        return self._steps.strings()
+        return self._steps.strings.all()
 
     def _layout(self, name: str, rows: str) -> list[Any]:
         table = self.tables.layout(name)

@@ -39,6 +39,8 @@ class LogTables:
         self._path, self._file, self.refreshed = path, file, 0
         self._data: dict[str, h5py.Dataset] = {}
         for name, table in schema.TABLES.items():
+            if name == schema.NORMS and name not in file:
+                continue
             data = self._dataset(name)
             if data.dtype != table.dtype or data.ndim != 1 + table.wide:
                 raise self.damage(name, f"has dtype {data.dtype} and {data.ndim} dimensions")
@@ -61,6 +63,10 @@ class LogTables:
         self.refreshed += 1  # what was read before may have been replaced
         for data in self._data.values():
             data.refresh()
+
+    def has(self, name: str) -> bool:
+        """Return whether the log has a table."""
+        return name in self._data
 
     def length(self, name: str) -> int:
         """Return how many rows a table has."""

@@ -61,11 +61,13 @@ class ParameterGroup:
             boolean is 0 or 1, None is NaN.
         gradient_norm: Euclidean norm of the group's gradient as applied; NaN in logs that
             did not measure it.
+        norms: Of each parameter's gradient, NaN where it had none; empty likewise.
     """
 
     names: tuple[str, ...]
     hyperparameters: dict[str, float]
     gradient_norm: float = math.nan
+    norms: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -105,6 +105,7 @@ def _lengths(log: RunLog, step: int) -> dict[str, int]:
     ends = tables.rows(schema.STRING_ENDS, 0, strings, "the string IDs")
     return {
         schema.META: step,
+        **({schema.NORMS: step} if tables.has(schema.NORMS) else {}),
         schema.WEIGHTS: step + 1,
         schema.IDS: len(ids),
         schema.MICRO: len(micro),

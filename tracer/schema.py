@@ -29,6 +29,7 @@ SEGMENTS = "segments"
 GROUPS = "groups"
 META = "steps/meta"
 HYPER = "steps/hyper"
+NORMS = "steps/norms"  # not in the first logs of version 1
 IDS = "steps/ids"
 COEFFICIENTS = "steps/coef"
 MICRO = "steps/micro"
@@ -119,6 +120,7 @@ TABLES = {
     SNAP_STATE: Table(np.dtype("u1"), chunk=CHUNK // 16),
     SNAP_BATCHES: Table(WORD, chunk=1 << 14),
     HYPER: Table(np.dtype("<f8"), wide=True),
+    NORMS: Table(np.dtype("<f8"), wide=True),
     MASKS: Table(np.dtype("u1"), wide=True),
     WEIGHTS: Table(np.dtype("u1"), wide=True),
     SNAP_BUFFERS: Table(np.dtype("u1"), wide=True),
@@ -165,6 +167,7 @@ def create(
     file.create_dataset(STATUS, data=np.zeros(1, STATUS_DTYPE))
     widths = {
         HYPER: len(hyperparameters),
+        NORMS: len(parameters),
         MASKS: 2 * len(parameters),
         WEIGHTS: row_bytes(parameters),
         SNAP_BUFFERS: row_bytes(buffers),

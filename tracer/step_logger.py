@@ -144,7 +144,7 @@ class StepLogger:
         if self._measurement.skipped():
             self._between = False
             return result, False
-        groups, gradients = found[-1]
+        groups, gradients = found[0]  # at the parameters before the step
         step = Step(
             index=self.steps,
             epoch=epoch,

@@ -27,6 +27,7 @@ from tracer.records import (
     RandomState,
     Step,
 )
+from tracer.string_ids import StringIds
 
 _CPU_STATE, _CUDA_STATE = len(torch.get_rng_state()), 16
 
@@ -39,18 +40,25 @@ class StepReader:
         tables: Its tables.
         names: Names of the parameters, in order.
         attributes: The run's metadata.
+
+    Attributes:
+        strings: The string IDs.
     """
 
     def __init__(
         self, path: Path, tables: LogTables, names: Sequence[str], attributes: Mapping[str, Any]
     ) -> None:
         self._path, self._tables, self._names = path, tables, list(names)
+        self._numbers = {name: k for k, name in enumerate(names)}
         self._hyperparameters = str(attributes["hyperparameters"]).split("\n")
         columns = tables.width(schema.HYPER)
         if len(self._hyperparameters) != columns or tables.width(schema.MASKS) < 2 * len(names):
             raise tables.damage(schema.HYPER, "does not have the columns that the metadata name")
+        self._norms = Ahead(tables, schema.NORMS) if tables.has(schema.NORMS) else None
+        if self._norms and tables.width(schema.NORMS) < len(names):
+            raise tables.damage(schema.NORMS, "does not have a column for each parameter")
         self._devices = [int(k) for k in str(attributes["cuda_devices"]).split()]
-        self._strings: list[str] = []
+        self.strings = StringIds(tables)
         self._has_strings = False
         self._meta, self._micro = Ahead(tables, schema.META), Ahead(tables, schema.MICRO)
         self._grouped: tuple[list[int], list[list[str]]] = [], []  # whence, what
@@ -75,9 +83,9 @@ class StepReader:
     def step(self, t: int) -> Step:
         """Return step ``t``."""
         meta = self.meta(t)
-        where = f"step {t}"
-        hyper = self._tables.rows(schema.HYPER, meta["hyper"], meta["groups"], where)
-        self._check(t, meta, "hyper_crc", hyper)
+        hyper = self._tables.rows(schema.HYPER, meta["hyper"], meta["groups"], f"step {t}")
+        norms = self._gradient_norms(t, meta, hyper)
+        self._check(t, meta, "hyper_crc", hyper, norms)
         mask = self._row(t, schema.MASKS, meta["mask"])
         self._check(t, meta, "nograd_crc", mask)
         off, frozen = (
@@ -89,17 +97,25 @@ class StepReader:
             index=t,
             epoch=None if meta["epoch"] < 0 else int(meta["epoch"]),
             micro_batches=self._micro_batches(t, meta),
-            groups=tuple(self._group(members[g], row) for g, row in enumerate(hyper)),
+            groups=tuple(self._group(members[g], row, norms) for g, row in enumerate(hyper)),
             gradient_norm=float(meta["gradient_norm"]),
             clip_factor=float(meta["clip_factor"]),
             without_gradient=off,
             frozen=frozen,
         )
 
-    def _group(self, names: list[str], row: NDArray[Any]) -> ParameterGroup:
+    def _group(self, names: list[str], row: NDArray[Any], norms: NDArray[Any]) -> ParameterGroup:
         numbers = dict(zip(self._hyperparameters, map(float, row), strict=True))
-        norm = numbers.pop(GRADIENT_NORM, math.nan)
-        return ParameterGroup(tuple(names), numbers, norm)
+        whole = numbers.pop(GRADIENT_NORM, math.nan)
+        each = (float(norms[self._numbers[name]]) for name in names if len(norms))
+        return ParameterGroup(tuple(names), numbers, whole, tuple(each))
+
+    def _gradient_norms(self, t: int, meta: Any, hyper: NDArray[Any]) -> NDArray[Any]:
+        """Return the norm of each parameter's gradient; of no parameter in early logs."""
+        if self._norms is None:
+            return np.zeros(0)
+        known = int(meta["hyper_crc"]), zlib.crc32(hyper.tobytes())
+        return self._norms.checked(t, 1, f"step {t}", *known).flatten()
 
     def buffers(self, t: int, *, after: bool) -> Row:
         """Return the buffers before step ``t``, or after it, as a byte row."""
@@ -139,22 +155,6 @@ class StepReader:
         if not all(schema.is_sealed(rows[k : k + 1]) for k in range(count)):
             raise self._tables.damage(schema.SEGMENTS, "does not match its checksum")
         return [(int(row["step"]), row["began"].decode(errors="replace")) for row in rows]
-
-    def strings(self, count: int | None = None) -> list[str]:
-        """Return the string IDs, at least ``count`` of them."""
-        if count is None or count > len(self._strings):
-            ends = self._tables.length(schema.STRING_ENDS)
-            where = "the list of string IDs"
-            table = self._tables.rows(schema.STRING_ENDS, 0, ends, where).tolist()
-            size = self._tables.length(schema.STRINGS)
-            data = self._tables.rows(schema.STRINGS, 0, size, where).tobytes()
-            starts = [0, *table][: len(table)]
-            if any(not 0 <= a <= b <= size for a, b in zip(starts, table, strict=True)):
-                raise self._tables.damage(schema.STRING_ENDS, "is not in order")
-            self._strings = [
-                data[a:b].decode(errors="replace") for a, b in zip(starts, table, strict=True)
-            ]
-        return self._strings
 
     def _broken(self, t: int, name: str) -> LogError:
         return LogError(
@@ -226,7 +226,7 @@ class StepReader:
     def _ids(self, t: int, numbers: list[int]) -> list[ID]:
         if not self._has_strings:
             return list(numbers)
-        known = self.strings(max(numbers, default=-1) + 1)
+        known = self.strings.all(max(numbers, default=-1) + 1)
         if any(not 0 <= k < len(known) for k in numbers):
             raise self._broken(t, schema.IDS)
         return [known[k] for k in numbers]

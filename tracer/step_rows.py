@@ -165,7 +165,19 @@ class StepRows:
             for group in groups
             for key in self._hyperparameters
         ]
-        return self._add(schema.HYPER, array("d", rates).tobytes(), len(groups))
+        start = self._add(schema.HYPER, array("d", rates).tobytes(), len(groups))
+        if schema.NORMS in self._tables:
+            self._norms(groups)
+        return start
+
+    def _norms(self, groups: Sequence[ParameterGroup]) -> None:
+        """Append the norms of the parameters' gradients, in the order of the layout."""
+        row = array("d", [math.nan]) * max(1, len(self._names))
+        for group in groups:
+            for name, norm in zip(group.names, group.norms, strict=False):
+                row[self._names[name]] = norm
+        self._pieces[schema.HYPER].append(row.tobytes())
+        self._tables.extend(schema.NORMS, row.tobytes(), 1)
 
     def _member_rows(self, groups: Sequence[Sequence[str]]) -> bytes:
         rows = [(g, self._names[name]) for g, names in enumerate(groups) for name in names]

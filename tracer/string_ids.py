@@ -1,0 +1,35 @@
+"""The string IDs of a log that is read: one text after the other, and where each ends."""
+
+from __future__ import annotations
+
+from tracer import schema
+from tracer.reading import LogTables
+
+
+class StringIds:
+    """Reads them as often as a live writer has added some.
+
+    Args:
+        tables: The log's tables.
+    """
+
+    def __init__(self, tables: LogTables) -> None:
+        self._tables = tables
+        self._known: list[str] = []
+
+    def all(self, least: int | None = None) -> list[str]:
+        """Return the IDs by number; those known already if there are ``least`` of them."""
+        if least is not None and least <= len(self._known):
+            return self._known
+        where = "the list of string IDs"
+        count = self._tables.length(schema.STRING_ENDS)
+        ends = self._tables.rows(schema.STRING_ENDS, 0, count, where).tolist()
+        size = self._tables.length(schema.STRINGS)
+        data = self._tables.rows(schema.STRINGS, 0, size, where).tobytes()
+        starts = [0, *ends][: len(ends)]
+        if any(not 0 <= a <= b <= size for a, b in zip(starts, ends, strict=True)):
+            raise self._tables.damage(schema.STRING_ENDS, "is not in order")
+        self._known = [
+            data[a:b].decode(errors="replace") for a, b in zip(starts, ends, strict=True)
+        ]
+        return self._known
