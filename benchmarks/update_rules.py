@@ -1,14 +1,14 @@
 """What splitting momentum and AdamW costs, against the natural floor and against plain SGD.
 
 The floor of a step is one plain forward and backward pass over the batch and the test examples
-together (for AdamW one more over the batch: its denominators are found first) and the 2 b m P
-floating-point operations of the products, at the rate of a matrix product measured here. What a
-step of the replay takes is the difference between a run's first 2 and first 2 + k steps, divided
-by k: reading, checks and values of the test loss in float64 are in it, opening the log and
-proving the gradients in the first and the last step are not. One process, one thread, candidates
-in turns, medians of three.
+together and the 2 b m P floating-point operations of the products, at the rate of a matrix product
+measured here. *AdamW, again* may hold half of its steps only, so that batches are passed once more
+before the walk backwards, and so does its floor. What a step of the replay takes is the difference
+between a run's first 2 and first 2 + k steps, divided by k: reading, checks and values of the test
+loss in float64 are in it, opening the log and proving the gradients in the first and the last step
+are not. One process, one thread, candidates in turns, medians of three.
 
-    python benchmarks/update_rules.py [MLP|ResNet-9|GPT ...]
+    python benchmarks/update_rules.py [MLP|ResNet-9|GPT ...] [m ...]
 """
 
 from __future__ import annotations
@@ -28,14 +28,18 @@ from engine import CASES, Case
 from torch.utils.data import TensorDataset
 
 from replay import Replay, Task
+from replay.progress import Progress
+from replay.tape import Tape
 from tracer import TracingOptimizer
 
 RUNS, N, M = 3, 128, 100
 STEPS = {"MLP": 20, "ResNet-9": 2, "GPT": 3}
+AGAIN = "AdamW, again"
 RULES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD": lambda p: torch.optim.SGD(p, lr=0.01),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
+    AGAIN: lambda p: torch.optim.AdamW(p, lr=1e-3),
 }
 
 
@@ -80,11 +84,13 @@ def passes(task: Task, examples: list[Any]) -> float:
     )
 
 
-def step(path: Path, task: Task, m: int, more: int) -> float:
+def step(path: Path, task: Task, m: int, more: int, *, again: bool = False) -> float:
     """Return what one more step of a replay takes."""
     seconds = []
     for stop in (2, 2 + more):
         run = Replay(path, task)
+        if again:
+            hold_half(run, range(stop))
         seconds.append(
             timed(
                 lambda run=run, stop=stop: run.influence(  # type: ignore[misc]
@@ -95,7 +101,17 @@ def step(path: Path, task: Task, m: int, more: int) -> float:
     return (seconds[1] - seconds[0]) / more
 
 
-def measure(name: str, folder: Path) -> None:
+def hold_half(run: Replay, steps: range) -> None:
+    """Give recorded steps less memory than a window takes: half of it are held at once."""
+    with run._computing(), Progress(enabled=False) as shown:
+        budget = run._tape(steps, shown, lenient=False).outlook().nbytes - 1
+    known = (run.log, run.task, run._models)
+    run._tape = lambda steps, shown, **how: Tape(  # type: ignore[method-assign]
+        *known, steps, budget=budget, report=shown.task, **how
+    )
+
+
+def measure(name: str, folder: Path, counts: list[int]) -> None:
     case, more = CASES[name], STEPS[name]
     task = task_of(case)
     size = sum(p.numel() for p in task.model().parameters())
@@ -103,7 +119,7 @@ def measure(name: str, folder: Path) -> None:
     for rule in RULES:
         with redirect_stderr(StringIO()):
             trace(task, case, rule, folder / f"{rule}.h5", 2 + more)
-    for m in (1, 10, 100):
+    for m in counts:
         train, test = [task.train[i] for i in range(case.b)], [task.test[j] for j in range(m)]
         floors: dict[str, list[float]] = {rule: [] for rule in RULES}
         times: dict[str, list[float]] = {rule: [] for rule in RULES}
@@ -111,12 +127,13 @@ def measure(name: str, folder: Path) -> None:
             both, alone = passes(task, train + test), passes(task, train)
             products = 2 * case.b * m * size / rate()
             for rule in RULES:
-                times[rule].append(step(folder / f"{rule}.h5", task, m, more))
-                floors[rule].append(both + products + (alone if rule == "AdamW" else 0))
+                again = rule == AGAIN
+                times[rule].append(step(folder / f"{rule}.h5", task, m, more, again=again))
+                floors[rule].append(both + products + (alone if again else 0))
         for rule in RULES:
             ours, floor = (statistics.median(x[rule]) for x in (times, floors))
             print(
-                f"  m = {m:3d}  {rule:9s} {1e3 * ours:9.1f} ms a step, floor {1e3 * floor:8.1f}: "
+                f"  m = {m:3d}  {rule:12s} {1e3 * ours:9.1f} ms a step, floor {1e3 * floor:8.1f}: "
                 f"{ours / floor:5.2f} x",
                 flush=True,
             )
@@ -124,9 +141,10 @@ def measure(name: str, folder: Path) -> None:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for name in sys.argv[1:] or STEPS:
+    counts = [int(word) for word in sys.argv[1:] if word.isdigit()] or [1, 10, 100]
+    for name in [word for word in sys.argv[1:] if not word.isdigit()] or STEPS:
         with tempfile.TemporaryDirectory() as folder:
-            measure(name, Path(folder))
+            measure(name, Path(folder), counts)
 
 
 if __name__ == "__main__":
