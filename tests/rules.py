@@ -136,14 +136,17 @@ class Loop:
             nn.utils.clip_grad_norm_(model.parameters(), self.clip)
 
 
-def trace(path, rule, *, before=0, steps=6, groups=None, state_every=None, parts=None, **loop):
+def trace(
+    path, rule, *, before=0, steps=6, groups=None, state_every=None, parts=None, base=None, **loop
+):
     """Trace ``steps`` steps after ``before`` untraced ones.
 
     Args:
         groups: Makes parameter groups from a model.
         parts: More of the task.
+        base: Another task, with 12 training and 2 test examples.
     """
-    run, loop = Run(rule, task(**(parts or {})), path), Loop(**loop)
+    run, loop = Run(rule, base or task(**(parts or {})), path), Loop(**loop)
     model = run.task.model()
     inner = rule.kind(groups(model) if groups else model.parameters(), **rule.options)
     names = {id(p): n for n, p in model.named_parameters()}
