@@ -542,6 +542,8 @@ def test_norms_of_groups(tmp_path, mixed):
     norms = [group.gradient_norm for group in step.groups]
     assert norms == pytest.approx([(12 + 3 * 4) ** 0.5, (6 * 9) ** 0.5])
     assert step.gradient_norm == pytest.approx((12 + 12 + 54) ** 0.5)
+    assert step.groups[0].norms == pytest.approx([12**0.5, 12**0.5])
+    assert step.groups[1].norms == pytest.approx([54**0.5, float("nan")], nan_ok=True)
 
 
 def test_model_compiled_in_place(path):
