@@ -106,8 +106,53 @@ def test_plan_names_every_parameter(network):
     assert plan["conv.weight"].test == "convolution"
     assert plan["norm.weight"].train == plan["norm.weight"].test == "norm scale"
     assert plan["layer.self_attn.in_proj_weight"].train == "linear"
-    assert (plan["unused"].train, plan["unused"].test) == ("not moved", "no gradient")
+    unused = plan["unused"]
+    assert (unused.train, unused.test) == ("no gradient in step 0", "no gradient")
     assert plan["head.weight"].shape == [3, 4]
+
+
+class Heads(nn.Module):
+    """Two heads, of which a batch uses one, a frozen layer, and what only a penalty pulls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.later = (nn.Linear(3, 2) for _ in range(3))
+        self.frozen, self.pulled = nn.Linear(3, 3), nn.Parameter(torch.ones(2))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x, which):
+        return (self.first, self.second, self.later)[which](self.frozen(x))
+
+
+def test_plan_says_why_parameters_have_no_path(tmp_path):
+    """Those that only the penalty moves, that are first used later, that are frozen."""
+    torch.manual_seed(0)
+    data = [(torch.randn(3), torch.tensor(k // 4)) for k in range(12)]
+
+    def headed(model, batch):
+        return model(batch[0], int(batch[1][0])).square().sum(1)
+
+    def pull(model):
+        return model.pulled.square().sum() + model.first.weight.square().sum()
+
+    task, model = Task(Heads, headed, data, data[8:], penalty=pull), Heads()
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with TracingOptimizer(sgd, model, tmp_path / "run.h5") as optimizer:
+        for micro_batches in (((0, 1), (4, 5)), ((8, 9),)):
+            optimizer.zero_grad()
+            for ids in micro_batches:
+                objective = headed(model, task.collate([data[i] for i in ids])).mean() + pull(model)
+                (objective / len(micro_batches)).backward()
+                optimizer.observe(ids)
+            optimizer.step()
+    plan = {row.name: row.train for row in Replay(tmp_path / "run.h5", task=task).plan()}
+    assert plan == {
+        **{f"{head}.weight": "linear" for head in ("first", "second")},
+        **{f"{head}.bias": "bias" for head in ("first", "second")},
+        **dict.fromkeys(("later.weight", "later.bias"), "no gradient in step 0"),
+        **dict.fromkeys(("frozen.weight", "frozen.bias"), "not moved"),
+        "pulled": "only the penalty moves it",
+    }
 
 
 def test_plan_is_fast_under_autocast(tmp_path):
