@@ -51,12 +51,15 @@ def test_group_norms(count, groups, each, shape):
     compared(nn.GroupNorm(groups, groups * each), count, [groups * each, *shape])
 
 
+@pytest.mark.parametrize("kind", ["InstanceNorm", "BatchNorm"])
 @few
 @given(counts, st.integers(1, 3), sizes, st.integers(2, 4), st.booleans())
-def test_instance_norms(count, dims, channels, side, running):
+def test_norms_of_channels(kind, count, dims, channels, side, running):
+    """By statistics of what they are given, or by those that training left."""
     torch.manual_seed(0)
-    kind = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)[dims - 1]
-    model = kind(channels, affine=True, track_running_stats=running)
+    norm = getattr(nn, f"{kind}{dims}d")
+    running |= kind == "BatchNorm"  # without them examples are not independent in eval mode
+    model = norm(channels, affine=True, track_running_stats=running)
     nn.init.normal_(model.weight)
     compared(model, count, [channels, *(side,) * dims])
 
