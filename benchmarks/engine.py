@@ -7,7 +7,7 @@ interleaved, medians of seven (MLP: 21, three where m = 1000 takes seconds), flo
     python benchmarks/engine.py [CASE ...] [--threads N] [--m M ...] [--memory]
 
 With ``--memory``: peak memory beyond what the model and the data take, each candidate in a process
-of its own.
+of its own. With neither ``--threads`` nor ``--memory``: one thread, two threads, memory.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import argparse
 import os
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -208,7 +210,7 @@ def memory(names: list[str]) -> None:
         print(f"{name:10s} m = 100  floor {floor:7.0f} MB, engine {engine:7.0f} MB", flush=True)
 
 
-def main(names: list[str], threads: int, counts: list[int]) -> None:
+def times(names: list[str], threads: int, counts: list[int]) -> None:
     torch.set_num_threads(threads)
     print(f"{threads} thread(s): ms, and times the floor")
     for name in names:
@@ -223,11 +225,17 @@ def main(names: list[str], threads: int, counts: list[int]) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--m", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--memory", action="store_true")
     given = parser.parse_args()
+    names = given.cases or list(CASES)
     if given.memory:
-        memory(given.cases or list(CASES))
+        memory(names)
+    elif given.threads:
+        times(names, given.threads, given.m)
     else:
-        main(given.cases or list(CASES), given.threads, given.m)
+        for threads in (1, 2):
+            times(names, threads, given.m)
+        # in a new process: what this one keeps of its timing would hide what candidates take
+        subprocess.run([sys.executable, __file__, *names, "--memory"], check=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.table import Table
 
@@ -24,8 +24,9 @@ class ParameterPath:
     Attributes:
         name: The parameter.
         shape: Its shape.
-        train: Of training examples: kinds of operation, or ``"complete: "`` and the reason; of one
-            that the first step did not move, ``"not moved"``.
+        train: Of training examples: kinds of operation, or ``"complete: "`` and the reason, of each
+            micro-batch. Why, where they did not move it: ``"only the penalty moves it"``, ``"no
+            gradient in step 0"``, ``"not moved"`` (frozen, or in no parameter group).
         test: Of test examples, likewise; ``"no gradient"`` where the measure does not depend on it.
     """
 
@@ -45,16 +46,29 @@ def paths_of_run(log: RunLog, task: Task, models: Models, *, budget: int) -> lis
         budget: Bytes for gradients.
     """
     now = Transition(log.step(0), state(log, 0), state(log, 1))
-    names = moved_parameters(now.step)
-    replay_step(task, now, models.train, names, device=models.device, budget=budget)
+    train = _of_training(task, now, models, budget)
     Examples(task, example_ids(task.test)[:_TEST], "test", models).gradients(now.before, now.name)
-    train, test = models.train.engine.paths, models.test.engine.paths
+    test = models.test.engine.paths
     return [
         ParameterPath(
             name, list(shape), train.get(name, "not moved"), test.get(name, "no gradient")
         )
         for name, (shape, _) in log.parameter_layout.items()
     ]
+
+
+def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:
+    """Say how gradients of training examples are computed, or why there are none."""
+    step, names = now.step, moved_parameters(now.step)
+    without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
+    paths: dict[str, dict[str, None]] = {}
+    for micro in step.micro_batches:  # each may use other parameters
+        one = replace(now, step=replace(step, micro_batches=(micro,)))
+        trained = replay_step(task, one, models.train, names, device=models.device, budget=budget)
+        without |= dict.fromkeys(trained.penalty, "only the penalty moves it")
+        for name, path in models.train.engine.paths.items():
+            paths.setdefault(name, {})[path] = None
+    return without | {name: "; ".join(found) for name, found in paths.items()}
 
 
 def plan_table(paths: Sequence[ParameterPath]) -> Table:

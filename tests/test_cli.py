@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,49 @@ def test_self(folder, capsys):
     assert found["attributes"]["window"] == "0:2"
     assert len(found["self"]) == len(found["own_drop"]) == len(found["train_ids"]) == 14
     assert sum(found["visits"]) == 4
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("--log", "run.h5", "--test", "ids.txt", "--method", "tracin"),
+        ("--log", "run.h5", "--test", "ids.txt", "--method", "tracin", "--dry-run"),
+        ("self", "run.h5"),
+        ("verify", "run.h5"),
+    ],
+    ids=["influence", "dry-run", "self", "verify"],
+)
+def test_options_reach_the_replay(folder, capsys, monkeypatch, command):
+    seen = {}
+
+    class Spy(Replay):
+        def __init__(self, log, task, **options):
+            seen.update(options, log=log, task=task)
+            super().__init__(log, task, **options)
+
+    monkeypatch.setattr("replay.commands.Replay", Spy)
+    usual = {"audit": 100, "allow_tf32": False, "values": "float64", "memory": "2GiB"}
+    usual |= {"dtype": None, "device": "cpu", "task": None, "log": Path("run.h5")}
+    given = {"audit": 7, "allow_tf32": True, "values": "model", "memory": "12MB"}
+    given |= {"dtype": torch.float64, "device": "cpu:0", "task": "work.py:task"}
+    options = ["--audit", 7, "--allow-tf32", "--values", "model", "--memory", "12MB"]
+    options += ["--dtype", "float64", "--device", "cpu:0", "--task", "work.py:task"]
+    for some, expected in (([], usual), (options, usual | given)):
+        seen.clear()
+        code, _, err = run(capsys, *command, *some)
+        assert code == 0, err
+        del seen["announce"]
+        assert seen == expected
+        for result in folder.glob("run.*.h5"):
+            result.unlink()
+
+
+def test_runs_say_what_they_took(folder, capsys):
+    code, out, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--method", "tracin")
+    assert code == 0, err
+    cost = r"[\d.]+ (s|min|h), peak memory [\d.]+ GB"
+    assert re.search(rf"^wrote run.influence.h5; took {cost}$", err, re.MULTILINE)
+    assert "took" not in out
 
 
 def test_verify(folder, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from replay import Replay, Task, filling
 from replay.estimate import Cost, estimate
+from replay.measured import Examples
 from replay.plan import plan_table
 from tracer import TracingOptimizer, open_log
 from tracer.errors import GradientError, InputError
@@ -64,6 +66,73 @@ def test_checkpoints_use_gradients_that_steps_have(name, left, tmp_path, monkeyp
     assert np.abs(both.scores["tracincp"] - alone.scores["tracincp"]).max() <= 1e-12 * size
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.9], ids=["forwards", "backwards"])
+@pytest.mark.parametrize("name", ["mlp", "batchnorm-dropout"])
+def test_each_state_is_evaluated_once(name, momentum, tmp_path, monkeypatch):
+    """Values and gradients at the end of a step are those at the beginning of the next one."""
+    case = next(case for case in CASES if case.name == name)
+    case = replace(case, options={**case.options, "momentum": momentum})
+    run = Replay(tmp_path / "run.h5", task=case.trace(tmp_path / "run.h5"))
+    seen = {"values": 0, "gradients": 0}
+
+    def spy(name, whole):
+        def counted(self, state, where, *rest):
+            seen[name] += not where.startswith("test set")  # where chunks are measured
+            return whole(self, state, where, *rest)
+
+        return counted
+
+    for kind in seen:
+        monkeypatch.setattr(Examples, kind, spy(kind, getattr(Examples, kind)))
+    run.influence(TEST_IDS, methods=("tracin", "ideal"), ideal_tolerance=None, progress=False)
+    steps = len(run.log)
+    if name == "mlp":
+        assert seen == {"values": steps + 1, "gradients": steps + 1}
+    else:  # buffers move: φ(w_{t+1}; β_t) is one value more, and both ends of a step have β_t
+        assert seen == {"values": 2 * steps + 1, "gradients": 2 * steps}
+
+
+class ChannelsLast(nn.Module):
+    """A convolutional model in the layout of memory that a GPU prefers, or in the usual one."""
+
+    def __init__(self, memory):
+        super().__init__()
+        self.first, self.pixels = nn.Conv2d(2, 4, 3), nn.Linear(4, 4)
+        self.norm, self.second = nn.GroupNorm(2, 4), nn.Conv2d(4, 3, 3, stride=2)
+        self.memory = memory
+        self.to(memory_format=memory)
+
+    def forward(self, x):
+        x = torch.tanh(self.first(x.contiguous(memory_format=self.memory)))
+        x = self.pixels(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.second(self.norm(x)).mean((2, 3))
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_layouts_of_memory_do_not_matter(tmp_path, momentum):
+    """A channels-last run replayed by a channels-last model and by one in the usual layout."""
+    torch.manual_seed(0)
+    data = [(torch.randn(2, 7, 7).double(), torch.tensor(k % 3)) for k in range(12)]
+    tasks = [
+        Task(lambda memory=memory: ChannelsLast(memory).double(), loss, data, data[:4])
+        for memory in (torch.channels_last, torch.contiguous_format)
+    ]
+    trace_pairs(tmp_path / "run.h5", tasks[0], momentum=momentum)
+    found, expected = [Replay(tmp_path / "run.h5", task=task) for task in tasks]
+    plan = {row.name: row for row in found.plan()}
+    assert not [row for row in plan.values() if "complete" in row.train + row.test]
+    for name, kind in (("first", "convolution"), ("pixels", "linear"), ("norm", "norm scale")):
+        assert plan[f"{name}.weight"].train == plan[f"{name}.weight"].test == kind
+    chosen = {"methods": METHODS, "checkpoints": [0, 3], "progress": False}
+    left, right = (run.influence(TEST_IDS, **chosen).scores for run in (found, expected))
+    for method in METHODS:
+        size = np.abs(right[method]).max()
+        assert np.abs(left[method] - right[method]).max() <= 1e-11 * size
+    left, right = (run.self_influence(progress=False).scores for run in (found, expected))
+    for kind, values in right.items():
+        assert np.abs(left[kind] - values).max() <= 1e-11 * np.abs(values).max()
+
+
 class Network(nn.Module):
     """A convolution, BatchNorm and a transformer layer: what people train."""
 
@@ -106,8 +175,53 @@ def test_plan_names_every_parameter(network):
     assert plan["conv.weight"].test == "convolution"
     assert plan["norm.weight"].train == plan["norm.weight"].test == "norm scale"
     assert plan["layer.self_attn.in_proj_weight"].train == "linear"
-    assert (plan["unused"].train, plan["unused"].test) == ("not moved", "no gradient")
+    unused = plan["unused"]
+    assert (unused.train, unused.test) == ("no gradient in step 0", "no gradient")
     assert plan["head.weight"].shape == [3, 4]
+
+
+class Heads(nn.Module):
+    """Two heads, of which a batch uses one, a frozen layer, and what only a penalty pulls."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.later = (nn.Linear(3, 2) for _ in range(3))
+        self.frozen, self.pulled = nn.Linear(3, 3), nn.Parameter(torch.ones(2))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x, which):
+        return (self.first, self.second, self.later)[which](self.frozen(x))
+
+
+def test_plan_says_why_parameters_have_no_path(tmp_path):
+    """Those that only the penalty moves, that are first used later, that are frozen."""
+    torch.manual_seed(0)
+    data = [(torch.randn(3), torch.tensor(k // 4)) for k in range(12)]
+
+    def headed(model, batch):
+        return model(batch[0], int(batch[1][0])).square().sum(1)
+
+    def pull(model):
+        return model.pulled.square().sum() + model.first.weight.square().sum()
+
+    task, model = Task(Heads, headed, data, data[8:], penalty=pull), Heads()
+    sgd = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    with TracingOptimizer(sgd, model, tmp_path / "run.h5") as optimizer:
+        for micro_batches in (((0, 1), (4, 5)), ((8, 9),)):
+            optimizer.zero_grad()
+            for ids in micro_batches:
+                objective = headed(model, task.collate([data[i] for i in ids])).mean() + pull(model)
+                (objective / len(micro_batches)).backward()
+                optimizer.observe(ids)
+            optimizer.step()
+    plan = {row.name: row.train for row in Replay(tmp_path / "run.h5", task=task).plan()}
+    assert plan == {
+        **{f"{head}.weight": "linear" for head in ("first", "second")},
+        **{f"{head}.bias": "bias" for head in ("first", "second")},
+        **dict.fromkeys(("later.weight", "later.bias"), "no gradient in step 0"),
+        **dict.fromkeys(("frozen.weight", "frozen.bias"), "not moved"),
+        "pulled": "only the penalty moves it",
+    }
 
 
 def test_plan_is_fast_under_autocast(tmp_path):

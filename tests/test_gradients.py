@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from replay.gradients import products, proof, uses
 from replay.gradients.engine import Engine
@@ -72,6 +73,25 @@ def bare(*shape):
     return nn.Parameter(torch.randn(shape))
 
 
+def channels_last():
+    """A convolutional model in the layout of memory that a GPU prefers."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.GroupNorm(2, 4), nn.Tanh(), nn.Conv2d(4, 4, 3, stride=2, groups=2)
+    )
+    model = Block(lambda s, x: s.m(x.contiguous(memory_format=torch.channels_last)), m=model)
+    return model.to(memory_format=torch.channels_last)
+
+
+def pixel_wise():
+    """A Linear layer over channels, whose result lies in memory as a transposed view."""
+    return Block(
+        lambda s, x: s.c(s.n(s.a(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))),
+        a=nn.Linear(3, 4),
+        n=nn.GroupNorm(2, 4),
+        c=nn.Conv2d(4, 2, 3),
+    )
+
+
 # model, inputs, parameters that must take the complete way in train mode
 LAYERS = {
     "mlp": (lambda: nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)), vectors, 0),
@@ -118,6 +138,8 @@ LAYERS = {
         images,
         0,
     ),
+    "channels-last": (channels_last, images, 0),
+    "pixel-wise": (pixel_wise, images, 0),
     "transposed": (
         lambda: nn.ConvTranspose2d(3, 6, 3, stride=2, output_padding=1, groups=3),
         images,
@@ -393,6 +415,45 @@ def test_both_ways_of_outer_products(n, m, left, right, d, p):
     assert torch.allclose(a.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
 
 
+class Multiplications(TorchFunctionMode):
+    """Counts those of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in ("matmul", "__matmul__", "bmm"):
+            self.total += args[0].numel() * args[1].shape[-1]
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "rows", "columns", "d", "p", "cheaper"),
+    [
+        *((5, 7, 1, 1, d, p, "ghost") for d, p in ((8, 8), (2, 90))),
+        *((4, 3, rows, rows, 64, 64, name) for rows, name in ((2, "ghost"), (40, "formed"))),
+        *((n, 30, 12, 12, 64, 64, name) for n, name in ((1, "ghost"), (30, "formed"))),
+        *((6, 6, 1, 9, 40, p, name) for p, name in ((40, "ghost"), (2, "formed"))),
+    ],
+)
+def test_the_way_of_fewer_operations_is_taken(monkeypatch, n, m, rows, columns, d, p, cheaper):
+    """Both ways are counted as they run."""
+    left = Outer(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
+    right = Outer(torch.randn(m, columns, d), torch.randn(m, columns, p), 0, p)
+    operations = {}
+    for way in (ghost, formed):
+        with Multiplications() as counted:
+            way(left, right)
+        operations[way.__name__] = counted.total
+    assert min(operations, key=operations.get) == cheaper, operations
+    taken = []
+    for name in operations:
+        monkeypatch.setattr(products, name, lambda *_, name=name: taken.append(name))
+    products.inner_pieces([left], [right])
+    assert taken == [cheaper]
+
+
 def pairwise(model, x):
     z = model(x)
     return -torch.log_softmax(z @ z.T, 1).diagonal()
@@ -645,6 +706,29 @@ def test_float32_is_right_to_its_rounding():
     r, q = (rows_of(losses_of(twin, z.double()), dict(twin.named_parameters())) for z in (x, y))
     found = products.inner(train, test, dict.fromkeys(parameters, 1.0))
     assert (found - r @ q.T).abs().max() <= 1e-5 * (r.norm(dim=1).max() * q.norm(dim=1).max())
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_float32_is_right_to_its_rounding_on_every_layer(name):
+    torch.manual_seed(0)
+    build, data, _ = LAYERS[name]
+    model, exact = build(), build().double()
+    exact.load_state_dict(model.state_dict())
+    x, y = data(5), data(3)
+    near = [z.float() if z.is_floating_point() else z for z in (x, y)]
+    parameters = dict(model.named_parameters())
+    train = Engine().of_batch(
+        parameters, lambda: losses_of(model, near[0]), torch.ones(5), budget=1 << 20
+    )
+    r = rows_of(losses_of(exact, x), dict(exact.named_parameters()))
+    model.eval(), exact.eval()
+    test = Engine().of_independent(
+        parameters, lambda: losses_of(model, near[1]), alone(model, near[1])
+    )
+    each = [losses_of(exact, y[i : i + 1]) for i in range(len(y))]
+    q = torch.cat([rows_of(loss, dict(exact.named_parameters())) for loss in each])
+    found = products.inner(train, test, dict.fromkeys(parameters, 1.0))
+    assert ((found - r @ q.T).abs() <= 1e-5 * r.norm(dim=1)[:, None] * q.norm(dim=1)).all()
 
 
 def test_gradients_that_cancel_are_not_mistaken_for_wrong_ones():

@@ -8,13 +8,14 @@ import json
 import numpy as np
 import pytest
 import xarray
+from cases import Case, mlp
 from rich.console import Console
 from scipy import stats
 
-from replay import Influence
+from replay import Influence, Replay
 from replay.agreement import METRICS, compare
 from replay.passes import TERMS
-from replay.report import report, to_json
+from replay.report import completeness_table, report, to_json
 from tracer.errors import InputError, OutputExistsError
 
 
@@ -148,6 +149,28 @@ def test_report(width):
     assert "a [cat]" in text
     assert "[quartiles]" in text
     assert max(map(len, text.splitlines())) <= width
+
+
+def test_completeness_shows_what_else_moved_the_model(tmp_path):
+    """Momentum from before the window, weight decay: rows that add up to the measured drop."""
+    case = Case("decayed", mlp, options={"lr": 0.1, "momentum": 0.9, "weight_decay": 0.05})
+    run = Replay(tmp_path / "run.h5", task=case.trace(tmp_path / "run.h5"))
+    found = run.influence([0, 1], methods=("tracin", "ideal"), steps="3:6", progress=False)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(completeness_table(found))
+    rows = [line.strip("│ ").split("│") for line in console.export_text().splitlines()]
+    shown = {row[0].strip(): [float(x) for x in row[1:]] for row in rows if len(row) == 3}
+    terms = [term for term in TERMS if term != "elsewhere"]
+    signs = ["", *["+ "] * (len(terms) - 2), "= "]
+    labels = [sign + term for sign, term in zip(signs, terms, strict=True)]
+    assert list(shown) == [*labels, "largest |residual| of a step"]
+    for label, term in zip(labels, terms, strict=True):
+        means = [found.completeness[method][term].mean() for method in found.terms]
+        assert shown[label] == pytest.approx(means, rel=1e-3), term
+    for k in (0, 1):
+        assert all(shown[f"+ {term}"][k] for term in ("history", "regulariser"))
+        added = sum(shown[label][k] for label in labels[:-1])
+        assert added == pytest.approx(shown["= measured"][k], rel=1e-2)
 
 
 def test_json_is_plain():

@@ -11,7 +11,10 @@ from torch.profiler import profile
 from replay import Replay, Task
 from replay.gradients import products, workspace
 from replay.gradients.convolution import Convolved, Geometry
+from replay.gradients.examples import PerExample
+from replay.gradients.lookup import Lookup
 from replay.gradients.outer import Outer
+from replay.gradients.pieces import Rows
 from replay.gradients.workspace import temporaries
 from tracer import TracingOptimizer
 
@@ -89,25 +92,118 @@ def test_replays_keep_to_their_budget(traced, method):
         assert took(budget) <= budget
 
 
+def outer(n, rows, d, p):
+    return Outer(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
+
+
+def convolved(n):
+    geometry = Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1)
+    return Convolved(torch.randn(n, 1, 16, 20, 20), torch.randn(n, 1, 32, 18, 18), geometry)
+
+
+def looked_up(n):
+    return Lookup(torch.randint(-1, 900, (n, 700)), torch.randn(n, 700, 64), 900)
+
+
+def took(budget, job):
+    """Return the most that a job's tensors take under a budget, and its result."""
+    workspace._kept.__dict__.clear()  # what other tests left
+    found = []
+    with temporaries(budget):
+        peak = peak_bytes(lambda: found.append(job()))
+    return peak, found[0]
+
+
+SMALL = 4 << 20
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("left", "right"),
     [
-        lambda n: Outer(torch.randn(n, 16, 256), torch.randn(n, 16, 256), 0, 256),
-        lambda n: Convolved(
-            torch.randn(n, 1, 16, 20, 20),
-            torch.randn(n, 1, 32, 18, 18),
-            Geometry((3, 3), (1, 1), (0, 0), (1, 1), 1),
-        ),
+        (lambda: outer(50, 16, 256, 256), lambda: outer(60, 16, 256, 256)),
+        (lambda: outer(200, 64, 512, 512), lambda: outer(2, 64, 512, 512)),
+        (lambda: outer(2, 64, 512, 512), lambda: outer(200, 64, 512, 512)),
+        (lambda: outer(1, 600, 1024, 1024), lambda: outer(1, 600, 1024, 1024)),
+        (lambda: convolved(50), lambda: convolved(60)),
     ],
-    ids=["sequences", "convolution"],
+    ids=["sequences", "many-left", "many-right", "long-sequences", "convolution"],
 )
-def test_products_keep_to_their_budget(make):
-    left, right = make(50), make(60)
+def test_products_keep_to_their_budget(left, right):
+    torch.manual_seed(0)
+    left, right = left(), right()
+    small, found = took(SMALL, lambda: products.inner_pieces([left], [right]))
+    large, expected = took(2 << 30, lambda: products.inner_pieces([left], [right]))
+    assert small <= SMALL < large
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
 
-    def took(budget):
-        workspace._kept.__dict__.clear()  # what other tests left
-        with temporaries(budget):
-            return peak_bytes(lambda: products.inner_pieces([left], [right]))
 
-    assert took(4 << 20) <= 4 << 20
-    assert took(2 << 30) > 4 << 20
+PIECES = {
+    "gram": lambda: outer(64, 128, 256, 256),
+    "gram-of-one": lambda: outer(2, 700, 1024, 1024),
+    "formed": lambda: outer(20, 512, 256, 256),
+    "formed-of-one": lambda: outer(1, 1100, 1024, 1024),
+    "embedding": lambda: looked_up(30),
+    "convolution": lambda: convolved(100),
+    "rows": lambda: Rows(torch.randn(40, 20_000), (20_000, 1)),
+    "row": lambda: Rows(torch.randn(1, 800_000), (800_000, 1)),
+}
+
+
+@pytest.mark.parametrize("make", PIECES.values(), ids=PIECES.keys())
+def test_squared_norms_keep_to_their_budget(make):
+    torch.manual_seed(0)
+    piece = make()
+    small, found = took(SMALL, piece.squared_norms)
+    large, whole = took(2 << 30, piece.squared_norms)
+    assert small <= SMALL < large
+    expected = piece.dense(slice(0, piece.shape[0])).double().square().sum(1)
+    assert torch.allclose(found, expected, rtol=1e-5)
+    assert torch.allclose(whole, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gram", "embedding", "convolution"])
+def test_projections_keep_to_their_budget(name):
+    torch.manual_seed(0)
+    piece = PIECES[name]()
+    direction = torch.randn(piece.shape)
+    examples = PerExample(torch.zeros(piece.count), {"w": [piece]}, {})
+    job = lambda: products.project(examples, [{"w": direction}])[0]  # noqa: E731
+    (small, found), (large, whole) = took(SMALL, job), took(2 << 30, job)
+    assert small <= SMALL < large
+    expected = piece.dense(slice(0, piece.shape[0])).double() @ direction.flatten().double()
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert (whole - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_sums_of_convolutions_keep_to_their_budget():
+    torch.manual_seed(0)
+    shape = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
+    piece = Convolved(torch.randn(60, 1, 64, 8, 8), torch.randn(60, 1, 64, 8, 8), shape)
+    small, found = took(SMALL, piece.summed)
+    assert small <= SMALL  # each block's sum is as large as the weight, 147 kB
+    expected = piece.dense(slice(0, 64)).double().sum(0).view(piece.shape)
+    assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+def test_self_influence_of_long_texts_keeps_to_its_budget(tmp_path):
+    """Pairs of 2,048 tokens would take 16 MB an example."""
+    torch.manual_seed(0)
+    data = [(torch.randint(0, 50, (2048,)), torch.randn(8)) for _ in range(16)]
+
+    def build():
+        torch.manual_seed(1)
+        return nn.Embedding(50, 8)
+
+    def distance(model, batch):
+        return (torch.tanh(model(batch[0])).mean(1) - batch[1]).square().sum(1)
+
+    task, model, path = Task(build, distance, data, data[:2]), build(), tmp_path / "run.h5"
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(sgd, model, path) as optimizer:
+        distance(model, task.collate(data)).mean().backward()
+        optimizer.step(batch_ids=range(16))
+    run = Replay(path, task=task, memory="32MB")
+    found = []
+    assert peak_bytes(lambda: found.append(run.self_influence(progress=False))) <= 32 << 20
+    whole = Replay(path, task=task).self_influence(progress=False)
+    assert found[0].scores["self"] == pytest.approx(whole.scores["self"], rel=1e-6)

@@ -12,7 +12,7 @@ from cases import CASES
 from rules import O, trace
 
 from replay import Replay
-from tracer import open_log
+from tracer import TracingOptimizer, open_log
 from tracer.errors import InputError, OutputExistsError
 
 RULES = [r for r in rules.RULES if r.name in ("sgd", "dampened", "nesterov", "adamw-amsgrad",
@@ -73,6 +73,28 @@ def test_self_influence_equals_its_definition(tmp_path, rule):
     assert np.abs(found.scores["self"] - own).max() <= 1e-11 * np.abs(own).max()
     assert np.abs(found.scores["own_drop"] - drops).max() <= 1e-12
     assert np.array_equal(found.visits, visits)
+
+
+def test_examples_without_weight_have_no_influence(tmp_path):
+    """Gradients are those of ``c_i ℓ_i``, from which ``g_i`` is not known where ``c_i`` is 0."""
+    (case,) = [case for case in CASES if case.name == "mlp"]
+    task, weights = case.task(), {0: 0.0, 1: 0.25, 2: 0.75}
+    model = task.model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.3)
+    with TracingOptimizer(sgd, model, tmp_path / "run.h5") as optimizer:
+        c = torch.tensor(list(weights.values()), dtype=torch.float64)
+        losses = task.loss(model, task.collate([task.train[i] for i in weights]))
+        (c * losses).sum().backward()
+        optimizer.observe(list(weights), weights=c)
+        optimizer.step()
+    found = Replay(tmp_path / "run.h5", task=task).self_influence(progress=False)
+    with open_log(tmp_path / "run.h5") as log:
+        rows = reference.train_gradients(task, log, 0)
+    norms = [sum(float(g.square().sum()) for g in row.values()) for row in rows]
+    expected = [0.3 * square / c if c else 0.0 for square, c in zip(norms, c, strict=True)]
+    assert np.allclose(found.scores["self"][:3], expected, rtol=1e-11)
+    assert found.scores["own_drop"][0] != 0
+    assert found.visits[:4].tolist() == [1, 1, 1, 0]
 
 
 @pytest.mark.parametrize("name", ["convolutional-groupnorm", "transformer-tied", "mlp-id-twice",

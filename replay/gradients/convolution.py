@@ -12,6 +12,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -146,7 +148,7 @@ class Convolved:
 
     def summed(self) -> Tensor:
         """Return the sum of all gradients."""
-        return torch.stack([piece.summed() for _, piece in self._windows(BLOCK)]).sum(0)
+        return reduce(add, (piece.summed() for _, piece in self._windows(BLOCK)))
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction: a convolution with it."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from replay.gradients.pieces import blocks
 from replay.gradients.workspace import workspace
 
 
@@ -93,9 +94,17 @@ class Lookup:
 
     def squared_norms(self) -> Tensor:
         """Return squared norms: equal tokens of an example are added up first."""
-        same = (self.tokens[:, :, None] == self.tokens[:, None]) & (self.tokens >= 0)[:, :, None]
-        gram = torch.bmm(self.deltas, self.deltas.mT)  # (n, T, T)
-        return (gram * same).sum((1, 2), dtype=torch.float64)
+        n, length, d = self.deltas.shape
+        result = self.deltas.new_zeros(n, dtype=torch.float64)
+        owners = torch.arange(n, device=self.tokens.device)[:, None]
+        whose = torch.where(self.tokens < 0, -1, owners * self.total + self.tokens)
+        for some, columns in blocks(n, d, length):
+            held, places = torch.unique(whose[some], return_inverse=True)
+            added = self.deltas.new_zeros(len(held), len(range(d)[columns]))
+            added.index_add_(0, places.flatten(), self.deltas[some, :, columns].flatten(0, 1))
+            squares = added.square().sum(1, dtype=torch.float64) * (held >= 0)
+            result.index_add_(0, held.clamp_min(0) // self.total, squares)
+        return result
 
 
 def common(left: Lookup, right: Lookup) -> Tensor:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.gradients.pieces import BLOCK, LARGE
+from replay.gradients.pieces import LARGE, blocks
 from replay.gradients.workspace import room, workspace
 
 _FORMED = 1 << 23  # elements of gradients of both sides that are formed at once
@@ -102,17 +102,17 @@ class Outer:
         """Return squared norms."""
         n, rows, d = self.inputs.shape
         p = self.deltas.shape[2]
+        result = self.inputs.new_zeros(n, dtype=torch.float64)
         if rows * rows * (d + p) > 2 * rows * d * p:
-            size = max(1, room(BLOCK) // (p * d))
-            squares = [
-                torch.bmm(deltas.mT, inputs).square().sum((1, 2), dtype=torch.float64)
-                for deltas, inputs in zip(
-                    torch.split(self.deltas, size), torch.split(self.inputs, size), strict=True
-                )
-            ]
-            return torch.cat(squares) if squares else self.inputs.new_zeros(n).double()
-        gram = (self.inputs @ self.inputs.mT) * (self.deltas @ self.deltas.mT)  # (n, T, T)
-        return gram.sum((1, 2), dtype=torch.float64)
+            for some, part in blocks(n, p, d):
+                block = torch.bmm(self.deltas[some, :, part].mT, self.inputs[some])
+                result[some] += block.square_().sum((1, 2), dtype=torch.float64)
+            return result
+        for some, part in blocks(n, rows, rows):
+            gram = self.inputs[some, part] @ self.inputs[some].mT  # (some, part, T)
+            gram *= self.deltas[some, part] @ self.deltas[some].mT
+            result[some] += gram.sum((1, 2), dtype=torch.float64)
+        return result
 
 
 def joined(pieces: list[Outer]) -> Outer:
@@ -125,8 +125,13 @@ def joined(pieces: list[Outer]) -> Outer:
 
 
 def prefers_ghost(left: Outer, right: Outer) -> bool:
-    """Return whether inner products cost fewer operations without any gradient being formed."""
+    """Return whether inner products cost fewer operations without any gradient being formed.
+
+    Where there is no room for those of one pair's rows, gradients are formed in any case.
+    """
     (n, rows, d), (m, columns, _) = left.inputs.shape, right.inputs.shape
+    if rows * columns > room(LARGE):
+        return False
     p = left.deltas.shape[2]
     products, gradients = n * m * rows * columns, n * rows + m * columns + n * m
     return products * (d + p) < gradients * d * p
@@ -139,15 +144,19 @@ def ghost(left: Outer, right: Outer) -> Tensor:
     if rows == 1 and columns == 1:
         gram = left.inputs[:, 0] @ right.inputs[:, 0].T
         return gram.mul_(left.deltas[:, 0] @ right.deltas[:, 0].T).double()
-    size = max(1, room(LARGE) // (n * rows * columns))
-    blocks = []
+    pairs = room(LARGE) // (rows * columns)
+    if n > pairs > 0:
+        cut = (left.select(slice(k, k + pairs)) for k in range(0, n, pairs))
+        return torch.cat([ghost(some, right) for some in cut])
+    size = max(1, pairs // n)
+    found = []
     for inputs, deltas in zip(
         torch.split(right.inputs, size), torch.split(right.deltas, size), strict=True
     ):
         gram = left.inputs.reshape(-1, d) @ inputs.reshape(-1, d).T  # (n T, m' U)
         gram *= left.deltas.reshape(-1, p) @ deltas.reshape(-1, p).T
-        blocks.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
-    return torch.cat(blocks, 1)
+        found.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
+    return torch.cat(found, 1)
 
 
 def formed(left: Outer, right: Outer) -> Tensor:

@@ -8,6 +8,7 @@ gradients are their sum.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -92,7 +93,10 @@ class Rows:
 
     def squared_norms(self) -> Tensor:
         """Return squared norms."""
-        return self.rows.double().square().sum(1)
+        result = self.rows.new_zeros(self.count, dtype=torch.float64)
+        for some, part in blocks(self.count, self.rows.shape[1], 1):
+            result[some] += self.rows[some, part].double().square().sum(1)
+        return result
 
 
 def kept(pieces: list[Piece], overwritten: frozenset[int]) -> list[Piece]:
@@ -125,6 +129,15 @@ def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
     if not shape:
         return 1, 1
     return shape[0], math.prod(shape[1:])
+
+
+def blocks(count: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Cut matrices so that a temporary has room: several whole ones, or rows of one at a time."""
+    fitting = max(1, room(BLOCK) // max(1, columns))
+    some = max(1, fitting // max(1, rows))
+    for k in range(0, count, some):
+        for start in range(0, rows, fitting):
+            yield slice(k, k + some), slice(start, start + fitting)
 
 
 def blocks_of_rows(shape: tuple[int, int], count: int, size: int = BLOCK) -> list[slice]:

@@ -14,7 +14,7 @@ from replay.gradients.convolution import Convolved
 from replay.gradients.examples import PerExample
 from replay.gradients.lookup import Lookup, common
 from replay.gradients.outer import Outer, formed, ghost, prefers_ghost
-from replay.gradients.pieces import BLOCK, Piece, Rows, blocks_of_rows, matrix_shape
+from replay.gradients.pieces import BLOCK, LARGE, Piece, Rows, blocks_of_rows, matrix_shape
 from replay.gradients.workspace import room
 
 
@@ -155,7 +155,7 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
     for k, direction in enumerate(directions):
         for name, vector in direction.items():
             for piece in examples.pieces.get(name, ()):
-                result[k] += piece.project(vector.reshape(piece.shape))
+                result[k] += _projected(piece, vector.reshape(piece.shape))
     if any(name in direction for direction in directions for name in examples.complete):
         for block, gradients in examples.blocks():
             for name, gradient in gradients.items():
@@ -163,6 +163,16 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
                     if name in direction:
                         result[k, block] += gradient @ direction[name].to(gradient).flatten()
     return result
+
+
+def _projected(piece: Piece, direction: Tensor) -> Tensor:
+    """Project some examples at a time: temporaries are as large as what a piece stores."""
+    each = sum(tensor.numel() for tensor in piece.tensors) // max(1, piece.count)
+    size = max(1, room(LARGE) // max(1, each))
+    if size >= piece.count:
+        return piece.project(direction)
+    cut = (piece.select(slice(k, k + size)) for k in range(0, piece.count, size))
+    return torch.cat([some.project(direction) for some in cut])
 
 
 def squared_norms(examples: PerExample, names: set[str]) -> Tensor:
