@@ -22,7 +22,6 @@ from replay.arguments import (
     matching,
     window,
 )
-from replay.binding import rounded_products, untouched_randomness
 from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
@@ -33,6 +32,7 @@ from replay.progress import Progress
 from replay.provenance import provenance
 from replay.scores import Tables
 from replay.self_influence import SelfInfluence, Sums
+from replay.surroundings import usual_surroundings
 from replay.tape import Tape
 from replay.task import Task, described, example_ids, parse_test_ids, resolved
 from replay.trajectory import state
@@ -241,7 +241,7 @@ class Replay:
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with untouched_randomness(), rounded_products(self._tf32), temporaries(self._budget):
+        with usual_surroundings(allow_tf32=self._tf32), temporaries(self._budget):
             yield
 
     def _tape(self, steps: range, *, lenient: bool, shown: Progress) -> Tape:
