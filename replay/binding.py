@@ -128,30 +128,6 @@ def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: R
             )
 
 
-def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Return a batch on a device, its floating-point tensors in ``dtype`` if one is given."""
-    if isinstance(batch, Tensor):
-        wanted = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
-        return batch.to(device=device, dtype=wanted)
-    if isinstance(batch, Mapping):
-        return _rebuilt(batch, {k: moved(v, device, dtype) for k, v in batch.items()})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(v, device, dtype) for v in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(v, device, dtype) for v in batch)
-    return batch
-
-
-def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    if type(original) is dict:
-        return items
-    clone = copy.copy(original)
-    if hasattr(clone, "update"):
-        clone.update(items)
-        return clone
-    return items
-
-
 def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
     """Return what a loss function gave if it is one finite loss an example.
 

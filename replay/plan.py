@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from replay.measured import Examples, Models
+from replay.measured import Models
+from replay.memory import Chunks
 from replay.recorded import moved_parameters
 from replay.task import Task, example_ids
 from replay.trained import replay_step
@@ -35,19 +36,22 @@ class ParameterPath:
     test: str
 
 
-def paths_of_run(log: RunLog, task: Task, models: Models, *, budget: int) -> list[ParameterPath]:
+def paths_of_run(
+    log: RunLog, task: Task, models: Models, chunks: Chunks, *, budget: int
+) -> list[ParameterPath]:
     """Return every parameter's path at step 0.
 
     Args:
         log: The run.
         task: Its task.
         models: The bound copies.
+        chunks: Gives test examples.
         budget: Bytes for gradients.
     """
     now = Transition(log.step(0), state(log, 0), state(log, 1))
     names = moved_parameters(now.step)
     replay_step(task, now, models.train, names, device=models.device, budget=budget)
-    Examples(task, example_ids(task.test)[:_TEST], "test", models).gradients(now.before, now.name)
+    chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
     train, test = models.train.engine.paths, models.test.engine.paths
     return [
         ParameterPath(
