@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import copy
-import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
@@ -131,30 +128,6 @@ def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: R
             )
 
 
-def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
-    """Return a batch on a device, its floating-point tensors in ``dtype`` if one is given."""
-    if isinstance(batch, Tensor):
-        wanted = dtype if dtype is not None and batch.is_floating_point() else batch.dtype
-        return batch.to(device=device, dtype=wanted)
-    if isinstance(batch, Mapping):
-        return _rebuilt(batch, {k: moved(v, device, dtype) for k, v in batch.items()})
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(moved(v, device, dtype) for v in batch))
-    if isinstance(batch, (list, tuple)):
-        return type(batch)(moved(v, device, dtype) for v in batch)
-    return batch
-
-
-def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    if type(original) is dict:
-        return items
-    clone = copy.copy(original)
-    if hasattr(clone, "update"):
-        clone.update(items)
-        return clone
-    return items
-
-
 def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
     """Return what a loss function gave if it is one finite loss an example.
 
@@ -193,33 +166,6 @@ def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str)
             "influence is undefined there. Did the run itself diverge?"
         )
     return losses
-
-
-@contextmanager
-def untouched_randomness() -> Iterator[None]:
-    """Leave torch's, NumPy's and Python's global random state as found."""
-    python, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
-    # fork_rng saves every CUDA device too
-    with torch.random.fork_rng():
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy_state)  # noqa: NPY002
-
-
-@contextmanager
-def rounded_products(allowed: bool) -> Iterator[None]:
-    """Let a GPU round what it multiplies to TF32, or not; leave torch's settings as found."""
-    settings: tuple[Any, Any] = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    found = [one.allow_tf32 for one in settings]
-    try:
-        for one in settings:
-            one.allow_tf32 = allowed
-        yield
-    finally:
-        for one, before in zip(settings, found, strict=True):
-            one.allow_tf32 = before
 
 
 def set_random_state(state: RandomState | None) -> None:

@@ -12,6 +12,7 @@ import torch
 
 from replay import tracincp
 from replay.arguments import Window, window
+from replay.memory import BLOCK
 from replay.progress import Progress
 from replay.run import Replay
 from replay.tape import Tape
@@ -19,7 +20,7 @@ from replay.task import example_ids
 from tracer.records import ID
 
 _STEPS = 4  # timed beyond the first, which also proves the gradients
-_EXAMPLES = 64  # training examples timed at a checkpoint
+_EXAMPLES = 64  # training examples timed at a checkpoint, at least
 
 
 @dataclass(frozen=True)
@@ -89,8 +90,16 @@ def estimate(
         held = ahead.peak_bytes
     if "tracincp" in methods:
         number = len(tracincp.choose(run.log, checkpoints))
-        first, each = _timed(heuristic, min(_EXAMPLES + 1, len(columns)))
+        with run._computing():
+            block, shelf = run._chunks.block(columns)
+            more = min(max(_EXAMPLES + 1, block), len(columns))  # a whole block: its memory is met
+            run._chunks.of(columns[:more], "train", most=BLOCK)  # compared with company here
+        share = len(columns) / more if run._chunks.asked_of_all["train"] else 1.0
+        seconds += run._chunks.took["train"] * share
+        first, each = _timed(heuristic, more)
         seconds += number * (first + each * (len(columns) - 1))
+        held += shelf
+    seconds += run._chunks.took["test"]
     tables = 8 * len(test_ids) * (len(methods) * len(columns) + 12 * len(split) * len(chosen))
     return Cost(seconds, peak_bytes() + held + tables)
 

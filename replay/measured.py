@@ -6,28 +6,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from replay.binding import (
-    BoundModel,
-    build,
-    checked_losses,
-    copied,
-    moved,
-    without_graph,
-)
+from replay.batches import Batches, Shelf
+from replay.binding import BoundModel, build, checked_losses, copied, without_graph
+from replay.gradients.company import differ, some_of
 from replay.gradients.examples import PerExample
+from replay.gradients.passes import run
 from replay.task import Task
 from replay.trajectory import State
 from tracer.errors import TaskError
 from tracer.reader import RunLog
 from tracer.records import ID
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -72,13 +69,15 @@ class Examples:
         ids: Their IDs.
         side: ``"test"`` (measured by ``task.measure``) or ``"train"`` (by ``task.loss``).
         models: The bound copies.
+        shelf: Where their batches are kept; by default as long as they are.
     """
 
-    def __init__(self, task: Task, ids: Sequence[ID], side: str, models: Models) -> None:
-        dataset = task.test if side == "test" else task.train
+    def __init__(
+        self, task: Task, ids: Sequence[ID], side: str, models: Models, shelf: Shelf | None = None
+    ) -> None:
         self.ids = list(ids)
-        self._task, self._models = task, models
-        self._examples = [dataset[identity] for identity in ids]
+        self.batches = Batches(task, self.ids, side, models.device, shelf or Shelf(0))
+        self._models = models
         measured = side == "test" and task.measure is not None
         self._function = task.measure if measured and task.measure else task.loss
         self._called = "task.measure" if measured else "task.loss"
@@ -104,18 +103,6 @@ class Examples:
         """Prove how gradients are read again at the next pass."""
         self._models.test.engine.audit()
 
-    @cached_property
-    def _batch(self) -> Any:
-        return self._collated(range(len(self)), self._models.test.dtype)
-
-    @cached_property
-    def _value_batch(self) -> Any:
-        return self._collated(range(len(self)), self._models.value.dtype)
-
-    def _collated(self, columns: Sequence[int], dtype: torch.dtype | None) -> Any:
-        batch = self._task.collate([self._examples[j] for j in columns])
-        return moved(batch, self._models.device, dtype)
-
     def gradients(
         self,
         state: State,
@@ -130,70 +117,70 @@ class Examples:
             where: For messages.
             columns: Which examples; None is all.
             names: With respect to which parameters; None is all.
+
+        Raises:
+            GradientError: They depend on which others are evaluated with them.
         """
         chosen = list(range(len(self))) if columns is None else columns
-        bound = self._models.test
-        bound.load(state.parameters, state.buffers)
-        bound.module.eval()
-        found = {
-            n: p
-            for n, p in bound.parameters.items()
-            if p.requires_grad and (names is None or n in names)
-        }
-
-        def run(some: list[int]) -> Tensor:
-            whole = len(some) == len(self)
-            batch = self._batch if whole else self._collated(some, bound.dtype)
-            losses = self._losses(bound, batch, some, where)
-            if not losses.requires_grad:
-                raise TaskError(
-                    f"{where}: {self._called} has no gradient; it must be a differentiable "
-                    "function of the model's parameters (no detach, no argmax, no no_grad)."
-                )
-            return losses
-
+        bound = self._at(self._models.test, state)
+        found = _moving(bound, names)
         return bound.engine.of_independent(
-            found, lambda: run(chosen), lambda i: run([chosen[i]]), where=where
+            found,
+            lambda: self._tracked(bound, chosen, where),
+            lambda i: self._tracked(bound, [chosen[i]], where),
+            agree=lambda: self._agree(state, where, chosen),
+            where=where,
         )
 
     def values(self, state: State, where: str, columns: list[int] | None = None) -> Tensor:
         """Return ``φ`` of each example (or of some columns) at a state, float64 ``(m,)``."""
         chosen = list(range(len(self))) if columns is None else columns
-        bound = self._models.value
+        bound = self._at(self._models.value, state)
+        return self._in_float64(where, lambda: self._plain(bound, chosen, where))
+
+    def _at(self, bound: BoundModel, state: State) -> BoundModel:
         bound.load(state.parameters, state.buffers)
         bound.module.eval()
+        return bound
+
+    def _plain(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
+        return without_graph(lambda: self._losses(bound, columns, where)).double()
+
+    def _tracked(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
+        losses = self._losses(bound, columns, where)
+        if not losses.requires_grad:
+            raise TaskError(
+                f"{where}: {self._called} has no gradient; it must be a differentiable "
+                "function of the model's parameters (no detach, no argmax, no no_grad)."
+            )
+        return losses
+
+    def _losses(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
+        batch, ids = self.batches.of(columns, bound.dtype), [self.ids[j] for j in columns]
+        return checked_losses(
+            self._function(bound.module, batch), ids, function=self._called, where=where
+        )
+
+    def _in_float64(self, where: str, job: Callable[[], T]) -> T:
         try:
-            whole = len(chosen) == len(self)
-            batch = self._value_batch if whole else self._collated(chosen, bound.dtype)
-            return without_graph(lambda: self._losses(bound, batch, chosen, where)).double()
+            return job()
         except (RuntimeError, TypeError) as error:
-            if bound.dtype is None:
+            if self._models.value.dtype is None:
                 raise
             raise TaskError(
                 f"{where}: evaluating {self._called} in float64 failed ({error}). If the model "
                 'cannot run in float64, take its own dtype: values="model" (--values model).'
             ) from error
 
-    def _alone(self, bound: BoundModel, column: int, where: str) -> Tensor:
-        batch = self._collated([column], bound.dtype)
-        return without_graph(lambda: self._losses(bound, batch, [column], where)).double()
-
-    def _losses(self, bound: BoundModel, batch: Any, columns: list[int], where: str) -> Tensor:
-        ids = [self.ids[j] for j in columns]
-        return checked_losses(
-            self._function(bound.module, batch), ids, function=self._called, where=where
-        )
-
     def are_independent(self, state: State, where: str) -> bool:
-        """Return whether each example's value is the same alone as in company.
+        """Return whether values of all examples, gradients of some are the same alone.
 
         Raises:
             TaskError: Values are random in eval mode: they have no trajectory.
         """
-        joint = self.values(state, where)
-        bound = self._models.value
-        alone = torch.cat([self._alone(bound, j, where) for j in range(len(self))])
-        again = self._alone(bound, 0, where)
+        joint, bound = self.values(state, where), self._models.value
+        alone = torch.cat([self._plain(bound, [j], where) for j in range(len(self))])
+        again = self._plain(bound, [0], where)
         exact = bound.dtype == torch.float64
         tolerance = (1e-9 if exact else 1e-3) * (1 + alone.abs())
         if bool((again - alone[:1]).abs() > tolerance[:1]):
@@ -201,7 +188,35 @@ class Examples:
                 f"{where}: {self._called} of example {self.ids[0]!r} gave {alone[0]:.6g} and then "
                 f"{again.item():.6g}: it is random in eval mode, so loss differences mean nothing."
             )
-        return bool(((joint - alone).abs() <= tolerance).all())
+        if len(self) == 1:
+            return True
+        same = bool(((joint - alone).abs() <= tolerance).all())
+        return same and self._agree(state, where, list(range(len(self))))
+
+    def _agree(self, state: State, where: str, chosen: list[int]) -> bool:
+        """Return whether gradients of a few examples are the same alone, as finely as values."""
+        bound = self._at(self._models.value, state)
+
+        def agree() -> bool:
+            found = run(_moving(bound), lambda: self._tracked(bound, chosen, where), None)
+            names = list(found.parameters)
+            return not differ(
+                found,
+                lambda i: found.own(i, names),
+                lambda i: self._tracked(bound, [chosen[i]], where),
+                some_of(len(chosen)),
+            )
+
+        with torch.enable_grad():
+            return self._in_float64(where, agree)
+
+
+def _moving(bound: BoundModel, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    return {
+        n: p
+        for n, p in bound.parameters.items()
+        if p.requires_grad and (names is None or n in names)
+    }
 
 
 def between(before: State, after: State, u: float) -> State:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from replay.measured import Examples, Models
+from replay.measured import Models
+from replay.memory import Chunks
 from replay.recorded import moved_parameters
 from replay.task import Task, example_ids
 from replay.trained import replay_step
@@ -36,18 +37,21 @@ class ParameterPath:
     test: str
 
 
-def paths_of_run(log: RunLog, task: Task, models: Models, *, budget: int) -> list[ParameterPath]:
+def paths_of_run(
+    log: RunLog, task: Task, models: Models, chunks: Chunks, *, budget: int
+) -> list[ParameterPath]:
     """Return every parameter's path at step 0.
 
     Args:
         log: The run.
         task: Its task.
         models: The bound copies.
+        chunks: Gives test examples.
         budget: Bytes for gradients.
     """
     now = Transition(log.step(0), state(log, 0), state(log, 1))
     train = _of_training(task, now, models, budget)
-    Examples(task, example_ids(task.test)[:_TEST], "test", models).gradients(now.before, now.name)
+    chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
     test = models.test.engine.paths
     return [
         ParameterPath(

@@ -22,20 +22,19 @@ from replay.arguments import (
     matching,
     window,
 )
-from replay.binding import rounded_products, untouched_randomness
 from replay.device import usable_device
 from replay.gradients.workspace import temporaries
 from replay.influence import Influence
 from replay.measured import bind
-from replay.memory import Chunks, parse_bytes
+from replay.memory import BLOCK, Chunks, parse_bytes
 from replay.plan import ParameterPath, paths_of_run
 from replay.progress import Progress
 from replay.provenance import provenance
 from replay.scores import Tables
 from replay.self_influence import SelfInfluence, Sums
+from replay.surroundings import usual_surroundings
 from replay.tape import Tape
 from replay.task import Task, described, example_ids, parse_test_ids, resolved
-from replay.trajectory import state
 from replay.verify import Verification, verified
 from tracer.errors import InputError, LogError
 from tracer.reader import open_log
@@ -87,7 +86,7 @@ class Replay:
         with self._computing():
             kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
             self._models = bind(self.task, self.log, self._device, kinds, audit=audit)
-        self._chunks = Chunks(self.task, self._models, state(self.log, 0), self._budget)
+        self._chunks = Chunks(self.task, self._models, self.log, self._budget)
 
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
         """Return the test IDs of an ``ids.txt``; see ``replay.task.parse_test_ids``."""
@@ -169,7 +168,7 @@ class Replay:
         rest = chosen
         with self._computing(), Progress(progress) as shown:
             point = partial(tracincp.checkpoint, self.log, names=names)
-            blocks = self._chunks.of(columns, "train", most=1024) if chosen else []
+            blocks = self._chunks.of(columns, "train", most=BLOCK) if chosen else []
             if split:
                 how = {"lenient": allow_mismatch, "splits": split != ("tracin-sgd",)}
                 tape = self._tape(chosen_steps, shown, **how)
@@ -238,11 +237,12 @@ class Replay:
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""
         with self._computing():
-            return paths_of_run(self.log, self.task, self._models, budget=self._budget)
+            known = self.log, self.task, self._models, self._chunks
+            return paths_of_run(*known, budget=self._budget)
 
     @contextmanager
     def _computing(self) -> Iterator[None]:
-        with untouched_randomness(), rounded_products(self._tf32), temporaries(self._budget):
+        with usual_surroundings(allow_tf32=self._tf32), temporaries(self._budget):
             yield
 
     def _tape(self, steps: range, shown: Progress, **how: bool) -> Tape:

@@ -12,13 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.binding import (
-    BoundModel,
-    checked_losses,
-    moved,
-    set_random_state,
-    without_graph,
-)
+from replay.batches import fresh, moved
+from replay.binding import BoundModel, checked_losses, set_random_state, without_graph
 from replay.gradients.examples import PerExample
 from replay.gradients.pieces import is_finite
 from replay.task import Task, unknown_ids
@@ -170,7 +165,7 @@ def _forward(
 
     def forward() -> Tensor:
         set_random_state(micro.random_state)
-        losses = task.loss(bound.module, batch)
+        losses = task.loss(bound.module, fresh(batch))  # the data set's own, maybe
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
     return forward

@@ -337,24 +337,31 @@ def test_coupling_in_the_step_that_is_seen_last_is_found(tmp_path, settings, mem
 
 
 @pytest.mark.parametrize(
-    ("methods", "where"), [(["tracincp"], "checkpoint 6"), (["tracin"], "step 5")]
+    ("methods", "where"), [(["tracincp"], "checkpoint 5"), (["tracin"], "step 5")]
 )
 def test_test_examples_are_proven_where_they_are_seen_last(tmp_path, methods, where):
-    """Examples begin to influence each other when the parameters have moved far enough."""
+    """Examples influence each other at the state before the last one only."""
     task = coupled_task(set())
     trace_pairs(tmp_path / "run.h5", task)
     with open_log(tmp_path / "run.h5") as log:
-        before, after = (log.parameters(k)["weight"] for k in (4, 5))
-    middle, way = (before + after) / 2, after - before
+        weight = log.parameters(5)["weight"]
 
     def much(model):
-        past = ((model.weight.detach() - middle) * way).sum() > 0
-        return past.double() * (not model.training)
+        return float(torch.equal(model.weight.to(weight), weight) and not model.training)
+
+    def alone(model, batch):
+        z = torch.tanh(model(batch[0])).sum(1)
+        return z.square() * (1 + much(model))
 
     moved = coupled_task(set(), much)
     run = Replay(tmp_path / "run.h5", moved)
-    with pytest.raises(GradientError, match=rf"{where}: .*--audit 1"):
-        run.influence([0, 1], methods=methods, checkpoints=[0, 3, 6], progress=False)
+    with pytest.raises(GradientError, match=rf"{where}: values .* evaluated with it .*memory 1"):
+        run.influence([0, 1], methods=methods, checkpoints=[0, 3, 5], progress=False)
+    chosen = {"methods": methods, "checkpoints": [0, 3, 5], "progress": False}
+    found = Replay(tmp_path / "run.h5", moved, memory=1).influence([0, 1], **chosen)
+    task = Task(small, alone, task.train, task.test)
+    expected = Replay(tmp_path / "run.h5", task).influence([0, 1], **chosen).scores[methods[0]]
+    assert np.allclose(found.scores[methods[0]], expected, rtol=1e-12, atol=1e-15)
 
 
 def test_estimate(network):

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from replay.gradients.company import Alone
 from replay.gradients.examples import PerExample
 from replay.gradients.examples import Rows as ByName
 from replay.gradients.graph import shape_of
@@ -87,7 +88,7 @@ class Engine:
             GradientError: An audit found that a plan proven before is no longer right.
         """
         found = run(parameters, forward, weights)
-        pieces, total = self._pieces(found, where, totals=True)
+        pieces, total = self._pieces(found, where)
         pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
         losses = found.losses.detach()
         rest = [name for name in total if name not in pieces]
@@ -115,6 +116,7 @@ class Engine:
         forward: Callable[[], Tensor],
         forward_one: Callable[[int], Tensor],
         *,
+        agree: Callable[[], bool] = lambda: False,
         where: str = "this pass",
     ) -> PerExample:
         """Return the gradients of examples that do not depend on each other (eval mode).
@@ -126,13 +128,15 @@ class Engine:
             parameters: Those to differentiate, by name.
             forward: Runs all examples in one pass, returns the losses ``(n,)``.
             forward_one: Runs example i alone, returns ``(1,)``.
+            agree: Asked, where gradients of an example alone differ, whether that is rounding.
             where: For messages.
 
         Raises:
-            GradientError: An audit found that a plan proven before is no longer right.
+            GradientError: An audit found that a plan proven before is no longer right, or that
+                examples do depend on each other.
         """
         found = run(parameters, forward, None)
-        pieces, _ = self._pieces(found, where, totals=False)
+        pieces, _ = self._pieces(found, where, Alone(forward_one, agree))
         pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
         losses = found.losses.detach()
         rest = [name for name in found.parameters if name not in pieces]
@@ -148,9 +152,10 @@ class Engine:
         return PerExample(losses, pieces, {})
 
     def _pieces(
-        self, found: Pass, where: str, *, totals: bool
+        self, found: Pass, where: str, alone: Alone | None = None
     ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
-        """Return pieces of the covered parameters, and plain gradients of all if asked for."""
+        """Return pieces of the covered parameters; plain gradients of all if none runs alone."""
+        totals = alone is None
         key = (found.graph.signature, len(found.losses) == 1)
         # where data may say another thing at each pass, a proof says nothing of the next
         known = self._plans.pop(key, None) if found.graph.steady else None
@@ -162,6 +167,8 @@ class Engine:
                 return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
+        if alone is not None:
+            alone.check(found, proof.pieces, where)
         if known is not None and not all(
             map(is_finite, proof.total.values())
         ):  # there is nothing to prove

@@ -156,7 +156,7 @@ def _wrong(found: Pass, readings: dict[str, _Reading], total: dict[str, Tensor])
         own = found.own(i, rest)
         for name in rest:
             pieces = readings[name].pieces
-            row = _row(pieces, i)
+            row = row_of(pieces, i)
             if not _agree(row, own[name], readings[name].tolerance, partial(_usual, pieces)):
                 why[name] = f"{COMPLETE}an example's part is not its own gradient"
     return why
@@ -174,12 +174,12 @@ def is_rounding(found: Pass, pieces: dict[str, list[Piece]]) -> bool:
     for i in range(len(off)):
         own = found.own(i, list(found.parameters))
         whole[i] = sum(float(g.double().square().sum()) for g in own.values())
-        gaps = (deviation(_row(some, i), own[name]) for name, some in pieces.items())
+        gaps = (deviation(row_of(some, i), own[name]) for name, some in pieces.items())
         off[i] = sum(float(gap.double().square().sum()) for gap in gaps)
     return bool((off.sqrt() <= _SHARE * allowed * whole.clamp_min(whole.median()).sqrt()).all())
 
 
-def _row(pieces: list[Piece], i: int) -> Tensor:
+def row_of(pieces: list[Piece], i: int) -> Tensor:
     """Return one example's gradient, flat."""
     chosen = torch.tensor([i], device=pieces[0].tensors[0].device)
     rows = slice(0, pieces[0].shape[0])
