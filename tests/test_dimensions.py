@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from replay.gradients import operations
 from replay.gradients.graph import walk
 from replay.gradients.mixing import Spread, places
 
@@ -102,6 +103,13 @@ OPERATIONS = {  # by name: the dimensions of the result of which something is sa
         lambda x: torch.stack([x[:, i].flatten().sort().values for i in range(6)], 1),
     ),
     "cat-two": ("12", lambda x: torch.cat([x, 2 * x])),
+    "slice-uneven": ("", lambda x: x.reshape(24, 9)[:, :6]),
+    "cat-uneven": ("23", lambda x: torch.cat([x[:3], x, x[3:]]).reshape(2, 6, 6, 6)),
+    "across": ("0", lambda x: F.pad(x, (0, 2)).reshape(48, 6).softmax(-1).reshape(6, 6, 8)),
+    "half-turn": ("", lambda x: x.reshape(2, 3, 36).flip(0).reshape(6, 36)),
+    "stack-last": ("012", lambda x: torch.stack([x, 2 * x], 3)),
+    "addmm-bias": ("1", lambda x: torch.addmm(x[0, 0], C, C)),
+    "cat-empty": ("", lambda x: torch.cat([x.flatten()[:0], x], 1)),
     "cat-constant": ("12", lambda x: torch.cat([C[None], x])[1:]),
     "stack": ("3", lambda x: torch.stack([x, x.transpose(0, 1)], 1)),
     "pad": ("01", lambda x: F.pad(x, (1, -1))),
@@ -227,3 +235,11 @@ def test_what_is_said_of_an_operation_is_so(dims, run):
 def test_a_fused_layer_of_an_lstm(read):
     layer = nn.LSTM(6, 6)
     agrees("1", lambda x: read(layer(x)), torch.float32)
+
+
+def test_nothing_is_said_where_a_setting_cannot_be_read(monkeypatch):
+    """As in a version of torch that names it otherwise."""
+    run = OPERATIONS["softmax"][1]
+    agrees("02", run)
+    monkeypatch.setitem(operations._RECORDED, "SoftmaxBackward0", ("_saved_axis",))
+    agrees("", run)

@@ -291,6 +291,35 @@ def test_a_product_from_the_other_side_is_another_graph(width):
     exact_at_every_pass(*made(sides, ORDERS, width=width))
 
 
+def test_another_result_of_the_last_operation_is_another_graph():
+    """Rows from 0 on, or from 9 on, of 18: example i is row i of each 6, or is not."""
+    torch.manual_seed(0)
+    a, x, engine = nn.Linear(D, 1).double(), torch.randn(18, D).double(), Engine(audit=1000)
+    for number in (0, 2, 0):
+
+        def forward(number=number):
+            return torch.tanh(a(x))[:, 0].split([6, 3, 6, 3])[number]
+
+        parameters = dict(a.named_parameters())
+        found = engine.of_batch(parameters, forward, torch.ones(N), budget=1 << 20)
+        for i, loss in enumerate(forward()):
+            (own,) = torch.autograd.grad(loss, [a.weight], retain_graph=True)
+            torch.testing.assert_close(found.rows("weight", torch.tensor([i])), own)
+
+
+def test_a_slice_that_begins_at_one_row_in_batches_of_two_sizes():
+    """At a multiple of 6, and not of 4: two copies of each example, or of two."""
+
+    def run(s, x, told):
+        n = len(x)
+        h = torch.cat([torch.tanh(s.a(x))] * 8)[6 : 6 + 2 * n]
+        return s.b(h.view(2, n, -1).sum(0))
+
+    model, passes = made(run, ORDERS)
+    passes[1] = tuple(one[:4] for one in passes[1])
+    exact_at_every_pass(model, passes)
+
+
 ALONG = {
     "flip": lambda h, dim: h.flip(dim),
     "roll": lambda h, dim: h.roll(1, dim),

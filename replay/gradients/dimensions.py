@@ -77,12 +77,6 @@ def t(s: Step) -> int | None:
     return len(s.made) - 1 - s.dim
 
 
-def repeated(s: Step) -> int | None:
-    """``repeat`` of other dimensions."""
-    dim = broadcast(s)
-    return dim if s.values[0][s.dim] == 1 else None
-
-
 def reduced(s: Step) -> int | None:
     """What sums some dimensions up, or takes one entry of them."""
     dims, keep = s.dims(), s.values[1]
@@ -91,7 +85,7 @@ def reduced(s: Step) -> int | None:
 
 def _left(s: Step, dims: list[int]) -> int | None:
     left = [d for d in range(len(s.given)) if d not in dims]
-    return left[s.dim] if dims else None
+    return left[s.dim]
 
 
 def removes(*dims: int) -> Rule:

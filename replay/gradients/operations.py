@@ -31,7 +31,8 @@ _ELEMENTWISE = (
     "NativeDropout Neg Polar Polygamma Pow PreluKernel Rad2Deg Reciprocal Relu Remainder Round "
     "RreluWithNoise Rsqrt Rsub Sgn Sigmoid Sign Silu Sin Sinc Sinh SmoothL1Loss SoftMarginLoss "
     "Softplus Softshrink SpecialEntr SpecialErfcx SpecialI0E SpecialI1 SpecialI1E SpecialLogNdtr "
-    "SpecialNdtri SpecialXlog1Py Sqrt Sub Tan Tanh Threshold ToCopy Tril Triu Trunc Where Xlogy"
+    "SpecialNdtri SpecialXlog1Py Sqrt Sub Tan Tanh Threshold ToCopy Tril Triu Trunc Where "
+    "Xlogy Repeat"
 )
 _VIEWS = "MkldnnReshape ReshapeAlias ReshapeCopy Squeeze UnsafeView Unsqueeze View"
 _REDUCTIONS = (
@@ -85,7 +86,6 @@ _MAPS: tuple[tuple[list[str], Rule, tuple[str, ...]], ...] = (
     (_named("Permute"), by.permuted, ("dims",)),
     (_named("Transpose", (0, 1)), by.transposed, ("dim0", "dim1")),
     (_named("T"), by.t, ()),
-    (_named("Repeat"), by.repeated, ("repeats",)),
     (_named("ConstantPadNd"), by.pad, ("pad",)),
     (_named("Unfold"), by.unfolded, ("dimension",)),
     (_named("Col2Im Im2Col"), by.windows, ()),
@@ -99,7 +99,7 @@ _MAPS: tuple[tuple[list[str], Rule, tuple[str, ...]], ...] = (
     (_named("MkldnnRnnLayer"), by.unrolled, ()),
     (_named("CudnnRnn"), by.cudnn_unrolled, ("batch_first",)),
     (_named("MultiMarginLoss MultilabelMarginLoss NllLoss NllLoss2D"), by.removes(1), ()),
-    (_named("CtcLoss", (0, 1)), by.removes(0, 2), ()),
+    (_named("CtcLoss CudnnCtcLoss", (0, 1)), by.removes(0, 2), ()),
     ([_INDEX], by.indexed, ()),
 )
 RULES = {name: rule for names, rule, _ in _MAPS for name in names}

@@ -62,10 +62,11 @@ def unbind(values: Values, output: int, made: Shape, given: Shape) -> Part:
 
 def cat(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Part:
     """``cat``; of constants among the operands no size is known."""
-    dim, mine = signed(values[0]) % len(made), given[slot] or ()
-    before = [0 if shape is None else shape[dim] for shape in given[:slot]]
-    known = None not in given[:slot]
-    return Part(dim, sum(before) if known else None, mine[dim])
+    dim = signed(values[0]) % len(made)
+    # a vector without entries may be joined to anything
+    sizes = [None if s is None else s[dim] if len(s) == len(made) else 0 for s in given]
+    before = sum(size or 0 for size in sizes[:slot])
+    return Part(dim, None if None in sizes[:slot] else before, sizes[slot] or 0)
 
 
 def stack(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Part:
