@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from benchmarks import engine as benchmark
 from replay.gradients import engine as module
 from replay.gradients.engine import Engine
 from tracer.errors import GradientError
@@ -474,3 +475,30 @@ def test_reentrant_checkpoints_are_refused():
 
     with pytest.raises(GradientError, match="use_reentrant=False"):
         exact_at_every_pass(*made(run, ORDERS))
+
+
+def encoder(n, **options):
+    layer = nn.TransformerEncoderLayer(6, 2, 8, batch_first=True, **options)
+    return layer, torch.randn(n, 6, 6)
+
+
+COMMON = {
+    **{name: lambda n, c=case: (c.model(), c.data(n)[0]) for name, case in benchmark.CASES.items()},
+    "encoder": encoder,
+    "encoder-norm-first": lambda n: encoder(n, norm_first=True, activation="gelu"),
+    "gru": lambda n: (nn.GRU(4, 6, batch_first=True), torch.randn(n, 6, 4)),
+}
+
+
+@pytest.mark.parametrize("build", COMMON.values(), ids=COMMON)
+def test_common_models_are_proven_once(build):
+    torch.manual_seed(0)
+    model, x = build(6)
+    engine, parameters = Engine(audit=1000), dict(model.named_parameters())
+
+    def forward():
+        out = model(x)
+        return (out[0] if isinstance(out, tuple) else out).flatten(1).square().mean(1)
+
+    engine.of_batch(parameters, forward, torch.ones(6), budget=1 << 30)
+    assert engine._plans
