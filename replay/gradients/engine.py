@@ -23,6 +23,7 @@ from replay.gradients.company import Alone
 from replay.gradients.examples import PerExample
 from replay.gradients.examples import Rows as ByName
 from replay.gradients.graph import shape_of
+from replay.gradients.mixing import is_steady
 from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
 from replay.gradients.pieces import Piece, Rows, for_products, is_finite, kept, matrix_shape
 from replay.gradients.proof import COMPLETE, Proof, is_rounding, prove_plan
@@ -157,8 +158,7 @@ class Engine:
         """Return pieces of the covered parameters; plain gradients of all if none runs alone."""
         totals = alone is None
         key = (found.graph.signature, len(found.losses) == 1)
-        # where data may say another thing at each pass, a proof says nothing of the next
-        known = self._plans.pop(key, None) if found.graph.steady else None
+        known = self._plans.pop(key, None)
         if known is not None and not known.due and known.passes < self._audit - 1:
             read = _follow(found, known.plan, totals=totals)
             if read is not None:
@@ -181,7 +181,8 @@ class Engine:
             self.paths = known.paths  # but the next pass is proven
             return read
         self.paths = proof.paths
-        if proof.certain and found.graph.steady:
+        # where data may say another thing at each pass, a proof says nothing of the next
+        if proof.certain and is_steady(found, proof.plan):
             self._plans[key] = _Proven(proof.plan, proof.paths)
             if len(self._plans) > _MOST:
                 del self._plans[next(iter(self._plans))]

@@ -7,18 +7,23 @@ or does only sometimes, is overlooked; its shape is the ``signature``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from replay.gradients.mixing import ATTRIBUTES, is_steady
+from replay.gradients.dimensions import signed as _signed
+from replay.gradients.operations import recorded
+from tracer.errors import GradientError
 
 Node = Any  # torch.autograd.graph.Node, with the fields that torch documents as saved tensors
 Adjoint = Callable[[Tensor], Tensor]
-_LAST = 1 << 63  # torch keeps negative dimensions as unsigned numbers
+_REENTRANT = (
+    "the model uses torch.utils.checkpoint with use_reentrant=True, which hides its "
+    "parameters from torch.autograd.grad; give it use_reentrant=False."
+)
 
 
 @dataclass(frozen=True)
@@ -46,15 +51,28 @@ class Graph:
     Attributes:
         arrivals: By parameter, every operation that uses it.
         users: By node, the nodes that use its result, with slot and output number.
-        signature: Names of all nodes, how they are joined, and the shapes of their results with
-            multiples of n as such: where a layout proven once need not hold, it differs.
-        steady: Whether what examples do to each other is the same whatever data say (``mixing``).
+        signature: Names of all nodes, how they are joined, the shapes of their results with
+            multiples of n as such, and what is recorded of them: all that ``mixing`` goes by.
+        root: The node of the losses, and which of its results they are.
     """
 
     arrivals: dict[str, list[Arrival]]
     users: dict[Node, list[tuple[Node, int, int]]]
     signature: tuple[Any, ...]
-    steady: bool
+    root: tuple[Node, int]
+
+    def ordered(self) -> Iterator[Node]:
+        """Yield all nodes, each after those that use it."""
+        left = {node: len(users) for node, users in self.users.items()}
+        waiting = [self.root[0]]
+        while waiting:
+            node = waiting.pop()
+            yield node
+            for child, _ in node.next_functions:
+                if child is not None:
+                    left[child] -= 1
+                    if not left[child]:
+                        waiting.append(child)
 
     def lowest(self, nodes: Sequence[Node]) -> list[Node]:
         """Return those from which no other one is reached."""
@@ -73,6 +91,9 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     Args:
         losses: ``(n,)``.
         names: Name of each parameter of interest, by ``id``.
+
+    Raises:
+        GradientError: A node hides the parameters below it.
     """
     numbers: dict[Node, int] = {}
     users: dict[Node, list[tuple[Node, int, int]]] = {}
@@ -80,12 +101,14 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     signature: list[Any] = []
     root: Node = losses.grad_fn
     if root is None:
-        return Graph({}, {}, (), steady=True)
+        return Graph({}, {}, (), (None, 0))
     waiting, numbers[root] = [root], 0
-    steady, n = True, len(losses)
+    n = len(losses)
     while waiting:
         node = waiting.pop()
         name = node.name()
+        if name == "CheckpointFunctionBackward":
+            raise GradientError(_REENTRANT)
         children = []
         for slot, (child, output) in enumerate(node.next_functions):
             if child is None:
@@ -97,15 +120,14 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
                 if variable is not None and id(variable) in names:
                     leaves[child] = names[id(variable)]
             users.setdefault(child, []).append((node, slot, output))
-            children += [numbers[child], output]
+            children += [slot, numbers[child], output]
         shapes = [_relative(tuple(meta.shape), n) for meta in node._input_metadata]
-        rows = (getattr(node, attribute) for attribute in ATTRIBUTES.get(name, ()))
-        signature.append((name, leaves.get(node), *children, *shapes, *rows))
-        steady = steady and is_steady(node, name, n)
+        values = recorded(node, name, n)
+        signature.append((name, leaves.get(node), *children, *shapes, values))
     arrivals: dict[str, list[Arrival]] = {}
     for leaf, parameter in leaves.items():
         _follow(parameter, (), leaf, users, arrivals.setdefault(parameter, []))
-    return Graph(arrivals, users, tuple(signature), steady)
+    return Graph(arrivals, users, (losses.output_nr, *signature), (root, losses.output_nr))
 
 
 @lru_cache(1 << 16)
@@ -200,10 +222,6 @@ def _placed(sizes: tuple[int, ...], dim: int, part: slice) -> Adjoint:
         return whole
 
     return place
-
-
-def _signed(number: int) -> int:
-    return number - (1 << 64) if number >= _LAST else number
 
 
 _VIEWS: dict[str, Callable[[Node, int], Adjoint]] = {

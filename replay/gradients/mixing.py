@@ -1,141 +1,157 @@
-r"""Operations that may take rows of one example to another where data say so.
+r"""Where the examples lie in every result of a graph, by its operations alone, whatever data say.
 
-A layout that is proven on one pass holds for every later one of the same graph, unless what
-examples do to each other depends on data: rows sorted by length, experts chosen by a router, masks
-between sequences that are packed together. A first batch that happens to be in order would prove
-too much. A graph in which nothing of that kind is found is *steady*; any other is proven at every
-pass.
+A layout that is proven on one pass need not hold for the next: a first batch that happens to be
+in order (sorted by length, routed to experts in turn, packed in equal lengths) proves too much. So
+layouts are derived once more without any number: from the losses, whose dimension is the
+examples', back through operations that are known to keep them apart (see ``operations``). A plan of
+which all layouts are found like this is *steady*: it holds for every pass of the same graph. Any
+other one is proven at every pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from tracer.errors import GradientError
-
-Node = Any
-_FEW = 64  # nodes between a weight as it is used and its parameters
-_LAST = (1 << 64) - 1  # dimension -1, as torch keeps it
+from replay.gradients.dimensions import Shape, Step, broadcast
+from replay.gradients.graph import Graph, Node, shape_of
+from replay.gradients.operations import CUTS, JOINS, RULES, VIEWS, recorded
+from replay.gradients.passes import Pass, Plan
 
 
-def is_steady(node: Node, name: str, n: int) -> bool:
-    """Return whether a node keeps rows of n examples apart, or mixes them, whatever data say.
+@dataclass(frozen=True)
+class Spread:
+    """Entry e of a flat result, whatever it moves, moves the loss of example ``e // inner % n``."""
 
-    Args:
-        node: Of the autograd graph.
-        name: Its name.
-        n: The number of examples.
-
-    Raises:
-        GradientError: It hides the parameters below it.
-    """
-    root, _, number = name.partition("Backward")
-    if not number:  # of torch's engine, or somebody's own autograd function
-        if root == "CheckpointFunction":
-            raise GradientError(
-                "the model uses torch.utils.checkpoint with use_reentrant=True, which hides its "
-                "parameters from torch.autograd.grad; give it use_reentrant=False."
-            )
-        return root.endswith("AccumulateGrad")
-    check = _CHECKS.get(root)
-    return check is None or n < 2 or check(node, n)
+    inner: int
 
 
-def _never(node: Node, n: int) -> bool:
-    return False
+@dataclass(frozen=True)
+class One:
+    """All entries of a result move one example's loss."""
+
+    example: int
 
 
-def _last_dimension(node: Node, n: int) -> bool:
-    """Whether rows are told apart by the first dimension, and elements taken along the last."""
-    shape = node._input_metadata[0].shape
-    return len(shape) > 1 and shape[0] % n == 0 and node._saved_dim in (len(shape) - 1, _LAST)
+Place = Spread | One | None  # None: any entry may move any loss
 
 
-def _own_rows(node: Node, n: int) -> bool:
-    """Whether ``x[index]`` takes nothing from other examples: ``x[:, k]``, ``x[arange(n), k]``.
-
-    In ``x[:, k]`` examples may lie in the second dimension: not if it cannot hold them.
-    """
-    indices, sizes = node._saved_indices, node._saved_self_sym_sizes
-    first = indices[0]
-    if first is None:
-        taken = [size for size, index in zip(sizes, indices, strict=False) if index is not None]
-        return all(size % n for size in taken)
-    if first.dtype in (torch.bool, torch.uint8) or len(first) != n or first.numel() != n:
-        return False
-    return torch.equal(first.flatten(), torch.arange(n, device=first.device))
-
-
-def _by_weight(slot: int) -> Callable[[Node, int], bool]:
-    """Whether a product's operand is a weight, so that rows of the other one stay apart."""
-
-    def check(node: Node, n: int) -> bool:
-        weight = node.next_functions[slot][0]
-        if weight is None:  # frozen, or any constant
-            return bool(node._input_metadata[0].shape[0] % n == 0)
-        return _of_parameters(weight)
-
-    return check
-
-
-def _batched(node: Node, n: int) -> bool:
-    """Whether the batch dimension of products of matrices can be that of the examples."""
-    return bool(node._input_metadata[0].shape[0] % n == 0)
-
-
-def _of_parameters(node: Node) -> bool:
-    """Return whether nothing but parameters leads to a node."""
-    waiting, seen = [node], {node}
-    while waiting:
-        one = waiting.pop()
-        if hasattr(one, "variable"):
-            continue
-        children = [child for child, _ in one.next_functions]
-        root = one.name().partition("Backward")[0]
-        if None in children or not children or len(seen) > _FEW:
-            return False
-        if root in _CHECKS and root not in _PRODUCTS:  # data come in as indices
-            return False
-        waiting += [child for child in children if child not in seen]
-        seen.update(children)
+def is_steady(found: Pass, plan: Plan) -> bool:
+    """Return whether a plan that was proven holds for all passes of the same graph."""
+    n = len(found.losses)
+    if n < 2:
+        return True
+    where = places(found.graph, n)
+    for name, ways in plan.items():
+        for uses, way in zip(found.candidates(name), ways, strict=True):
+            use, layout = uses[way.number], way.layout
+            seen = use.shape or shape_of(use.node)
+            inner = layout.inner or math.prod(seen[: use.leading]) // (n * layout.outer)
+            expected = Spread(inner * math.prod(seen[use.leading :]))
+            if where.get((use.node, 0)) != expected:
+                return False
     return True
 
 
-_PRODUCTS = ("Mm", "Addmm", "Bmm", "Baddbmm", "Mv", "Addmv", "Linear")
-_ATTENTION = ("FlashAttention", "FlashAttentionForCpu", "EfficientAttention", "CudnnAttention")
-_BY_DATA = (
-    *("IndexAdd", "IndexCopy", "IndexFill", "IndexPut", "IndexPutImpl", "IndexReduce"),
-    *("UnsafeIndex", "UnsafeIndexPut", "UnsafeMaskedIndex", "UnsafeMaskedIndexPutAccumulate"),
-    *("Kthvalue", "Median", "Nanmedian", "Mode", "Cummax", "Cummin", "Put", "Take"),
-    *("Unique", "Unique2", "UniqueConsecutive", "UniqueDim", "UniqueDimConsecutive"),
-    *("MaskedSelect", "MaskedScatter", "Scatter", "ScatterAdd", "ScatterReduce", "SegmentReduce"),
-    *("PackPaddedSequence", "NestedFromPadded", "NestedTensorFromMask", "NestedViewFromJagged"),
-    *("Addbmm", "Addr", "Dot", "Vdot", "GroupedMm", "ForeachMm", "SparseAddmm", "SparseMask"),
-    *("SparseMmReduceImpl", "SparseSampledAddmm", "SparseSparseMatmul", "LinalgSolveEx"),
-    *("LinalgSolveTriangular", "LinalgLuSolve", "LinalgLstsq", "CholeskySolve"),
-)
-_CHECKS: dict[str, Callable[[Node, int], bool]] = {
-    **dict.fromkeys(("Mm", "Mv", "Linear", "MkldnnLinear", "Convolution"), _by_weight(1)),
-    **dict.fromkeys(("Addmm", "Addmv"), _by_weight(2)),
-    "Embedding": _by_weight(0),
-    **dict.fromkeys(("Bmm", "Baddbmm"), _batched),
-    **{f"ScaledDotProduct{kind}": _batched for kind in _ATTENTION},
-    "Index": _own_rows,
-    **dict.fromkeys(("Gather", "IndexSelect", "Sort", "Topk"), _last_dimension),
-    **dict.fromkeys(_BY_DATA, _never),
-}
+def places(graph: Graph, n: int) -> dict[tuple[Node, int], Place]:
+    """Return where n examples lie in every result, by node and number of output."""
+    found: dict[tuple[Node, int], Place] = {graph.root: Spread(1)}
+    for node in graph.ordered():
+        given = [None if child is None else shape_of(child, k) for child, k in node.next_functions]
+        name, values = node.name(), recorded(node, node.name(), n)
+        if values is None:  # as if it were not listed
+            name, values = "", ()
+        for output in range(len(node._input_metadata)):
+            if (node, output) not in found:  # nothing leads to it
+                continue
+            one = _Operation(name, values, output, shape_of(node, output), given, n)
+            for slot, edge in enumerate(node.next_functions):
+                if edge[0] is not None:
+                    place = one.towards(slot, found[node, output])
+                    found[edge] = place if found.get(edge, place) == place else None
+    return found
 
-ATTRIBUTES = {  # that say what a node does to rows: another value is another graph
-    **dict.fromkeys(
-        (f"{kind}BatchNormBackward0" for kind in ("Native", "Cudnn", "Miopen")),
-        ("_saved_training",),
-    ),
-    "SelectBackward0": ("_saved_dim", "_saved_index"),
-    "SliceBackward0": ("_saved_dim", "_saved_start", "_saved_step"),
-    "RollBackward0": ("_saved_dims", "_saved_shifts"),
-    "FlipBackward0": ("_saved_dims",),
-    "AsStridedBackward0": ("_saved_size", "_saved_stride", "_saved_storage_offset"),
-}
+
+@dataclass(frozen=True)
+class _Operation:
+    """One result of one node, of shape ``made``, and the shapes of its operands."""
+
+    name: str
+    values: tuple[Any, ...]
+    output: int
+    made: Shape
+    given: list[Shape | None]
+    n: int
+
+    def towards(self, slot: int, place: Place) -> Place:
+        """Return where the examples lie in an operand."""
+        given = self.given[slot]
+        if place is None or given is None:
+            return None
+        if isinstance(place, One):
+            return self._gathered(place, given)
+        if self.name in VIEWS:
+            return place
+        rule, located = RULES.get(self.name), _located(place.inner, self.made, self.n)
+        if rule is broadcast and given == self.made:
+            return place
+        if located is None:
+            return None
+        if self.name in CUTS:
+            return self._longer(given, *located)
+        if self.name in JOINS:
+            return self._shorter(slot, given, *located)
+        if rule is None:
+            return None
+        step = Step(self.values, self.output, slot, located[0], self.made, given, self.n)
+        return self._kept(rule(step), given, *located)
+
+    def _kept(self, target: int | None, given: Shape, dim: int, offset: int) -> Place:
+        """Return the place in a dimension of the operand that is the result's."""
+        if target is None or not 0 <= target < len(given) or given[target] != self.made[dim]:
+            return None
+        return Spread(offset * math.prod(given[target + 1 :]))
+
+    def _gathered(self, place: One, given: Shape) -> Place:
+        """Return one example's place; of a part, in the order of the examples if they have one."""
+        if self.name not in CUTS:
+            return place
+        part = CUTS[self.name](self.values, self.output, self.made, given)
+        each, rest = divmod(given[part.dim], self.n)
+        if rest or not each or part.owner(each) != place.example:
+            return place
+        return Spread(each * math.prod(given[part.dim + 1 :]))
+
+    def _longer(self, given: Shape, dim: int, offset: int) -> Place:
+        """Return the place in what the result is a part of."""
+        part = CUTS[self.name](self.values, self.output, self.made, given)
+        target = dim + (part.single and dim >= part.dim)
+        if target != part.dim:
+            return self._kept(target, given, dim, offset)
+        each = offset * self.n  # in the same dimension: all examples, some times over
+        if part.start is None or part.start % each or given[target] % each:
+            return None
+        return Spread(offset * math.prod(given[target + 1 :]))
+
+    def _shorter(self, slot: int, given: Shape, dim: int, offset: int) -> Place:
+        """Return the place in an operand that is a part of the result."""
+        part = JOINS[self.name](self.values, slot, self.made, self.given)
+        if dim != part.dim:
+            return self._kept(dim - (part.single and dim > part.dim), given, dim, offset)
+        each = offset * self.n
+        if part.start is not None and part.start % each == part.length % each == 0:
+            return Spread(offset * math.prod(given[dim + 1 :]))
+        owner = part.owner(offset)
+        return None if owner is None else One(owner % self.n)
+
+
+def _located(inner: int, shape: Shape, n: int) -> tuple[int, int] | None:
+    """Return the dimension that holds all examples, and how many of its entries one's are."""
+    below = 1
+    for dim in reversed(range(len(shape))):
+        if inner < below * shape[dim]:
+            offset, rest = divmod(inner, below)
+            return None if rest or shape[dim] % (offset * n) else (dim, offset)
+        below *= shape[dim]
+    return None
