@@ -17,6 +17,7 @@ from weakref import WeakSet, ref
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from replay.task import Task
 from tracer.errors import TaskError
@@ -174,6 +175,7 @@ class Batches:
         self._dataset = task.test if side == "test" else task.train
         self._task, self._ids, self._device, self._shelf = task, ids, device, shelf
         self._examples: list[Any] = []
+        self._raw = 0  # bytes of them
         self._whole: dict[torch.dtype | None, Any] = {}
         self._seen: list[int] = []
 
@@ -201,13 +203,16 @@ class Batches:
         self._examples, self._whole, self.nbytes = [], {}, 0
 
     def _collated(self, columns: Sequence[int], dtype: torch.dtype | None) -> Any:
-        """Collate copies, which the collate function may change and the batch be views of."""
-        batch = self._task.collate([fresh(self._examples[j], deep=False) for j in columns])
-        return moved(batch, self._device, dtype)
+        """Collate copies, which a collate function may change and its batch be views of."""
+        found = [self._examples[j] for j in columns]
+        if self._task.collate is not default_collate:  # which copies by itself
+            found = [fresh(example, deep=False) for example in found]
+        return moved(self._task.collate(found), self._device, dtype)
 
     def _load(self) -> None:
         self._shelf.use(self)  # before loading: what was used before goes first
         self._examples = [self._dataset[identity] for identity in self._ids]
+        self._raw = _nbytes(self._examples)
         self._measure()
         for j, seen in enumerate(self._seen):
             if _checksum(self._examples[j]) != seen:
@@ -221,4 +226,4 @@ class Batches:
     def _measure(self) -> None:
         batches = sum(_nbytes(batch) for batch in self._whole.values())
         # images of other libraries do not tell: as much as what they are collated to
-        self.nbytes = batches + max(_nbytes(self._examples), batches // max(1, len(self._whole)))
+        self.nbytes = batches + max(self._raw, batches // max(1, len(self._whole)))
