@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
+from replay.terminal import literal
 from tracer.reader import RunLog
 from tracer.records import ID
 
@@ -90,7 +91,7 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
         + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
     }
     for name, text in rows.items():
-        table.add_row(name, str(text))
+        table.add_row(name, literal(text))
     return table
 
 

@@ -11,6 +11,7 @@ from replay.measured import Models
 from replay.memory import Chunks
 from replay.recorded import moved_parameters
 from replay.task import Task, example_ids
+from replay.terminal import literal
 from replay.trained import replay_step
 from replay.trajectory import Transition, state
 from tracer.reader import RunLog
@@ -81,5 +82,6 @@ def plan_table(paths: Sequence[ParameterPath]) -> Table:
     for column in ("parameter", "shape", "of training examples", "of test examples"):
         table.add_column(column, overflow="fold")
     for path in paths:
-        table.add_row(path.name, " x ".join(map(str, path.shape)) or "()", path.train, path.test)
+        shape = " x ".join(map(str, path.shape)) or "()"
+        table.add_row(*map(literal, (path.name, shape, path.train, path.test)))
     return table

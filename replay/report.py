@@ -13,6 +13,7 @@ from rich.text import Text
 
 from replay.agreement import METRICS, Agreement
 from replay.influence import Influence
+from replay.terminal import literal
 from tracer.records import ID
 
 Describe = Callable[[ID], str | None]
@@ -61,26 +62,22 @@ def report(
 def header(influence: Influence) -> RenderableType:
     """Return what was computed, in which sign and unit, from which run."""
     facts = influence.attributes
-    table = Table.grid(padding=(0, 2))
-    table.add_row("run", f"{facts.get('log')}  {facts.get('run_uuid')}")
-    table.add_row(
-        "steps",
-        f"{facts.get('steps')} of {facts.get('update_rule')}, {facts.get('parameters')} parameters",
-    )
-    table.add_row("sign", str(facts.get("sign")))
-    table.add_row("unit", str(facts.get("unit")))
-    table.add_row(
-        "scores",
-        f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
+    rows = {
+        "run": f"{facts.get('log')}  {facts.get('run_uuid')}",
+        "steps": f"{facts.get('steps')} of {facts.get('update_rule')}, "
+        f"{facts.get('parameters')} parameters",
+        "sign": facts.get("sign"),
+        "unit": facts.get("unit"),
+        "scores": f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
         f"{facts.get('methods')}",
-    )
-    if facts.get("checkpoints"):
-        table.add_row("checkpoints", str(facts.get("checkpoints")))
-    table.add_row(
-        "numbers",
-        f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
+        "checkpoints": facts.get("checkpoints"),
+        "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
         f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
-    )
+    }
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows.items():
+        if name != "checkpoints" or text:
+            table.add_row(name, literal(text))
     return table
 
 
@@ -90,13 +87,13 @@ def agreement_table(agreement: Agreement) -> RenderableType:
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for first, second in agreement.pairs:
-        table.add_column(f"{second}\nagainst {first}", justify="right", no_wrap=True)
+        table.add_column(literal(f"{second}\nagainst {first}"), justify="right", no_wrap=True)
     for metric in METRICS:
         cells = []
         for pair in agreement.pairs:
             row = agreement.get(pair, metric)
             low, middle, high = (number(row.quantile(q)) for q in (0.25, 0.5, 0.75))
-            cells.append(f"{middle}\n\\[{low}, {high}]")
+            cells.append(Text(f"{middle}\n[{low}, {high}]"))
         table.add_row(_LABELS[metric].format(k=agreement.k), *cells)
     return table
 
@@ -106,12 +103,13 @@ def completeness_table(influence: Influence) -> RenderableType:
     table = Table(title="Completeness: whole run, mean over test examples", title_justify="left")
     table.add_column("")
     for method in influence.terms:
-        table.add_column(method, justify="right")
+        table.add_column(literal(method), justify="right")
     totals = influence.completeness
     for term in next(iter(influence.terms.values())):
         sign = "= " if term == "measured" else "+ " if term != "data" else "  "
         table.add_row(
-            sign + term, *(number(totals[method][term].mean()) for method in influence.terms)
+            literal(sign + term),
+            *(number(totals[method][term].mean()) for method in influence.terms),
         )
     table.add_section()
     table.add_row(
@@ -138,7 +136,7 @@ def ranking(
     """Return the strongest proponents and opponents of one test example by every method."""
     label = describe_test(test_id)
     title = f"test example {test_id}" + (f": {label}" if label else "")
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=literal(title), title_justify="left")
     for name in ("method", "proponents", "", "opponents", ""):
         table.add_column(name, justify="right" if name == "" else "left")
     for method in influence.scores:
@@ -146,10 +144,10 @@ def ranking(
         opponents = zip(*influence.bottom(test_id, method=method, k=k), strict=True)
         for n, ((z, up), (other, down)) in enumerate(zip(proponents, opponents, strict=True)):
             table.add_row(
-                method if n == 0 else "",
-                Text(_named(z, describe_train)),
+                literal(method if n == 0 else ""),
+                literal(_named(z, describe_train)),
                 number(up),
-                Text(_named(other, describe_train)),
+                literal(_named(other, describe_train)),
                 number(down),
             )
         table.add_section()

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from replay.report import Describe, number
 from replay.self_influence import SelfInfluence
+from replay.terminal import literal
 
 
 def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> RenderableType:
@@ -33,7 +34,7 @@ def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> Ren
         place = found.train_ids.index(identity)
         label = describe(identity)
         table.add_row(
-            Text(f"{identity}" + (f": {label}" if label else "")),
+            literal(f"{identity}" + (f": {label}" if label else "")),
             number(score),
             number(found.scores["own_drop"][place]),
             str(found.visits[place]),
@@ -43,7 +44,7 @@ def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> Ren
         "self: immediate effect of an example's own part of its steps on its own loss;",
         "own drop: what its whole steps did to its loss. Positive = lowered it.",
     )
-    return Group(table, *map(Text, notes))
+    return Group(table, *map(literal, notes))
 
 
 def self_json(found: SelfInfluence) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import time
 from pathlib import Path
 
 import click
+import h5py
+import numpy as np
 import pytest
 import torch
 
@@ -454,6 +456,26 @@ def test_inspect_imports_nothing(folder, capsys):
         assert part in out
     code, out, _ = run(capsys, "inspect", "run.h5", "--json")
     assert json.loads(out)["steps"] == 4
+
+
+def test_inspect_shows_metadata_as_it_is(folder, capsys):
+    with h5py.File("run.h5", "r+") as file:
+        for name in ("task", "model", "optimizer", "run_uuid", "device"):
+            file.attrs[name] = np.bytes_(f"[/red]{name}[bold]")
+    code, out, err = run(capsys, "inspect", "run.h5")
+    assert code == 0, err
+    for name in ("task", "model", "optimizer", "run_uuid", "device"):
+        assert f"[/red]{name}[bold]" in out
+
+
+def test_inspect_follow_prints_lines(folder, capsys):
+    code, out, _ = run(capsys, "inspect", "run.h5", "--follow")
+    assert code == 0
+    step, end = out.splitlines()
+    assert step.startswith("step 3  lr 0.1  gradient norm ")
+    assert end == "run.h5: closed, 4 steps"
+    code, _, err = run(capsys, "inspect", "run.h5", "-f", "--json")
+    assert (code, "--follow prints lines, --json one object" in err) == (2, True)
 
 
 def test_inspect_with_a_task_shows_the_plan(folder, capsys):

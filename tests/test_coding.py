@@ -61,6 +61,48 @@ def test_any_bits_come_back(kinds, momentum, every, seed, amended):
         assert (reader.read(t, lambda k: stored[k]) == rows[t]).all()
 
 
+def in_order(bits, size):
+    """Map the bits of floats to integers of the same order, one by one."""
+    top = 1 << (8 * size - 1)
+    return [~(b - top) if b & top else b for b in map(int, bits)]
+
+
+def predicted(rows, t, dtype, momentum):
+    """Return the bits of the documented prediction; two-byte floats are halves of a float32."""
+    last, before = (torch.from_numpy(rows[max(t - k, 0)]) for k in (1, 2))
+    size = dtype.itemsize
+    if t % 64 != 1:
+        kind = torch.bfloat16 if size == 2 else dtype
+        wide = torch.float32 if size == 2 else dtype
+        a, b = last.view(kind).to(wide), before.view(kind).to(wide)
+        moved = a + (a - b) * torch.tensor(momentum, dtype=wide)
+        last = moved.view(torch.uint8).reshape(-1, wide.itemsize)[:, -size:].flatten()
+    return last.numpy().copy().view(f"<u{size}")
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", DTYPES[:4], ids=str)
+def test_rows_are_coded_as_documented(dtype, momentum):
+    """Recomputed element by element, so that logs of other versions stay readable."""
+    generator = torch.Generator().manual_seed(0)
+    layout, size = fields({"w": torch.zeros(7, dtype=dtype)}), dtype.itemsize
+    walk = torch.randn(67, 7, generator=generator).cumsum(0).to(dtype)
+    rows = [row.view(torch.uint8).numpy() for row in walk.clone()]
+    coder = Coder(layout, "delta", momentum, 64)
+    for t, row in enumerate(rows):
+        stored = coder.encode(t, row)
+        if t % 64 == 0:
+            assert (stored == row).all()
+            continue
+        guess = predicted(rows, t, dtype, momentum) if momentum else rows[t - 1].view(f"<u{size}")
+        pairs = zip(in_order(row.view(f"<u{size}"), size), in_order(guess, size), strict=True)
+        half = 1 << (8 * size - 1)
+        change = [(a - b + half) % (2 * half) - half for a, b in pairs]
+        folded = [2 * d if d >= 0 else -2 * d - 1 for d in change]
+        planes = [f >> (8 * byte) & 255 for byte in range(size) for f in folded]
+        assert stored.tolist() == planes, t
+
+
 def test_padding_and_alignment_come_back():
     tensors = {"a": torch.ones(3, dtype=torch.bfloat16), "b": torch.arange(2.0).double()}
     layout = fields(tensors)

@@ -20,7 +20,7 @@ from kills import kill_one, reference
 from torch.utils.data import DataLoader
 from training import Run, assert_equal_logs
 
-from tracer import background, open_log, ring, schema, superblock, with_ids
+from tracer import TracingOptimizer, background, open_log, ring, schema, superblock, with_ids
 from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
 from tracer.layout import joined
 from tracer.locking import is_being_written
@@ -179,6 +179,7 @@ FULL = """
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_500_000, 1_500_000))
     run = Run(sys.argv[1], width=200)
     run.train(400)
+    assert run.optimizer.position == (400, 57), run.optimizer.position
     if sys.argv[3] == "close":
         run.close()
     plain = Run(width=200).train(400)
@@ -240,6 +241,7 @@ def test_the_folder_is_gone(tmp_path):
         run.train(5)
         time.sleep(0.2)
         run.train(40)
+    assert run.optimizer.position == (40, 5)  # whatever became of the log
     run.close()
     plain = Run().train(40)
     for a, b in zip(
@@ -261,6 +263,25 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         run = Run(tmp_path / "run.h5")
     run.train(3).close()
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_steps_are_counted_after_tracing_ended(tmp_path):
+    """Those that were taken: not what a GradScaler skips, nor what ends with an exception."""
+    model = torch.nn.Linear(2, 1)
+    inner = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
+    optimizer = TracingOptimizer(inner, model, tmp_path / "run.h5")
+    optimizer._log._feed.stopped = True
+    scaler = torch.amp.GradScaler("cpu")
+    for factor, taken in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
+        optimizer.zero_grad()
+        scaler.scale(model(torch.ones(1, 2)).sum() * factor).backward()
+        scaler.step(optimizer, batch_ids=[0])
+        scaler.update()
+        assert optimizer.position == (taken, None)
+    with pytest.raises(ZeroDivisionError):
+        optimizer.step(lambda: 1 / 0, batch_ids=[0])
+    assert optimizer.position == (2, None)
+    optimizer.close()
 
 
 def test_two_writers_in_one_process(tmp_path):

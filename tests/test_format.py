@@ -9,9 +9,10 @@ from pathlib import Path
 
 import h5py
 import pytest
+import torch
 from training import Run
 
-from tracer import schema, superblock
+from tracer import TracingOptimizer, open_log, schema, superblock
 
 DATA = Path(__file__).parent / "data"
 
@@ -23,6 +24,61 @@ def test_version_1_reads_as_when_it_was_written(name):
     spec.loader.exec_module(make)
     expected = json.loads((DATA / f"{name}.json").read_text())
     assert make.content(DATA / f"{name}.h5") == expected
+
+
+KINDS = [torch.bfloat16, torch.float16, torch.float64, torch.float32, torch.complex64]
+
+
+def trained(path, kind, compression):
+    """Trace 70 steps with parameters of one dtype and string IDs; return what they were."""
+    generator = torch.Generator().manual_seed(0)
+    model = torch.nn.ParameterDict(
+        {name: torch.randn(n, generator=generator).to(kind) for name, n in (("a", 3), ("é b", 5))}
+    )
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    states, ids = [], []
+    with TracingOptimizer(sgd, model, path, compression=compression) as optimizer:
+        for t in range(70):
+            states.append({name: bits(p) for name, p in model.named_parameters()})
+            for p in model.parameters():
+                p.grad = torch.randn(p.shape, generator=generator).to(kind)
+            ids.append([f"row {t}", "ключ", "", "a b\n猫"][: 1 + t % 4])
+            optimizer.step(batch_ids=ids[-1])
+            if t == 30:  # what no arithmetic gives: any bits come back
+                with torch.no_grad():
+                    model["a"].view(torch.uint8)[:] = 255
+    states.append({name: bits(p) for name, p in model.named_parameters()})
+    return states, ids
+
+
+def bits(tensor):
+    return tensor.detach().contiguous().view(torch.uint8).tolist()
+
+
+@pytest.mark.parametrize("compression", ["none", "delta"])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_dtype_and_string_ids_come_back_bit_for_bit(tmp_path, kind, compression):
+    path = tmp_path / "run.h5"
+    states, ids = trained(path, kind, compression)
+    with open_log(path) as log:
+        assert log.metadata["format_version"] == 1
+        assert {dtype for _, dtype in log.parameter_layout.values()} == {kind}
+        for t in [*range(71), 66, 5, 64, 63]:  # over the second keyframe, and back
+            found = log.parameters(t)
+            assert {name: bits(p) for name, p in found.items()} == states[t], t
+            assert all(p.dtype == kind for p in found.values())
+        assert [step.batch_ids for step in log.steps()] == ids
+    with h5py.File(path) as file:  # by the documented layout alone
+        for t in range(71) if compression == "none" else (0, 64):
+            row, found = file["steps/w"][t], {}
+            for field in file["layout/parameters"][:]:
+                start, count = field["offset"], field["shape"][0]
+                assert field["dtype"].decode() == str(kind).removeprefix("torch.")
+                found[field["name"].decode()] = row[start : start + count * kind.itemsize].tolist()
+            assert found == states[t]
+        ends, data = file["ids/ends"][:].tolist(), file["ids/bytes"][:].tobytes()
+        texts = [data[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
+        assert [texts[k] for k in file["steps/ids"][:]] == [i for step in ids for i in step]
 
 
 def test_layout_is_the_one_that_is_documented(tmp_path):

@@ -38,7 +38,7 @@ class Coder:
         if encoding not in ENCODINGS or keyframe_every < 1:
             raise ValueError(f"unknown encoding {encoding!r}, keyframe every {keyframe_every}")
         self._spans = _spans(layout) if encoding == "delta" else None
-        self._momentum, self._every = momentum, keyframe_every
+        self._momentum, self._every = float(momentum), keyframe_every
         self._rows: dict[int, Row] = {}  # the last ones, by number
 
     def encode(self, t: int, row: Row) -> Row:

@@ -17,6 +17,7 @@ from torch import Tensor
 Row: TypeAlias = NDArray[np.uint8]
 
 _NOTHING: Row = np.zeros(0, np.uint8)
+_DEEPEST = 64  # dimensions that torch computes with
 
 
 @dataclass(frozen=True)
@@ -103,20 +104,24 @@ def unpack(row: Row, layout: Sequence[Field]) -> dict[str, Tensor]:
     return dict(zip(names, views(torch.from_numpy(row), layout), strict=True))
 
 
-def layout_table(layout: Sequence[Field]) -> NDArray[Any]:
-    """Return a layout as rows; names are UTF-8 of the longest one's length."""
-    longest = max([len(field.name.encode()) for field in layout], default=1)
-    deepest = max([len(field.shape) for field in layout], default=0)
-    dtype = np.dtype(
+def layout_dtype(longest: int, deepest: int) -> np.dtype[Any]:
+    """Return the type of a layout's rows, for names of so many bytes and so many dimensions."""
+    return np.dtype(
         [
             ("name", f"S{longest}"),
             ("offset", "<i8"),
             ("dims", "<i8"),
-            ("shape", "<i8", (max(1, deepest),)),
+            ("shape", "<i8", (deepest,)),
             ("dtype", "S16"),
         ]
     )
-    table = np.zeros(len(layout), dtype)
+
+
+def layout_table(layout: Sequence[Field]) -> NDArray[Any]:
+    """Return a layout as rows; names are UTF-8 of the longest one's length."""
+    longest = max([len(field.name.encode()) for field in layout], default=1)
+    deepest = max([len(field.shape) for field in layout], default=0)
+    table = np.zeros(len(layout), layout_dtype(longest, max(1, deepest)))
     for row, field in zip(table, layout, strict=True):
         row["name"], row["offset"] = field.name.encode(), field.offset
         row["dims"], row["shape"][: len(field.shape)] = len(field.shape), field.shape
@@ -130,6 +135,7 @@ def read_layout(table: NDArray[Any], width: int) -> list[Field]:
     Raises:
         ValueError: A tensor is not inside a row of ``width`` bytes, or a name comes twice.
     """
+    _require_plausible(table, width)
     found = []
     for row in table:
         dims = int(row["dims"])
@@ -140,9 +146,19 @@ def read_layout(table: NDArray[Any], width: int) -> list[Field]:
         if not inside or field.end > width:
             raise ValueError(f"tensor {field.name!r} lies outside its row")
         found.append(field)
-    if len({field.name for field in found}) < len(found):
-        raise ValueError("two tensors have one name")
     return found
+
+
+def _require_plausible(table: NDArray[Any], width: int) -> None:
+    """Raise ValueError for what no model has, before an object is made of every row."""
+    dims, shape = table["dims"][:, None], table["shape"]
+    if (dims > _DEEPEST).any():
+        raise ValueError(f"a tensor has {dims.max()} dimensions")
+    empty = ((shape == 0) & (np.arange(shape.shape[1]) < dims)).any(1)
+    if len(table) - empty.sum() > width:
+        raise ValueError(f"{len(table)} tensors cannot lie in a row of {width} bytes")
+    if len(np.unique(table["name"])) < len(table):
+        raise ValueError("two tensors have one name")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracer import schema
 from tracer.batch_ids import plain_ids
 from tracer.errors import TracingError
 from tracer.nested import NestedError, encode
@@ -36,20 +37,33 @@ class Observations:
         recorder: Knows the random state of the forward passes.
         reduction: ``"mean"`` or ``"sum"``.
         record: ``"ids"`` or ``"batches"``.
+
+    Attributes:
+        recording: Whether batches are recorded.
     """
 
     def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
-        self._recorder, self._reduction, self._record = recorder, reduction, record
+        self._recorder, self._reduction, self.recording = recorder, reduction, record == "batches"
         self._observed: list[Observed] = []
         self._step = recorder.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
+        self._bytes = self._steps = 0  # of recorded batches, in how many steps
 
     def go_on(self, path: Path, step: int) -> None:
         """Take IDs of the type that a log has, if it is resumed at a step."""
         if step:
             with RunLog(path) as log:
                 self._type = str if log.metadata["id_type"] == "str" else int
+                words = log.tables.length(schema.SNAP_BATCHES)
+            self._bytes, self._steps = words * schema.WORD.itemsize, step
+
+    @property
+    def bytes_per_step(self) -> int | None:
+        """What the recorded batches of a step took so far; None if nobody knows yet."""
+        if not self.recording:
+            return 0
+        return self._bytes // self._steps if self._steps else None
 
     def clear(self) -> None:
         """Forget what was announced."""
@@ -103,7 +117,7 @@ class Observations:
 
     def _payload(self, batch: Any) -> bytes | None:
         """Return the batch as bytes, copied before anybody changes it."""
-        if (batch is not None) != (self._record == "batches"):
+        if (batch is not None) != self.recording:
             raise TracingError(
                 'record="batches" needs batch=, what task.loss takes, at every step or observe.'
                 if batch is None
@@ -120,6 +134,8 @@ class Observations:
         """Return records of a step's micro-batches, once its forward passes are over."""
         self._recorder.require_seen()
         k = len(observed)
+        self._steps += 1
+        self._bytes += sum(len(one.payload or b"") for one in observed)
         return [
             MicroBatch(
                 one.ids,

@@ -28,7 +28,7 @@ from tracer.forecast import Forecast
 from tracer.model_layout import unwrapped
 from tracer.observations import Observations
 from tracer.recording import Recorder
-from tracer.start import begin, step_logger, warn_unless_fits
+from tracer.start import Outlook, begin, step_logger
 from tracer.step_logger import StepLogger
 
 
@@ -110,6 +110,7 @@ class TracingOptimizer(Delegating):
         try:
             self._epoch = begin(self._log, resume=resume, steps=steps)
             self._observations.go_on(path, self._log.steps)
+            self._outlook = Outlook(self._log, self._observations, steps)
             self._recorder.watch()  # last: a constructor that fails leaves the model as it was
         except BaseException:
             self._log.give_up()
@@ -164,13 +165,14 @@ class TracingOptimizer(Delegating):
         self._log.require_open()
         observed = self._observations.announced(batch_ids, batch)
         self._recorder.offered = False
-        result, _ = self._log.run(
+        result = self._log.run(
             closure,
             lambda: self._observations.finished(observed),
             epoch=self.epoch,
             clip_factor=lambda: self._recorder.clip_factor,
         )
         self._recorder.step_ended()
+        self._outlook.step_taken()
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
@@ -215,7 +217,7 @@ class TracingOptimizer(Delegating):
         super().add_param_group(checked_group(param_group, self._names))
 
     def forecast(self, steps: int) -> Forecast:
-        """Return what a run of so many steps takes on the disk.
+        """Return what a run of so many steps takes on the disk, with batches as large as so far.
 
         Args:
             steps: How many.
@@ -223,9 +225,7 @@ class TracingOptimizer(Delegating):
         Warns:
             TracingWarning: It will not fit.
         """
-        forecast = self._log.forecast(steps)
-        warn_unless_fits(forecast)
-        return forecast
+        return self._outlook.forecast(steps)
 
     def flush(self) -> None:
         """Return when every step so far is on file."""
@@ -237,7 +237,7 @@ class TracingOptimizer(Delegating):
 
     @property
     def position(self) -> tuple[int, int | None]:
-        """(steps taken, epoch); after ``resume=True``, where the run goes on."""
+        """(steps taken, also after tracing ended, epoch); where a resumed run goes on."""
         return self._log.steps, self.epoch
 
 

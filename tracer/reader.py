@@ -64,7 +64,7 @@ class RunLog:
             coding = (self._attributes[k] for k in ("encoding", "momentum", "keyframe_every"))
             self._coder = Coder(self._fields, *coding)
             self._length = self._count()
-        except (KeyError, ValueError, OSError, RuntimeError, OverflowError) as error:
+        except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
             self.close()
             raise LogError(
                 f"{self.path} is a damaged run log: {error}; restore it from a copy."

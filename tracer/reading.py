@@ -7,6 +7,7 @@ and nothing is followed out of the file (external storage, links, filters that l
 from __future__ import annotations
 
 import math
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ from numpy.typing import NDArray
 
 from tracer import schema
 from tracer.errors import LogError
+from tracer.layout import layout_dtype
 
-_FILTERS = {1: "deflate", 2: "shuffle", 32000: "lzf", 32015: "zstd"}
+_SHUFFLE, _DEFLATE, _ZSTD = 2, 1, 32015  # HDF5's numbers of the filters that a log has
+# how many bytes one can become: 258 of two bits, 128 KiB of a block of 4 bytes
+_RATIOS = {_SHUFFLE: 1, _DEFLATE: 1032, _ZSTD: 1 << 15}
+# rows of other tables become Python objects: they may not be more than the file's own bytes
+_FILTERS = {schema.WEIGHTS: {_SHUFFLE, _DEFLATE, _ZSTD}, schema.SNAP_BATCHES: {_SHUFFLE, _DEFLATE}}
 _LARGEST_CHUNK = 1 << 24
-_LARGEST_RATIO = 70_000  # what zstd can make of zeros
 _LARGEST_LAYOUT = 1 << 28
 _LITTLE = 1 << 20  # bytes that may be asked for in any case
 
@@ -38,8 +43,9 @@ class LogTables:
     def __init__(self, path: Path, file: h5py.File) -> None:
         self._path, self._file, self.refreshed = path, file, 0
         self._data: dict[str, h5py.Dataset] = {}
+        self._chunks: dict[str, Chunks] = {}
         for name, table in schema.TABLES.items():
-            if name == schema.NORMS and name not in file:
+            if name == schema.NORMS and not self._is_there(name):
                 continue
             data = self._dataset(name)
             if data.dtype != table.dtype or data.ndim != 1 + table.wide:
@@ -61,6 +67,7 @@ class LogTables:
     def refresh(self) -> None:
         """See what a live writer has added."""
         self.refreshed += 1  # what was read before may have been replaced
+        self._chunks.clear()
         for data in self._data.values():
             data.refresh()
 
@@ -99,8 +106,8 @@ class LogTables:
                 f"{self._path}: {where} points at rows {start} to {start + count} of {name}, which "
                 f"has {data.shape[0]}; the file is damaged, restore it from a copy."
             )
-        self._require_stored(name, data, count)
         try:
+            self._require_stored(name, data, start, count)
             return np.asarray(data[start : start + count])
         except (OSError, RuntimeError, ValueError, OverflowError) as error:
             raise LogError(
@@ -111,43 +118,100 @@ class LogTables:
     def layout(self, name: str) -> NDArray[Any]:
         """Return a layout table."""
         data = self._dataset(name)
-        names = ("name", "offset", "dims", "shape", "dtype")
-        if data.dtype.names != names or data.ndim != 1 or data.nbytes > _LARGEST_LAYOUT:
+        if data.ndim != 1 or data.nbytes > _LARGEST_LAYOUT or not _is_layout(data.dtype):
             raise self.damage(name, "is not a table of tensors")
-        self._require_stored(name, data, len(data))
+        self._require_stored(name, data, 0, len(data))
         return np.asarray(data[:])
 
+    def _is_there(self, name: str) -> bool:
+        """Return whether every part of a path is in the file itself: no link leads elsewhere."""
+        parts = name.split("/")
+        return all(
+            isinstance(self._file.get("/".join(parts[: k + 1]), getlink=True), h5py.HardLink)
+            for k in range(len(parts))
+        )
+
     def _dataset(self, name: str) -> h5py.Dataset:
-        link = self._file.get(name, getlink=True)
-        data = self._file.get(name) if isinstance(link, h5py.HardLink) else None
+        data = self._file.get(name) if self._is_there(name) else None
         if not isinstance(data, h5py.Dataset):
-            raise self.damage(name, "is missing")
-        create = data.id.get_create_plist()
+            raise self.damage(name, "is missing, or a link leads to it")
         if data.is_virtual or data.external:
             raise self.damage(name, "keeps its data in other files")
-        for k in range(create.get_nfilters()):
-            number = create.get_filter(k)[0]
-            if number not in _FILTERS:
+        numbers = _filters(data)
+        for number in numbers:
+            if number not in _RATIOS:
                 raise self.damage(name, f"needs the unknown HDF5 filter {number}")
+            if number not in _FILTERS.get(name, ()):
+                raise self.damage(name, f"has the HDF5 filter {number}, which no log has there")
+        if sum(_RATIOS[number] > 1 for number in numbers) > 1:
+            raise self.damage(name, "is compressed more than once")
         if data.dtype.hasobject:
             raise self.damage(name, "has elements of variable length")
         return data
 
-    def _require_stored(self, name: str, data: h5py.Dataset, count: int) -> None:
+    def _require_stored(self, name: str, data: h5py.Dataset, start: int, count: int) -> None:
         """Raise LogError before more memory is asked for than the file can fill."""
-        row = data.dtype.itemsize * math.prod(data.shape[1:])
-        if count * row <= _LITTLE:
+        size = count * data.dtype.itemsize * math.prod(data.shape[1:])
+        if size <= _LITTLE:
             return
-        filtered = data.id.get_create_plist().get_nfilters() > 0
-        if count * row > data.id.get_storage_size() * (_LARGEST_RATIO if filtered else 1):
-            raise self.damage(name, f"claims {count * row} bytes that the file does not hold")
+        if data.chunks is None:
+            held = size <= min(data.id.get_storage_size(), self._file.id.get_filesize())
+        else:
+            if name not in self._chunks:
+                self._chunks[name] = Chunks(data, self._file.id.get_filesize())
+            held = self._chunks[name].hold(start, count)
+        if not held:
+            raise self.damage(name, f"claims {size} bytes that the file does not hold")
+
+
+class Chunks:
+    """Which chunks of a dataset are stored, and in how many bytes.
+
+    Args:
+        data: The dataset.
+        file_size: Bytes of its file, which all chunks together cannot exceed.
+    """
+
+    def __init__(self, data: h5py.Dataset, file_size: int) -> None:
+        found = array("q")  # a chunk may take the file 8 bytes only: no objects are kept
+        data.id.chunk_iter(lambda chunk: found.extend((chunk.chunk_offset[0], chunk.size)))
+        table = np.array(found, np.int64).reshape(-1, 2)
+        self._rows, self._sizes = table[np.argsort(table[:, 0], kind="stable")].T
+        self._high, self._file_size = data.chunks[0], file_size
+        self._across = math.prod(
+            -(-width // columns)
+            for width, columns in zip(data.shape[1:], data.chunks[1:], strict=True)
+        )
+        ratio = math.prod(_RATIOS[number] for number in _filters(data))
+        self._least = math.prod(data.chunks) * data.dtype.itemsize / ratio
+
+    def hold(self, start: int, count: int) -> bool:
+        """Return whether rows are stored, in no fewer bytes than could become them."""
+        first, last = start // self._high, (start + count - 1) // self._high
+        a, b = np.searchsorted(self._rows, (first * self._high, start + count))
+        sizes = self._sizes[a:b]
+        return (
+            len(sizes) == (last - first + 1) * self._across
+            and bool((sizes >= self._least).all())
+            and int(sizes.sum()) <= self._file_size
+        )
+
+
+def _filters(data: h5py.Dataset) -> list[int]:
+    create = data.id.get_create_plist()
+    return [create.get_filter(k)[0] for k in range(create.get_nfilters())]
+
+
+def _is_layout(dtype: np.dtype[Any]) -> bool:
+    if dtype.names != layout_dtype(1, 1).names:
+        return False
+    deepest = dtype["shape"].shape[:1] or (0,)
+    return dtype == layout_dtype(dtype["name"].itemsize, *deepest)
 
 
 def require_filters(path: Path, file: h5py.File) -> None:
     """Raise LogError if the parameters are coded with a filter that is not installed."""
-    create = file[schema.WEIGHTS].id.get_create_plist()
-    numbers = [create.get_filter(k)[0] for k in range(create.get_nfilters())]
-    if 32015 in numbers:
+    if _ZSTD in _filters(file[schema.WEIGHTS]):
         try:
             import hdf5plugin  # noqa: F401
         except ImportError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from pathlib import Path
@@ -15,6 +16,7 @@ from tracer.coding import momentum_of
 from tracer.errors import TracingWarning
 from tracer.forecast import Forecast
 from tracer.log_file import LogOptions
+from tracer.observations import Observations
 from tracer.recording import Recorder
 from tracer.step_logger import StepLogger
 
@@ -50,7 +52,7 @@ def step_logger(
 
 
 def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
-    """Resume the run if asked to, and say what it is; return the epoch that it is in."""
+    """Resume the run if asked to, and say so; return the epoch that it is in."""
     check_numbers(steps=steps)
     found = log.resume() if resume else None
     if found is not None:
@@ -60,21 +62,44 @@ def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
         )
     elif resume:
         say(f"there is no step in {log.path} to resume from; a new run begins")
-    forecast = log.forecast(steps or 0)
-    say(f"tracing to {forecast}")
-    warn_unless_fits(forecast)
     return None if found is None else found.state["epoch"]
 
 
-def warn_unless_fits(forecast: Forecast) -> None:
-    """Warn if there is no room for a log."""
-    if not forecast.fits:
-        warnings.warn(
-            f"the log will not fit: {forecast}. When the disk is full, tracing ends and training "
-            "goes on.",
-            TracingWarning,
-            stacklevel=3,
-        )
+class Outlook:
+    """Says what a run's log will take: at the start, and once the size of its batches is known.
+
+    Args:
+        log: Knows what a step takes without its batches.
+        observations: Knows what its batches take.
+        steps: How many the run has, None if nobody knows.
+    """
+
+    def __init__(self, log: StepLogger, observations: Observations, steps: int | None) -> None:
+        self._log, self._observations, self._steps = log, observations, steps or 0
+        self._waits = observations.bytes_per_step is None
+        self._say()
+
+    def step_taken(self) -> None:
+        """Say it again once a step has shown what its batches take."""
+        if self._waits and self._observations.bytes_per_step is not None:
+            self._waits = False
+            with contextlib.suppress(OSError):  # a folder that is gone is said by whoever writes
+                self._say()
+
+    def _say(self) -> None:
+        say(f"tracing to {self.forecast(self._steps, depth=5)}")
+
+    def forecast(self, steps: int, depth: int = 3) -> Forecast:
+        """Return what a run of so many steps takes; warn if it will not fit."""
+        forecast = self._log.forecast(steps).with_batches(self._observations.bytes_per_step)
+        if not forecast.fits:
+            warnings.warn(
+                f"the log will not fit: {forecast}. When the disk is full, tracing ends and "
+                "training goes on.",
+                TracingWarning,
+                stacklevel=depth,
+            )
+        return forecast
 
 
 def say(line: str) -> None:

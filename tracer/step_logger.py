@@ -43,7 +43,7 @@ class StepLogger:
         options: How the log is written.
 
     Attributes:
-        steps: How many steps were taken.
+        steps: How many steps were taken, also after tracing has ended.
     """
 
     def __init__(
@@ -109,18 +109,16 @@ class StepLogger:
         *,
         epoch: int | None,
         clip_factor: Callable[[], float],
-    ) -> tuple[Any, bool]:
-        """Take one step.
-
-        Returns:
-            What the optimizer returned, and whether it stepped (AMP may skip).
-        """
+    ) -> Any:
+        """Take one step; return what the optimizer returned."""
         self._feed.report()
         if self._between:  # and the user went on
             self._feed.stop(f"a step of {self.path} was interrupted before it was put down")
         if self._feed.stopped:
             self._pending = None
-            return self._optimizer.step(closure), True
+            result = self._optimizer.step(closure)
+            self.steps += not self._measurement.skipped()
+            return result
         self._measurement.require_same()
         found: list[tuple[tuple[ParameterGroup, ...], Gradients]] = []
 
@@ -143,7 +141,7 @@ class StepLogger:
             result = self._optimizer.step(evaluate)
         if self._measurement.skipped():
             self._between = False
-            return result, False
+            return result
         groups, gradients = found[0]  # at the parameters before the step
         step = Step(
             index=self.steps,
@@ -160,7 +158,7 @@ class StepLogger:
         state = self._state() if self._states.due(self.steps) else None
         self._pending = Pending(step, gradients.norms, self._buffers(), state)
         self._between = False
-        return result, True
+        return result
 
     @torch.no_grad()
     def flush(self) -> None:
@@ -198,8 +196,7 @@ class StepLogger:
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes."""
-        tensors = self._measurement.parameters, dict(self.model.named_buffers())
-        return forecast(self.path, steps, tensors, self._random)
+        return forecast(self.path, steps, self.model, self._random)
 
     def _buffers(self) -> Row:
         """Return ``β_t``: the buffers before the step's first training forward, if one was seen."""
