@@ -110,7 +110,7 @@ def _value_and_gradient(run, w, identity):
 
 def test_split_converges_with_the_tolerance(tmp_path):
     run = traced(relu(0.5), tmp_path)
-    exact = _many_nodes(run, [0, 1, 2], 400)
+    exact = _many_nodes(run, [0, 1, 2], 100)
     errors, used = [], []
     for tolerance in (None, 3e-1, 1e-3):
         found = run.influence(

@@ -23,7 +23,7 @@ MODELS = {  # and the shape of an example, how many, momentum
     "wide": (
         lambda: nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 500)),
         (64,),
-        *(5000, 0.0),
+        *(2000, 0.0),
     ),
     "convolutional": (
         lambda: nn.Sequential(

@@ -40,7 +40,7 @@ Place = Spread | One | None  # None: any entry may move any loss
 def is_steady(found: Pass, plan: Plan) -> bool:
     """Return whether a plan that was proven holds for all passes of the same graph."""
     n = len(found.losses)
-    if n < 2:
+    if n < 2 or not plan:
         return True
     where = places(found.graph, n)
     for name, ways in plan.items():
