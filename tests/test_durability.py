@@ -6,8 +6,6 @@ import os
 import random
 import shutil
 import subprocess
-import sys
-import textwrap
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +16,7 @@ import pytest
 import torch
 from kills import kill_one, reference
 from torch.utils.data import DataLoader
-from training import Run, assert_equal_logs
+from training import Run, assert_equal_logs, script
 
 from tracer import background, open_log, ring, schema, superblock, with_ids
 from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
@@ -159,19 +157,6 @@ def test_torn_tail(tmp_path, seed):
     assert "steps" in done.stdout or "LogError" in done.stdout, done.stdout
 
 
-def script(code, *arguments, **options):
-    """Run Python code in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
-
-
 FULL = """
     import resource, sys, torch
     from training import Run
@@ -304,7 +289,7 @@ def test_forked_process_leaves_the_log_alone(tmp_path):
             with pytest.raises(TracingError, match="belongs to process"):
                 run.step()
             run.close()
-            number = run.optimizer._log._feed._background._writer._descriptor
+            number = run.optimizer._log.feed._background._writer._descriptor
             assert str(Path(f"/proc/self/fd/{number}").readlink()) == os.devnull
             code = 0
         finally:
@@ -318,7 +303,7 @@ def test_forked_process_leaves_the_log_alone(tmp_path):
 def test_forked_process_that_exits_normally(tmp_path):
     code = """
         import os, sys
-        from training import Run, assert_equal_logs
+        from training import Run, assert_equal_logs, script
         Run(sys.argv[2]).train(12).close()
         run = Run(sys.argv[1]).train(5)
         child = os.fork()
@@ -346,6 +331,7 @@ class Rows(torch.utils.data.Dataset):
             return torch.from_numpy(file["x"][k])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_data_loader_workers(tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["x"] = torch.randn(24, 4).numpy()
