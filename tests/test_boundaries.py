@@ -210,6 +210,29 @@ def test_a_log_that_is_killed_while_its_last_row_is_replaced_resumes(tmp_path, w
     assert readable(path, weights) == STOP
 
 
+def test_a_long_closed_log_is_cut_without_a_gap(tmp_path, monkeypatch):
+    """HDF5 empties a part of a chunk at once: steps behind it must not be taken for the last."""
+    path, copy, seen = tmp_path / "run.h5", tmp_path / "copy.h5", {}
+    Run(path, state_every=270, width=2).train(530).close()
+    with h5py.File(path, "r+") as file:
+        file[schema.SNAP_STATE][-3] ^= 1  # the last state is torn: back to step 270
+    real = h5py.Dataset.resize
+
+    def resize(*arguments, **named):
+        real(*arguments, **named)
+        seen[path.read_bytes()] = None
+
+    monkeypatch.setattr(h5py.Dataset, "resize", resize)
+    Run(path, state_every=270, width=2, resume=True).close()
+    monkeypatch.undo()
+    for content in seen:
+        copy.write_bytes(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with open_log(copy) as log:
+                assert len(list(log.steps())) >= 270
+
+
 def test_meta_rows_are_written_last(tmp_path, monkeypatch):
     """So that a step is on file once its meta row is."""
     calls, put, flush = [], Tables._put, h5py.File.flush
