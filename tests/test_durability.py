@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import random
 import shutil
+import signal
 import subprocess
-import sys
-import textwrap
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 import torch
 from kills import kill_one, reference
 from torch.utils.data import DataLoader
-from training import Run, assert_equal_logs
+from training import Run, assert_equal_logs, script
 
 from tracer import TracingOptimizer, background, open_log, ring, schema, superblock, with_ids
 from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
@@ -159,19 +160,6 @@ def test_torn_tail(tmp_path, seed):
     assert "steps" in done.stdout or "LogError" in done.stdout, done.stdout
 
 
-def script(code, *arguments, **options):
-    """Run Python code in a process of its own."""
-    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        **options,
-    )
-
-
 FULL = """
     import resource, sys, torch
     from training import Run
@@ -270,7 +258,7 @@ def test_steps_are_counted_after_tracing_ended(tmp_path):
     model = torch.nn.Linear(2, 1)
     inner = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     optimizer = TracingOptimizer(inner, model, tmp_path / "run.h5")
-    optimizer._log._feed.stopped = True
+    optimizer._log.feed.stopped = True
     scaler = torch.amp.GradScaler("cpu")
     for factor, taken in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
         optimizer.zero_grad()
@@ -313,6 +301,113 @@ def test_a_process_that_is_gone_holds_no_lock(tmp_path):
     Run(path, overwrite=True).train(1).close()
 
 
+def test_the_lock_outlives_a_copy_of_the_folder(tmp_path):
+    """Closing the lock file elsewhere in the process must not give the lock up."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    run = Run(folder / "run.h5").train(2)
+    run.optimizer.flush()
+    shutil.copytree(folder, tmp_path / "copy")
+    second = script(
+        "import sys; from training import Run; Run(sys.argv[1], overwrite=True)", folder / "run.h5"
+    )
+    assert second.returncode == 1
+    assert "run.h5 is being written by process" in second.stderr
+    run.close()
+
+
+def test_the_lock_dies_with_its_process_whatever_children_live(tmp_path):
+    path = tmp_path / "run.h5"
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        run = Run(path).train(2)
+        run.optimizer.flush()
+        grandchild = os.fork()
+        if grandchild == 0:
+            time.sleep(60)
+            os._exit(0)
+        os.write(write, grandchild.to_bytes(4, "little"))
+        time.sleep(60)
+    grandchild = int.from_bytes(os.read(read, 4), "little")
+    assert is_being_written(path)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    try:
+        assert not is_being_written(path)
+        Run(path, overwrite=True).train(1).close()
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+
+
+def test_a_reader_that_looks_at_the_lock_does_not_keep_a_writer_out(tmp_path):
+    path = tmp_path / "run.h5"
+    lock = unclosed(path).with_name("run.h5.lock")
+    with lock.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        Run(path, overwrite=True).close()
+
+
+def test_another_name_of_a_live_log_is_not_repaired(tmp_path):
+    path, link = tmp_path / "run.h5", tmp_path / "link.h5"
+    run = Run(path).train(3)
+    run.optimizer.flush()
+    os.link(path, link)
+    before = path.read_bytes()
+    for attempt in (lambda: open_log(link), lambda: Run(link, resume=True)):
+        with pytest.raises(
+            LogError, match=r"link.h5 is marked as open and has 2 names \(hard links\): its writer"
+        ):
+            attempt()
+    assert path.read_bytes() == before
+    with open_log(path) as log:
+        assert log.live
+    run.train(5).close()
+    with open_log(link) as log:
+        assert len(log) == 5
+
+
+def test_another_name_of_a_killed_log(tmp_path):
+    path, link = unclosed(tmp_path / "run.h5"), tmp_path / "link.h5"
+    os.link(path, link)
+    with pytest.raises(LogError, match="open it by the name it was written under, or copy it"):
+        open_log(link)
+    with pytest.warns(LogWarning, match="superblock was repaired"):
+        open_log(path).close()
+    open_log(link).close()
+
+
+def test_a_read_only_file_is_not_repaired(tmp_path):
+    """Nor by root, whom nothing else would stop."""
+    path = unclosed(tmp_path / "run.h5")
+    path.chmod(0o444)
+    before = path.read_bytes()
+    with (
+        pytest.warns(LogWarning, match=r"as if repaired, not changed \(the file is read-only\)"),
+        open_log(path) as log,
+    ):
+        assert len(list(log.steps())) == 9
+    assert path.read_bytes() == before
+
+
+def test_a_log_that_ends_on_a_full_disk_is_closed(tmp_path, monkeypatch):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(6)
+    run.optimizer.flush()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(LogWriter, "append", full)
+    with pytest.warns(TracingWarning, match="No space left on device.*6 whole steps and is closed"):
+        run.train(8).optimizer.flush()
+    assert not superblock.is_marked_open(superblock.read(path))
+    with open_log(path) as log:  # no warning
+        assert len(log) == 6
+    run.close()
+
+
 def test_forked_process_leaves_the_log_alone(tmp_path):
     path, expected = tmp_path / "run.h5", tmp_path / "expected.h5"
     Run(expected).train(12).close()
@@ -325,7 +420,7 @@ def test_forked_process_leaves_the_log_alone(tmp_path):
             with pytest.raises(TracingError, match="belongs to process"):
                 run.step()
             run.close()
-            number = run.optimizer._log._feed._background._writer._descriptor
+            number = run.optimizer._log.feed._background._writer._descriptor
             assert str(Path(f"/proc/self/fd/{number}").readlink()) == os.devnull
             code = 0
         finally:
@@ -339,7 +434,7 @@ def test_forked_process_leaves_the_log_alone(tmp_path):
 def test_forked_process_that_exits_normally(tmp_path):
     code = """
         import os, sys
-        from training import Run, assert_equal_logs
+        from training import Run, assert_equal_logs, script
         Run(sys.argv[2]).train(12).close()
         run = Run(sys.argv[1]).train(5)
         child = os.fork()
@@ -367,6 +462,7 @@ class Rows(torch.utils.data.Dataset):
             return torch.from_numpy(file["x"][k])
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine with one core
 def test_data_loader_workers(tmp_path):
     with h5py.File(tmp_path / "data.h5", "w") as file:
         file["x"] = torch.randn(24, 4).numpy()

@@ -60,7 +60,7 @@ def holds(path, weights):
     ("owner", "name", "call", "steps"),
     [
         (Observations, "finished", 4, 3),  # parameters have moved, nothing is put down
-        (States, "capture", 3, 3),  # of step 4, which is due
+        (States, "capture", 2, 4),  # of step 4, which is due
         (StepLogger, "_buffers", 7, 3),
         (Feed, "take", 4, 3),  # waiting for the writer before a step
         (Feed, "put", 4, 2),  # what is pending may be written already, or not

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
 import h5py
 import numpy as np
 import torch
@@ -9,11 +15,17 @@ from torch import nn
 
 from tracer import TracingOptimizer
 
+HERE = Path(__file__).parent
 PER_EPOCH = 7
 RULES = {
     "Adam": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
 }
+
+
+def inverse(optimizer):
+    """Return the usual schedule."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 1 / (1 + t))
 
 
 def build(width=6):
@@ -35,24 +47,22 @@ def batch(t, named=True):
 class Run:
     """Trains step by step, as a user's loop would."""
 
-    def __init__(self, path=None, *, rule="Adam", width=6, named=True, **options):
+    def __init__(self, path=None, *, rule="Adam", width=6, named=True, schedule=None, **options):
         self.model = build(width)
         self.inner = RULES[rule](self.model.parameters())
+        self.scheduler = (schedule or inverse)(self.inner)
+        rates = self.scheduler.get_last_lr()
         torch.manual_seed(1)
         self.optimizer = self.inner
         if path is not None:
             self.optimizer = TracingOptimizer(self.inner, self.model, path, **options)
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.inner, lambda t: 1 / (1 + t))
         self.t, self.named = 0, named
-        if options.get("resume"):
-            self.t = self.optimizer.position[0]
-            self.scheduler = (
-                torch.optim.lr_scheduler.LambdaLR(
-                    self.inner, lambda t: 1 / (1 + t), last_epoch=self.t - 1
-                )
-                if self.t
-                else self.scheduler
-            )
+        if options.get("resume"):  # as docs/log-format.md says
+            for group, rate in zip(self.inner.param_groups, rates, strict=True):
+                group["lr"] = rate
+            while self.t < self.optimizer.position[0]:
+                self.scheduler.step()
+                self.t += 1
 
     def step(self):
         """Take one step."""
@@ -104,3 +114,16 @@ def assert_equal_logs(left, right):
 
 def _same_bytes(a, b):
     return np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def script(code, *arguments, **options):
+    """Run Python code in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        **options,
+    )

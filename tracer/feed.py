@@ -18,6 +18,8 @@ from tracer.background import Background, Job
 from tracer.errors import TracingWarning
 from tracer.layout import Row, fields
 from tracer.locking import WriterLock
+from tracer.opening import require_writable
+from tracer.resume import unwritable, whole_steps
 from tracer.ring import Ring, Slot
 from tracer.writer import LogWriter
 
@@ -30,6 +32,7 @@ class Feed:
 
     Attributes:
         stopped: Whether it ended because the log cannot be written.
+        refused: Why the log cannot be locked or written, if that is so from the start.
 
     Raises:
         LogError: Somebody else is writing the log.
@@ -37,6 +40,7 @@ class Feed:
 
     def __init__(self, path: Path) -> None:
         self.stopped = False
+        self.refused: OSError | None = None
         self._path = path
         self._background: Background | None = None
         self._parameters: list[Tensor] = []
@@ -44,12 +48,24 @@ class Feed:
         try:
             self._lock = WriterLock(path, f"process {os.getpid()} on {os.uname().nodename}")
         except OSError as error:
-            self._unwritable(error)
+            self.refused = error
 
     @property
     def started(self) -> bool:
         """Whether there is a writer thread."""
         return self._background is not None
+
+    def require_writable(self) -> None:
+        """Raise TracingError unless the log that is there can be gone on with; repair it."""
+        try:
+            if self.refused is None:
+                require_writable(self._path)
+                superblock.repair(self._path)
+        except OSError as error:
+            self.refused = error
+        if self.refused is not None:
+            self.release()
+            raise unwritable(self._path, self.refused) from self.refused
 
     def start(self, open_writer: Callable[[], LogWriter], parameters: Mapping[str, Tensor]) -> None:
         """Start the writer thread.
@@ -61,6 +77,15 @@ class Feed:
         self._parameters = list(parameters.values())
         pinned = any(p.is_cuda for p in self._parameters)
         self._background = Background(open_writer, Ring(fields(parameters), pinned=pinned))
+
+    def go_on(self, reopen: Callable[[], LogWriter], parameters: Mapping[str, Tensor]) -> None:
+        """Start with a log that is there; if it cannot be written, training goes on without."""
+        try:
+            writer = reopen()
+        except (OSError, RuntimeError) as error:
+            self.fail(error)
+        else:
+            self.start(lambda: writer, parameters)
 
     def take(self) -> Slot:
         """Return a place for a copy of the parameters; may wait for the writer."""
@@ -95,10 +120,12 @@ class Feed:
 
     def report(self) -> None:
         """Say once that the log cannot be written."""
-        if self._background is not None and self._background.failure is not None:
-            self._unwritable(self._background.failure)
+        failure = self.refused if self._background is None else self._background.failure
+        if failure is not None:
+            self.fail(failure)
 
-    def _unwritable(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """End the log, which cannot be written."""
         self.stop(f"{self._path} cannot be written ({error})", depth=6)
 
     def release(self) -> None:
@@ -120,10 +147,13 @@ class Feed:
             if self._background is not None:
                 self._background.close()
                 steps = self._background.committed
+            if self._lock is not None:
                 with contextlib.suppress(OSError):
                     superblock.repair(self._path)
         finally:
             self.release()
+        if self._background is None:  # it may hold what was there before
+            steps = whole_steps(self._path)
         warnings.warn(
             f"tracing stopped: {why}. It holds {steps} whole steps and is closed; training goes "
             "on untraced.",

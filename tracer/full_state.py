@@ -46,16 +46,22 @@ class States:
 
     def due(self, step: int) -> bool:
         """Return whether the state before a step is one of the regular ones."""
-        return step % self.every == 0
+        return step == 0 or step % self.every == 0
 
     def capture(
-        self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor]
+        self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor] | None
     ) -> bytes | None:
-        """Return the state, encoded; None, with one warning, if a log cannot store it."""
+        """Return the state, encoded; None, with one warning, if a log cannot store it.
+
+        Args:
+            random: The generators.
+            epoch: Of the last step.
+            buffers: The model's, if they have moved on.
+        """
         try:
             whole = {
                 "parameters": dict(self._model.named_parameters()),
-                "buffers": dict(buffers),
+                "buffers": dict(self._model.named_buffers() if buffers is None else buffers),
                 "optimizer": self._optimizer_state(),
                 "random": {"cpu": random.cpu, "cuda": random.cuda},
                 "epoch": epoch,
@@ -124,11 +130,33 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
             f"cannot resume: the optimizer's state does not fit ({error}); build the optimizer, "
             "with all its groups, as in the logged run."
         ) from error
+    _restore_exactly(optimizer, state["optimizer"])
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
     for name, tensor in tensors.items():
         tensor.copy_(stored[name])
     torch.set_rng_state(state["random"]["cpu"])
     for device, cuda in state["random"]["cuda"].items():
         torch.cuda.set_rng_state(cuda, device)
+
+
+def _restore_exactly(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:
+    """Undo what torch's ``load_state_dict`` does to dtypes: it casts to that of the parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entry in stored["state"].items():
+        if not isinstance(number, str):  # text keys are loaded as they are
+            parameter = parameters[number]
+            optimizer.state[parameter] = _of_dtype(entry, optimizer.state[parameter])
+
+
+def _of_dtype(stored: Any, loaded: Any) -> Any:
+    """Return what was loaded, its tensors as stored where their dtype was changed."""
+    if isinstance(stored, Tensor) and isinstance(loaded, Tensor):
+        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
+    if isinstance(stored, dict) and isinstance(loaded, dict):
+        return {key: _of_dtype(stored[key], value) for key, value in loaded.items()}
+    if isinstance(stored, (list, tuple)) and isinstance(loaded, (list, tuple)):
+        return type(loaded)(_of_dtype(a, b) for a, b in zip(stored, loaded, strict=True))
+    return loaded
 
 
 def _pair(name: str, *tables: Mapping[str, Tensor]) -> list[Tensor | None]:

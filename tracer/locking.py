@@ -1,7 +1,8 @@
 """One writer for each log: a locked file beside it, and a register of this process's own.
 
-HDF5 gives its own lock up in SWMR mode. POSIX record locks die with the process, whatever children
-it leaves behind; but a process does not conflict with itself, hence the register.
+HDF5 gives its own lock up in SWMR mode. The lock belongs to the open file, not to the process, so
+that it outlives whoever opens and closes the lock file besides (a copy of the folder does);
+forked processes close their copy of it, so that it ends with the writer.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import os
 import time
 from pathlib import Path
 
+from tracer import superblock
 from tracer.errors import LogError
 
 _PATIENCE = 2.0  # seconds; a repair takes milliseconds
-_held: dict[str, int] = {}  # lock file -> process that holds it
+_GLANCE = 0.1  # likewise: a reader that looks whether somebody writes
+_held: dict[str, int] = {}  # lock file -> descriptor that holds it, in this process
 
 
 def lock_path(log: Path) -> Path:
@@ -32,49 +35,53 @@ class WriterLock:
         purpose: What other processes are told; empty for a repair, which is soon over.
 
     Raises:
-        LogError: Somebody else writes the log.
+        LogError: Somebody else writes the log, or may do so under another name.
         OSError: The lock file cannot be written.
     """
 
     def __init__(self, log: Path, purpose: str = "") -> None:
         self._path = lock_path(log)
         self._key = str(self._path)
-        self._descriptor = -1
-        if _held.get(self._key) == os.getpid():
+        if self._key in _held:
             raise LogError(
                 f"{log} is being written in this process already; close that optimizer first."
             )
-        if not self._acquire():
+        require_own_name(log)
+        descriptor = self._acquire()
+        if descriptor is None:
             raise LogError(
                 f"{log} is being written by {_holder(self._path)}; stop that process, or choose "
                 "another path."
             )
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, purpose.encode(), 0)
-        _held[self._key] = os.getpid()
+        self._descriptor = _held[self._key] = descriptor
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, purpose.encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
-    def _acquire(self) -> bool:
-        until = time.monotonic() + _PATIENCE
+    def _acquire(self) -> int | None:
+        began = time.monotonic()
         while True:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
             try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 os.close(descriptor)
                 if not isinstance(error, (BlockingIOError, PermissionError)):
                     raise
-                if _text(self._path) or time.monotonic() > until:
-                    return False
-                time.sleep(0.01)  # somebody repairs it, or removes the lock
+                if time.monotonic() - began > (_GLANCE if _text(self._path) else _PATIENCE):
+                    return None
+                time.sleep(0.01)  # somebody repairs it, looks at the lock or removes it
                 continue
             if _is_file(descriptor, self._path):
-                self._descriptor = descriptor
-                return True
+                return descriptor
             os.close(descriptor)  # removed between opening and locking
 
     def release(self) -> None:
-        """Give the lock up and remove its file; a forked copy leaves both alone."""
-        if self._descriptor < 0 or _held.get(self._key) != os.getpid():
+        """Give the lock up and remove its file; a forked copy has none."""
+        if self._descriptor < 0 or _held.get(self._key) != self._descriptor:
             return
         del _held[self._key]
         with contextlib.suppress(OSError):  # a folder gone or read-only: it ends all the same
@@ -86,7 +93,7 @@ class WriterLock:
 def is_being_written(log: Path) -> bool:
     """Return whether a live process holds a log's lock."""
     path = lock_path(log)
-    if _held.get(str(path)) == os.getpid():
+    if str(path) in _held:
         return True
     until = time.monotonic() + _PATIENCE
     while True:
@@ -95,7 +102,7 @@ def is_being_written(log: Path) -> bool:
         except OSError:
             return False
         try:
-            fcntl.lockf(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except OSError:
             if _text(path) or time.monotonic() > until:
                 return True
@@ -104,6 +111,33 @@ def is_being_written(log: Path) -> bool:
         finally:
             os.close(descriptor)
         time.sleep(0.01)
+
+
+def require_own_name(log: Path) -> None:
+    """Raise LogError if a log may be being written under another name, beside which its lock is."""
+    path = lock_path(log)
+    target = path.with_name(path.name.removesuffix(".lock"))
+    try:
+        names = target.stat().st_nlink
+    except OSError:
+        return  # there is no log yet
+    if names == 1 or path.exists():  # a writer that was killed left its lock file here
+        return
+    block = superblock.read(target)
+    if block is not None and superblock.is_marked_open(block):
+        raise LogError(
+            f"{log} is marked as open and has {names} names (hard links): its writer may be at "
+            "work under another one; open it by the name it was written under, or copy it and "
+            "open the copy."
+        )
+
+
+def _forget_in_child() -> None:
+    """Close a forked process's copies: a lock ends with the process that took it."""
+    for descriptor in _held.values():
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+    _held.clear()
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
@@ -122,3 +156,6 @@ def _text(path: Path) -> str:
 
 def _holder(path: Path) -> str:
     return _text(path) or "another process"
+
+
+os.register_at_fork(after_in_child=_forget_in_child)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import numpy as np
 
 from tracer import schema, superblock
 from tracer.errors import LogError
-from tracer.locking import WriterLock, is_being_written
+from tracer.locking import WriterLock, is_being_written, require_own_name
 
 _ATTRIBUTE_BYTES = 1 << 20
-_UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+_UNWRITABLE = (
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,7 @@ def _open_marked(path: Path) -> OpenFile:
         file = h5py.File(path, "r", libver="latest", swmr=True)
         return OpenFile(file, live=True, repair="")
     try:
+        require_writable(path)
         lock = WriterLock(path)
         try:
             superblock.repair(path)
@@ -116,6 +121,15 @@ def _open_marked(path: Path) -> OpenFile:
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
+        require_own_name(path)
         file = h5py.File(superblock.RepairedView(path), "r")
         done = f"it is read as if repaired, not changed ({error.strerror})"
         return OpenFile(file, live=False, repair=done)
+
+
+def require_writable(path: Path) -> None:
+    """Raise PermissionError for a file without write permission, also for root."""
+    if not path.stat().st_mode & 0o222:
+        raise PermissionError(errno.EACCES, "the file is read-only", str(path))
+    if not os.access(path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))

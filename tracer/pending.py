@@ -18,7 +18,6 @@ class Pending:
     step: Step
     norms: Callable[[], list[tuple[float | None, ...]]]
     buffers: Row
-    state: bytes | None
 
     def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
         """Append the step to the log."""

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from tracer import schema
-from tracer.coding import Coder
 from tracer.errors import LogError, LogWarning
-from tracer.layout import Row, read_layout, row_bytes, shapes, unpack
+from tracer.full_states import FullStates
+from tracer.layout import read_layout, shapes, unpack
 from tracer.locking import is_being_written
 from tracer.opening import attributes, open_file
 from tracer.reading import LogTables, require_filters
 from tracer.records import ID, Step
+from tracer.snapshots import Snapshots
 from tracer.step_reader import StepReader
 
 
@@ -44,6 +45,8 @@ class RunLog:
         path: The file.
         live: Whether training writes it; ``refresh`` then finds new steps.
         tables: The file's tables.
+        snapshots: Its rows of parameters.
+        full_states: Its full states.
         parameter_layout: Shape and dtype of every parameter of the model, by name.
         buffer_layout: Likewise for buffers.
     """
@@ -61,8 +64,9 @@ class RunLog:
             self._steps = StepReader(
                 self.path, self.tables, [field.name for field in self._fields], self._attributes
             )
-            coding = (self._attributes[k] for k in ("encoding", "momentum", "keyframe_every"))
-            self._coder = Coder(self._fields, *coding)
+            coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
+            self.snapshots = Snapshots(self.tables, self._fields, coding)
+            self.full_states = FullStates(self.path, self.tables)
             self._length = self._count()
         except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
             self.close()
@@ -102,7 +106,7 @@ class RunLog:
         """See what a live writer has added; return the number of steps."""
         if self.live:
             self.tables.refresh()
-            self._coder.forget()
+            self.snapshots.forget()
             self._length = max(self._length, self._count())
         return self._length
 
@@ -136,12 +140,8 @@ class RunLog:
             LogError: The row does not match its checksum.
         """
         self._check_index(t, len(self) + 1)
-        expected = None
-        if len(self):
-            meta = self._steps.meta(min(t, len(self) - 1))
-            expected = meta["parameters_after_crc" if t == len(self) else "parameters_crc"]
-        row = self._parameter_row(t)
-        if expected is not None and zlib.crc32(row.data) != expected:
+        row = self.snapshots.read(t, self._parameters_crc(t), last=t == len(self))
+        if row is None:
             raise LogError(
                 f"{self.path}: the parameters before step {t} ({schema.WEIGHTS}) do not match "
                 "their checksum; the file is damaged, restore it from a copy."
@@ -173,7 +173,7 @@ class RunLog:
 
     def states(self) -> list[int]:
         """Return the steps before which the full state is on file, in order."""
-        return [int(row["step"]) for row in self._steps.states() if row["step"] <= len(self)]
+        return [int(row["step"]) for row in self.full_states.rows() if row["step"] <= len(self)]
 
     def state(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``, one of ``states()``.
@@ -185,7 +185,7 @@ class RunLog:
         Raises:
             LogError: There is none, or it does not match its checksum.
         """
-        return self._steps.state(t)
+        return self.full_states.read(t)
 
     def segments(self) -> list[tuple[int, str]]:
         """Return where each process that wrote the log began: the step, and when."""
@@ -198,9 +198,13 @@ class RunLog:
         used = rows[:, [k for k, name in enumerate(names) if name == hyperparameter]]
         return bool((np.nan_to_num(used) != 0).any())
 
-    def string_ids(self) -> list[str]:
-        """Return every string ID so far, in the order of their first visits."""
-        return self._steps.strings.all()
+    def string_ids(self, count: int | None = None) -> list[str]:
+        """Return every string ID so far, in the order of their first visits.
+
+        Args:
+            count: How many of them must be there, if not all.
+        """
+        return self._steps.strings.all(count)
 
     def _layout(self, name: str, rows: str) -> list[Any]:
         table = self.tables.layout(name)
@@ -229,20 +233,16 @@ class RunLog:
         """Return whether a step and the parameters after it match their checksums."""
         try:
             self._steps.step(t)
-            row = self._parameter_row(t + 1)
+            crc = int(self._steps.meta(t)["parameters_after_crc"])
+            return self.snapshots.read(t + 1, crc, last=True) is not None
         except LogError:
             return False
-        return bool(zlib.crc32(row.data) == self._steps.meta(t)["parameters_after_crc"])
 
-    def _parameter_row(self, t: int) -> Row:
-        width = row_bytes(self._fields)
-
-        def load(k: int) -> Row:
-            if not width:
-                return np.zeros(0, np.uint8)
-            return self.tables.rows(schema.WEIGHTS, k, 1, f"snapshot {k}")[0, :width]
-
-        return self._coder.read(t, load)
+    def _parameters_crc(self, t: int) -> int | None:
+        if not len(self):
+            return None
+        meta = self._steps.meta(min(t, len(self) - 1))
+        return int(meta["parameters_after_crc" if t == len(self) else "parameters_crc"])
 
     def _check_index(self, t: int, count: int) -> None:
         if not 0 <= t < count:

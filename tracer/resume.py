@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from tracer import schema, superblock
-from tracer.errors import LogError, TracingError
+from tracer import schema
+from tracer.errors import LogError, LogWarning, TracingError
 from tracer.reader import RunLog
-from tracer.writer import LogWriter
+from tracer.writer import LogWriter, abandon
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,9 @@ class Resumption:
 
 
 def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
-    """Find the last full state of a log, None if it holds no step; the caller holds the lock.
+    """Find the last full state of a log, None if it holds no step.
+
+    The caller holds the lock and has repaired the log.
 
     Args:
         path: The log.
@@ -43,7 +46,6 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
     Raises:
         TracingError: The log is of another run, or holds no whole state.
     """
-    superblock.repair(path)
     with RunLog(path) as log:
         for name, value in expected.items():
             found = log.metadata.get(name)
@@ -64,31 +66,87 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
         )
 
 
-def reopen(path: Path, step: int, *, state_every: int, sync_every: int) -> LogWriter:
+def whole_steps(path: Path) -> int:
+    """Return how many steps a log holds; none if there is no log."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LogWarning)
+            with RunLog(path) as log:
+                return len(log)
+    except LogError:
+        return 0
+
+
+def unwritable(path: Path, error: OSError) -> TracingError:
+    """Return the error for a log that cannot be written; the caller holds no lock any more."""
+    return TracingError(
+        f"cannot resume {path}: it holds {whole_steps(path)} whole steps but cannot be written "
+        f"({error}); nothing was changed. Make the file and its folder writable, or copy it to a "
+        "place that is and resume the copy."
+    )
+
+
+def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
     """Open a log for writing, cut back to the state before ``step``.
 
     Raises:
         TracingError: A reader has the file open.
+        OSError, RuntimeError: It cannot be written; the steps before ``step`` are readable.
     """
     with RunLog(path) as log:
         lengths = _lengths(log, step)
         names = list(log.parameter_layout)
         groups = [group.names for group in log.step(step - 1).groups]
-        strings = log.string_ids()[: lengths[schema.STRING_ENDS]]
+        strings = log.string_ids(lengths[schema.STRING_ENDS])[: lengths[schema.STRING_ENDS]]
         hyperparameters = str(log.metadata["hyperparameters"]).split("\n")
+        meta = log.tables.rows(schema.META, step - 1, 1, f"step {step - 1}")
+        crc = int(meta[0]["parameters_after_crc"])
+        replaced = step == len(log) and log.snapshots.is_replaced(step, crc)
     try:
         file = h5py.File(path, "r+", libver="latest", **schema.UNCACHED)
     except OSError as error:
+        if not isinstance(error, BlockingIOError) and "already open" not in str(error):
+            raise
         raise TracingError(
             f"cannot resume {path}: a reader has it open ({error}); close it and resume again."
         ) from error
-    meta = file[schema.META][step - 1 : step]
-    state = file[schema.STATES][lengths[schema.STATES] - 1]
-    writer = LogWriter(file, names, hyperparameters, sync_every=sync_every, lengths=lengths)
-    writer.restore(meta, groups, strings, torch.get_num_threads())
-    if step % state_every:
-        writer.let_last_state_pass(int(state["offset"]))
+    try:
+        _cut(file, lengths, step if replaced else None)
+        writer = LogWriter(file, names, hyperparameters, sync_every=sync_every)
+        writer.restore(meta, groups, strings, torch.get_num_threads())
+    except BaseException:
+        abandon(file)
+        raise
     return writer
+
+
+def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> None:
+    """Cut tables off so that a kill, at any moment, leaves the steps that stay readable.
+
+    Args:
+        file: The log.
+        lengths: What is left of each table.
+        replaced: A row of parameters that is to be taken from its spare, the row behind.
+    """
+    status = file[schema.STATUS][:]
+    status["closed"] = 0  # a closed log must have all its steps
+    file[schema.STATUS][:] = schema.sealed(status)
+    file.flush()
+    meta, end = file[schema.META], lengths[schema.META]
+    # HDF5 fills what is cut off a chunk with zeros at once and drops whole ones later: from the
+    # end, chunk by chunk, so that no step behind a gap is taken for the last one
+    for length in (
+        *range((len(meta) - 1) // meta.chunks[0] * meta.chunks[0], end, -meta.chunks[0]),
+        end,
+    ):
+        meta.resize(length, axis=0)
+        file.flush()
+    if replaced is not None:
+        file[schema.WEIGHTS][replaced] = file[schema.WEIGHTS][replaced + 1]
+        file.flush()
+    for name, length in lengths.items():
+        file[name].resize(length, axis=0)
+    file.flush()
 
 
 def _lengths(log: RunLog, step: int) -> dict[str, int]:
@@ -97,8 +155,7 @@ def _lengths(log: RunLog, step: int) -> dict[str, int]:
     meta = tables.rows(schema.META, 0, step, "the steps")
     last = meta[-1]
     micro = tables.rows(schema.MICRO, 0, int(last["micro"] + last["micro_count"]), "the steps")
-    states = tables.rows(schema.STATES, 0, tables.length(schema.STATES), "the states")
-    kept = int((states["step"] <= step).sum())
+    state, data = log.full_states.find(step)
     words = -(-micro["batch_bytes"] // schema.WORD.itemsize)
     ids = tables.rows(schema.IDS, 0, int(last["ids"] + last["count"]), "the steps")
     strings = int(ids.max(initial=-1)) + 1 if log.metadata["id_type"] == "str" else 0
@@ -118,8 +175,8 @@ def _lengths(log: RunLog, step: int) -> dict[str, int]:
         schema.SNAP_BATCHES: _end(micro["batch"], words),
         schema.STRING_ENDS: strings,
         schema.STRINGS: int(ends[-1]) if strings else 0,
-        schema.STATES: kept,
-        schema.SNAP_STATE: int(states[kept - 1]["offset"] + states[kept - 1]["bytes"]),
+        schema.STATES: state + 1,
+        schema.SNAP_STATE: int(log.full_states.rows()[state]["offset"]) + len(data),
     }
 
 

@@ -55,6 +55,7 @@ def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
     """Resume the run if asked to, and say so; return the epoch that it is in."""
     check_numbers(steps=steps)
     found = log.resume() if resume else None
+    log.feed.report()
     if found is not None:
         say(
             f"resuming {log.path} at step {found.step}, its last full state; {found.dropped} later "

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
@@ -44,6 +44,7 @@ class StepLogger:
 
     Attributes:
         steps: How many steps were taken, also after tracing has ended.
+        feed: The way to the log.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class StepLogger:
         self._epoch: int | None = None  # of the last step
         # between: parameters have moved, what is kept here has not yet
         self._closed = self._between = False
-        self._owner, self._feed = os.getpid(), Feed(path)
+        self._owner, self.feed = os.getpid(), Feed(path)
 
     def require_open(self) -> None:
         """Raise TracingError after ``close``, and in a forked process."""
@@ -85,10 +86,11 @@ class StepLogger:
         """Go back to the log's last full state and go on from there; None if nothing is logged.
 
         Raises:
-            TracingError: The log is of another run, holds no state, or a reader has it open.
+            TracingError: The log is of another run, not writable, open in a reader, without state.
         """
-        if self._feed.stopped or not self.path.exists():
+        if not self.path.exists():
             return None
+        self.feed.require_writable()
         shared = ("optimizer", "reduction", "record", "cuda_devices")
         found = last_state(self.path, {name: self._attributes[name] for name in shared})
         if found is None:
@@ -97,9 +99,8 @@ class StepLogger:
         self._random, self.steps = self._recorder.random_state(), found.step
         self._epoch = found.state["epoch"]
         if found.step:
-            every, sync = self._states.every, self._options.sync_every
-            writer = reopen(self.path, found.step, state_every=every, sync_every=sync)
-            self._feed.start(lambda: writer, self._measurement.parameters)
+            again = partial(reopen, self.path, found.step, self._options.sync_every)
+            self.feed.go_on(again, self._measurement.parameters)
         return found
 
     def run(
@@ -111,22 +112,24 @@ class StepLogger:
         clip_factor: Callable[[], float],
     ) -> Any:
         """Take one step; return what the optimizer returned."""
-        self._feed.report()
+        self.feed.report()
         if self._between:  # and the user went on
-            self._feed.stop(f"a step of {self.path} was interrupted before it was put down")
-        if self._feed.stopped:
+            self.feed.stop(f"a step of {self.path} was interrupted before it was put down")
+        if self.feed.stopped:
             self._pending = None
             result = self._optimizer.step(closure)
             self.steps += not self._measurement.skipped()
             return result
         self._measurement.require_same()
+        # before the optimizer's own hooks, which a resumed run will call again
+        state = self._state() if self._states.due(self.steps) else None
         found: list[tuple[tuple[ParameterGroup, ...], Gradients]] = []
 
         def measure() -> None:
             groups = self._measurement.groups()
             with torch.no_grad():
                 if not found:  # the last step has led to where this one begins
-                    self._settle(self._buffers())
+                    self._settle(self._buffers(), state)
                 found.append((groups, self._measurement.gradients()))
             self._between = True
 
@@ -155,25 +158,26 @@ class StepLogger:
         )
         self.steps, self._epoch = self.steps + 1, epoch
         self._random = self._recorder.random_state()
-        state = self._state() if self._states.due(self.steps) else None
-        self._pending = Pending(step, gradients.norms, self._buffers(), state)
+        self._pending = Pending(step, gradients.norms, self._buffers())
         self._between = False
         return result
 
     @torch.no_grad()
     def flush(self) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
-        if self._feed.started and not self._feed.stopped and not self._closed:
+        if self.feed.started and not self.feed.stopped and not self._closed:
             if not self._between and os.getpid() == self._owner:
                 self._settle(pack(self._recorder.current_buffers()))
-            self._feed.flush()
+                if self._states.due(self.steps):  # of use until the next step brings the final one
+                    self._submit_state(self._state(), passing=True)
+            self.feed.flush()
 
     @torch.no_grad()
     def close(self) -> None:
         """Write what is left, close the file, leave the model alone; a forked copy only that."""
         first, self._closed = not self._closed, True
         self._recorder.close()
-        if os.getpid() != self._owner or self._feed.stopped:
+        if os.getpid() != self._owner or self.feed.stopped:
             return
         try:
             if first and not self._between:  # an exception in a step leaves parameters half moved
@@ -184,15 +188,14 @@ class StepLogger:
                     if not self._between:
                         self._settle(buffers)
                     raise
-                if self.steps and not self._states.due(self.steps):
-                    self._submit_state(self.steps, self._state(), passing=True)
+                self._submit_state(self._state(), passing=True)
         finally:
-            self._feed.close()
+            self.feed.close()
 
     def give_up(self) -> None:
         """Write no step."""
         self._closed = True
-        self._feed.close()
+        self.feed.close()
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes."""
@@ -203,24 +206,22 @@ class StepLogger:
         seen = self._recorder.buffers
         return pack(self._recorder.current_buffers() if seen is None else seen)
 
-    def _settle(self, buffers: Row) -> None:
+    def _settle(self, buffers: Row, state: bytes | None = None) -> None:
         """Write the pending step, which led to where we are; begin the log if there is none."""
-        pending, begins = self._pending, not self._feed.started
+        pending, begins = self._pending, not self.feed.started
         if begins:
             self._between = True
-            self._feed.start(self._creation(), self._measurement.parameters)
-        slot = self._feed.take()  # nothing is lost if Ctrl-C ends the waiting
+            self.feed.start(self._creation(), self._measurement.parameters)
+        slot = self.feed.take()  # nothing is lost if Ctrl-C ends the waiting
         self._between = True
         if begins:
-            self._feed.put(slot, partial(LogWriter.begin, threads=torch.get_num_threads()))
-            self._submit_state(0, self._state(self._recorder.buffers), passing=False)
+            self.feed.put(slot, partial(LogWriter.begin, threads=torch.get_num_threads()))
         elif pending is None:
-            self._feed.put(slot, lambda writer, row: writer.amend(row, buffers))
+            self.feed.put(slot, lambda writer, row: writer.amend(row, buffers))
         else:
-            self._feed.put(slot, lambda writer, row: pending.write(writer, row, buffers))
+            self.feed.put(slot, lambda writer, row: pending.write(writer, row, buffers))
             self._pending = None
-            if pending.state is not None:
-                self._submit_state(pending.step.index + 1, pending.state, passing=False)
+        self._submit_state(state, passing=False)
         self._between = False
 
     def _creation(self) -> Callable[[], LogWriter]:
@@ -237,11 +238,10 @@ class StepLogger:
             options=self._options,
         )
 
-    def _state(self, buffers: Mapping[str, Tensor] | None = None) -> bytes | None:
-        """Return the full state as it is now; buffers may have moved on and are given then."""
-        buffers = dict(self.model.named_buffers()) if buffers is None else buffers
-        return self._states.capture(self._random, self._epoch, buffers)
+    def _state(self) -> bytes | None:
+        """Return the full state before the next step, whose forward may have moved the buffers."""
+        return self._states.capture(self._random, self._epoch, self._recorder.buffers)
 
-    def _submit_state(self, t: int, state: bytes | None, *, passing: bool) -> None:
+    def _submit_state(self, state: bytes | None, *, passing: bool) -> None:
         if state is not None:
-            self._feed.submit(lambda writer: writer.state(t, state, passing=passing))
+            self.feed.submit(partial(LogWriter.state, t=self.steps, data=state, passing=passing))

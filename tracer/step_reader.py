@@ -1,4 +1,4 @@
-"""Steps and full states out of a log's tables, each row checked against its checksum."""
+"""Steps out of a log's tables, each row checked against its checksum."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from tracer import schema
 from tracer.ahead import Ahead
 from tracer.errors import LogError
 from tracer.layout import Row
-from tracer.nested import NestedError, decode
 from tracer.reading import LogTables
 from tracer.records import (
     GRADIENT_NORM,
@@ -124,29 +123,6 @@ class StepReader:
         later = self._row(t, schema.SNAP_BUFFERS, meta["buffers_after"])
         self._check(t, meta, "buffers_crc", before, later)
         return later if after else before
-
-    def states(self) -> NDArray[Any]:
-        """Return the rows of the full states on file."""
-        count = self._tables.length(schema.STATES)
-        return self._tables.rows(schema.STATES, 0, count, "the list of states")
-
-    def state(self, t: int) -> dict[str, Any]:
-        """Return the full state before step ``t``."""
-        found = [row for row in self.states() if row["step"] == t]
-        if not found:
-            raise LogError(f"{self._path} holds no full state before step {t}; see states().")
-        row = found[-1:][0]
-        where = f"the state before step {t}"
-        data = self._tables.rows(schema.SNAP_STATE, row["offset"], row["bytes"], where).tobytes()
-        if row["crc"] != schema.state_crc(row, data):
-            raise self._tables.damage(schema.SNAP_STATE, f"does not match its checksum for {where}")
-        try:
-            value = decode(data)
-        except NestedError as error:
-            raise self._tables.damage(schema.SNAP_STATE, f"holds no state: {error}") from error
-        if not isinstance(value, dict):
-            raise self._tables.damage(schema.SNAP_STATE, "holds no state")
-        return value
 
     def segments(self) -> list[tuple[int, str]]:
         """Return the first step and the time of each segment."""

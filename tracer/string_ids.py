@@ -18,7 +18,10 @@ class StringIds:
         self._known: list[str] = []
 
     def all(self, least: int | None = None) -> list[str]:
-        """Return the IDs by number; those known already if there are ``least`` of them."""
+        """Return the IDs by number; those known already if there are ``least`` of them.
+
+        A kill may leave a list whose end is not in order; so no more than ``least`` have to be.
+        """
         if least is not None and least <= len(self._known):
             return self._known
         where = "the list of string IDs"
@@ -26,10 +29,13 @@ class StringIds:
         ends = self._tables.rows(schema.STRING_ENDS, 0, count, where).tolist()
         size = self._tables.length(schema.STRINGS)
         data = self._tables.rows(schema.STRINGS, 0, size, where).tobytes()
-        starts = [0, *ends][: len(ends)]
-        if any(not 0 <= a <= b <= size for a, b in zip(starts, ends, strict=True)):
+        known, start = [], 0
+        for end in ends:
+            if not start <= end <= size:
+                break
+            known.append(data[start:end].decode(errors="replace"))
+            start = end
+        if len(known) < min(count, count if least is None else least):
             raise self._tables.damage(schema.STRING_ENDS, "is not in order")
-        self._known = [
-            data[a:b].decode(errors="replace") for a, b in zip(starts, ends, strict=True)
-        ]
-        return self._known
+        self._known = known
+        return known

@@ -10,7 +10,7 @@ import contextlib
 import os
 import weakref
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,6 @@ class LogWriter:
         hyperparameters: Names of the numbers logged for each group.
         sync_every: Steps between forced writes to the disk itself; 0 is never.
         path: Its name, if it does not have it yet.
-        lengths: Where to cut tables off, before a run goes on.
 
     Attributes:
         committed: How many steps are on file.
@@ -54,7 +53,6 @@ class LogWriter:
         *,
         sync_every: int = 0,
         path: Path | None = None,
-        lengths: Mapping[str, int] | None = None,
     ) -> None:
         self._file = file
         self._weights = file[schema.WEIGHTS]
@@ -63,9 +61,6 @@ class LogWriter:
         self._coder = Coder(
             self._layout, found["encoding"], found["momentum"], found["keyframe_every"]
         )
-        for name, length in (lengths or {}).items():
-            file[name].resize(length, axis=0)
-        file.flush()
         file.swmr_mode = True
         self._tables = Tables(file)
         self._rows = StepRows(self._tables, names, hyperparameters)
@@ -73,7 +68,7 @@ class LogWriter:
         self._crc = 0  # of the last parameters
         self._steps = self._synced = self.committed = 0
         self._sync_every = sync_every
-        self._passing_state: int | None = None
+        self._state_passes = False  # the next one takes the place of the last
         self._descriptor = int(file.id.get_vfd_handle())
         self._path = path or Path(os.path.realpath(file.filename))
         self._stat = os.fstat(self._descriptor)
@@ -100,6 +95,7 @@ class LogWriter:
         self._steps = self._synced = int(meta[0]["step"]) + 1
         self._crc = int(meta[0]["parameters_after_crc"])
         self._rows.restore(meta, groups, strings)
+        self._state_passes = True
         width = row_bytes(self._layout)
         self._coder.restore(self._steps, lambda k: np.asarray(self._weights[k][:width]))
         self._segment(threads)
@@ -117,16 +113,23 @@ class LogWriter:
 
     def amend(self, parameters: Row, buffers: Row) -> None:
         """Replace the last row if parameters or buffers are no longer what it says."""
-        alike = not self._steps or self._rows.buffers_are(buffers)
-        if alike and zlib.crc32(parameters.data) == self._crc:
+        crc = zlib.crc32(parameters.data)
+        if crc == self._crc and (not self._steps or self._rows.buffers_are(buffers)):
             return
         self.commit()
-        self._crc = self._snapshot(self._steps, parameters)
+        moved = crc != self._crc and len(parameters) > 0
+        row = self._coder.encode(self._steps, parameters)[None] if moved else None
+        self._crc = crc
         if self._steps:
-            self._rows.amend(self._meta, buffers, self._crc)
+            if row is not None:  # behind the old one, which holds until the meta row is replaced
+                self._tables.replace(schema.WEIGHTS, self._steps + 1, row)
+            self._rows.amend(self._meta, buffers, crc)
             self._tables.commit()
-            row = np.frombuffer(schema.packed_meta(self._meta), schema.META_DTYPE)
-            self._tables.replace(schema.META, self._steps - 1, row)
+            meta = np.frombuffer(schema.packed_meta(self._meta), schema.META_DTYPE)
+            self._tables.replace(schema.META, self._steps - 1, meta)
+            self._tables.commit()
+        if row is not None:
+            self._tables.replace(schema.WEIGHTS, self._steps, row)
         self.commit()
 
     def state(self, t: int, data: bytes, *, passing: bool) -> None:
@@ -139,20 +142,19 @@ class LogWriter:
         """
         self.commit()
         number, offset = self._tables[schema.STATES], self._tables[schema.SNAP_STATE]
-        if self._passing_state is not None:
-            number, offset = number - 1, self._passing_state
+        last = self._tables.last(schema.STATES)
+        if last is not None and (self._state_passes or last["step"] == t):
+            number, offset = number - 1, int(last["offset"])
         row = np.zeros(1, schema.STATE_DTYPE)
         row["step"], row["bytes"], row["offset"] = t, len(data), offset
         row["crc"] = schema.state_crc(row[0], data)
+        self._state_passes = passing
+        if last is not None and row[0] == last:
+            return  # it is on file: a flush wrote it
         self._tables.replace(schema.SNAP_STATE, offset, np.frombuffer(data, np.uint8))
         self._tables.replace(schema.STATES, number, row)
         self._tables.cut(schema.SNAP_STATE, offset + len(data))
-        self._passing_state = offset if passing else None
         self.commit()
-
-    def let_last_state_pass(self, offset: int) -> None:
-        """Let the next state take the place of the last one."""
-        self._passing_state = offset
 
     def commit(self) -> None:
         """Hand everything so far to the operating system.
@@ -175,6 +177,7 @@ class LogWriter:
     def close(self) -> None:
         """Mark the log as closed and close the file."""
         self.commit()
+        self._tables.cut(schema.WEIGHTS, self._steps + 1)  # the spare of a row that was replaced
         self._status(closed=True)
         self._file.flush()
         self.sync()
