@@ -6,6 +6,7 @@ Each run is scored exactly (``tracin``) and by the formula that ignores the opti
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from contextlib import redirect_stderr
 from io import StringIO
@@ -14,9 +15,11 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from examples.digits import task
 from replay import Replay
 from tracer import TracingOptimizer, with_ids
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # examples are not installed
+from examples.digits import task
 
 O = torch.optim  # noqa: E741
 RUNS = {
