@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,9 +38,13 @@ class _Replayed:
 
     def is_rounding(self, gap: float, kappa: float, *, times: float) -> bool:
         """Return whether a norm may be off by so much, of the whole one ``times`` the share."""
-        whole = math.hypot(*(norm for group in self.groups for norm in group.values()))
         allowed = self.share * kappa
-        return not gap > times * allowed * whole or not gap > allowed * self.added()
+        return not gap > times * allowed * self.whole or not gap > allowed * self.added()
+
+    @cached_property
+    def whole(self) -> float:
+        """The norm of all together."""
+        return math.hypot(*(norm for group in self.groups for norm in group.values()))
 
 
 @dataclass

@@ -22,7 +22,7 @@ from tracer.update_rules import State as Moments
 from tracer.update_rules import UpdateRule
 
 
-class Recorder:
+class StepRecorder:
     """Records steps of one run.
 
     Args:

@@ -15,7 +15,7 @@ from replay.clipping import ClipFactors
 from replay.measured import Models
 from replay.optimizer_state import Memory
 from replay.recorded import Recorded
-from replay.recorder import Recorder
+from replay.recorder import StepRecorder
 from replay.segments import Outlook, Room, cuts, outlook, room_for
 from replay.task import Task
 from replay.trained import TrainedStep
@@ -69,7 +69,7 @@ class Tape:
         self.plain = name not in RULES or (name == "SGD" and not log.ever_used("momentum"))
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
         known, rule = (log, task, models), RULES.get(name)
-        self._recorder = Recorder(*known, rule, audited=ends, budget=budget, lenient=lenient)
+        self._recorder = StepRecorder(*known, rule, audited=ends, budget=budget, lenient=lenient)
         self._test = models.test.engine
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None

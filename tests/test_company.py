@@ -481,3 +481,29 @@ def test_a_dry_run_meets_what_lazy_data_take(tmp_path):
     )
     assert took <= budget
     assert 0.8 * took <= tried <= 1.25 * took
+
+
+def test_training_batches_may_be_views_of_the_data(tmp_path):
+    """A loss that changes its batch in place leaves the data set alone, on either side."""
+    data = [(torch.rand(1, 4, dtype=torch.float64) * 255, torch.tensor([k % 3])) for k in range(8)]
+
+    def loss(model, batch):
+        return F.cross_entropy(model(batch[0].div_(255)), batch[1], reduction="none")
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Linear(4, 3).double()
+
+    task = Task(model, loss, data[:6], data[6:], collate=lambda examples: examples[0])
+    trained, kept = model(), [x.clone() for x, _ in data]
+    with TracingOptimizer(
+        torch.optim.SGD(trained.parameters(), lr=0.1), trained, tmp_path / "r.h5"
+    ) as o:
+        for t in range(6):
+            o.zero_grad()
+            loss(trained, (data[t][0].clone(), data[t][1])).mean().backward()
+            o.step(batch_ids=[t])
+    run = Replay(tmp_path / "r.h5", task)
+    run.verify(progress=False)
+    run.influence([0], methods=("tracin",), progress=False)
+    assert all(torch.equal(x, before) for (x, _), before in zip(data, kept, strict=True))

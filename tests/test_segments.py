@@ -9,7 +9,7 @@ from rules import RULES, trace
 
 from replay import Replay
 from replay.estimate import estimate
-from replay.recorder import Recorder
+from replay.recorder import StepRecorder
 from replay.segments import Room, cuts, outlook, room_for
 
 BY_NAME = {rule.name: rule for rule in RULES}
@@ -59,7 +59,7 @@ def test_room():
 def counted(monkeypatch):
     """Count recordings without examples' gradients."""
     seen = []
-    record = Recorder.record
+    record = StepRecorder.record
 
     def spy(self, t, memory, *, keep):
         found = record(self, t, memory, keep=keep)
@@ -67,7 +67,7 @@ def counted(monkeypatch):
             seen.append(found[0].nbytes)
         return found
 
-    monkeypatch.setattr(Recorder, "record", spy)
+    monkeypatch.setattr(StepRecorder, "record", spy)
     return seen
 
 
@@ -107,13 +107,13 @@ def test_estimates_see_what_is_recorded_again(tmp_path, monkeypatch):
     """Time is counted in recordings and passes instead of seconds."""
     run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=40)
     ticks = [0.0]
-    replayed = Recorder._run
+    replayed = StepRecorder._run
 
     def spy(self, how, now):
         ticks[0] += 1.0
         return replayed(self, how, now)
 
-    monkeypatch.setattr(Recorder, "_run", spy)
+    monkeypatch.setattr(StepRecorder, "_run", spy)
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
     for memory in ("2GiB", 60_000):
         replay = Replay(run.path, task=run.task, memory=memory)

@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Step:
+class Seen:
     """One operation, seen from a dimension of its result, towards one operand.
 
     Attributes:
@@ -47,7 +47,7 @@ class Step:
         return [signed(d) % rank for d in listed]
 
 
-Rule = Callable[[Step], int | None]
+Rule = Callable[[Seen], int | None]
 _LAST = 1 << 63  # torch keeps negative dimensions as unsigned numbers
 
 
@@ -56,34 +56,34 @@ def signed(number: int) -> int:
     return number - (1 << 64) if number >= _LAST else number
 
 
-def broadcast(s: Step) -> int | None:
+def broadcast(s: Seen) -> int | None:
     """Element by element; a dimension that is repeated has another size in the operand."""
     return s.dim - len(s.made) + len(s.given)
 
 
-def permuted(s: Step) -> int | None:
+def permuted(s: Seen) -> int | None:
     """``permute``."""
     return s.dims()[s.dim]
 
 
-def transposed(s: Step) -> int | None:
+def transposed(s: Seen) -> int | None:
     """``transpose``."""
     first, second = s.dims(0)[0], s.dims(1)[0]
     return {first: second, second: first}.get(s.dim, s.dim)
 
 
-def t(s: Step) -> int | None:
+def t(s: Seen) -> int | None:
     """``t()`` of a matrix or a vector."""
     return len(s.made) - 1 - s.dim
 
 
-def reduced(s: Step) -> int | None:
+def reduced(s: Seen) -> int | None:
     """What sums some dimensions up, or takes one entry of them."""
     dims, keep = s.dims(), s.values[1]
     return s.dim if keep else _left(s, dims)
 
 
-def _left(s: Step, dims: list[int]) -> int | None:
+def _left(s: Seen, dims: list[int]) -> int | None:
     left = [d for d in range(len(s.given)) if d not in dims]
     return left[s.dim]
 
@@ -93,7 +93,7 @@ def removes(*dims: int) -> Rule:
     return lambda s: _left(s, list(dims))
 
 
-def along(s: Step) -> int | None:
+def along(s: Seen) -> int | None:
     """What is done along some dimensions, by order or by indices, leaves the others alone."""
     dims = s.dims()
     return s.dim if dims and s.dim not in dims else None
@@ -104,17 +104,17 @@ def leading(last: int) -> Rule:
     return lambda s: s.dim if s.dim < len(s.made) - last and s.same_rank else None
 
 
-def normalized(s: Step) -> int | None:
+def normalized(s: Seen) -> int | None:
     """LayerNorm."""
     return leading(len(s.values[0]))(s)
 
 
-def batch(s: Step) -> int | None:
+def batch(s: Seen) -> int | None:
     """The first dimension holds the batch in every operand that has it."""
     return 0 if s.dim == 0 and s.same_rank else None
 
 
-def first_operand(s: Step) -> int | None:
+def first_operand(s: Seen) -> int | None:
     """Convolutions and GroupNorm: not their weights."""
     return 0 if s.dim == 0 and s.slot == 0 else None
 
@@ -122,7 +122,7 @@ def first_operand(s: Step) -> int | None:
 def product(left: int) -> Rule:
     """Rows of the left matrix, columns of the right one, or the batch of both."""
 
-    def rule(s: Step) -> int | None:
+    def rule(s: Seen) -> int | None:
         if s.slot < left:
             return broadcast(s)
         summed = len(s.made) - (1 if s.slot == left else 2)
@@ -136,30 +136,30 @@ def vector(left: int) -> Rule:
     return lambda s: None if s.slot > left else 0
 
 
-def linear(s: Step) -> int | None:
+def linear(s: Seen) -> int | None:
     """``linear`` as one operation: rows."""
     return s.dim if s.slot == 0 and s.dim < len(s.made) - 1 else None
 
 
-def batch_norm(s: Step) -> int | None:
+def batch_norm(s: Seen) -> int | None:
     """In training mode what has the same channel is coupled: InstanceNorm's are of one example."""
     if s.slot == 0:
         return s.dim if s.dim == 1 or not s.values[0] else None
     return 0 if s.dim == 1 else None
 
 
-def pad(s: Step) -> int | None:
+def pad(s: Seen) -> int | None:
     """Padding of other dimensions."""
     pads, k = s.values[0], 2 * (len(s.made) - 1 - s.dim)
     return s.dim if all(p == 0 for p in pads[k : k + 2]) else None
 
 
-def unfolded(s: Step) -> int | None:
+def unfolded(s: Seen) -> int | None:
     """Windows of another dimension."""
     return s.dim if s.dim not in (*s.dims(), len(s.made) - 1) else None
 
 
-def unrolled(s: Step) -> int | None:
+def unrolled(s: Seen) -> int | None:
     """A layer of an LSTM: results ``(T, b, ·)``, states ``(b, ·)``."""
     if s.slot not in (0, 5, 6) or len(s.made) != (2 if s.output else 3):
         return None
@@ -167,14 +167,14 @@ def unrolled(s: Step) -> int | None:
     return len(s.given) - 2 if whole and s.dim == len(s.made) - 2 else None
 
 
-def cudnn_unrolled(s: Step) -> int | None:
+def cudnn_unrolled(s: Seen) -> int | None:
     """The same on CUDA, which may have the batch first."""
     batch = 0 if s.values[0] else 1
     mine = 1 if s.output else batch
     return batch if s.slot == 0 and len(s.given) == 3 and s.dim == mine else None
 
 
-def indexed(s: Step) -> int | None:
+def indexed(s: Seen) -> int | None:
     """``x[:, k]`` and ``x[arange(n), k]``: dimensions that no index takes, or example i's own."""
     ranks, own = s.values
     used = [k for k, rank in enumerate(ranks) if rank is not None]
@@ -187,11 +187,11 @@ def indexed(s: Step) -> int | None:
     return 0 if mine else None
 
 
-def windows(s: Step) -> int | None:
+def windows(s: Seen) -> int | None:
     """``unfold`` and ``fold`` of a batch: one has a dimension that the other has not."""
     return 0 if s.dim == 0 and {len(s.made), len(s.given)} == {3, 4} else None
 
 
-def first_kept(s: Step) -> int | None:
+def first_kept(s: Seen) -> int | None:
     """Dimensions before a last one that only one of the two has, for complex numbers."""
     return s.dim

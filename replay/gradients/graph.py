@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from replay.gradients.dimensions import signed as _signed
+from replay.gradients.dimensions import signed
 from replay.gradients.operations import recorded
 from tracer.errors import GradientError
 
@@ -178,7 +178,7 @@ def _reshape(node: Node, output: int) -> Adjoint:
 
 def _unsqueeze(node: Node, output: int) -> Adjoint:
     sizes = list(shape_of(node))
-    sizes.pop(_signed(node._saved_dim))
+    sizes.pop(signed(node._saved_dim))
     return lambda rows: rows.reshape(len(rows), *sizes)
 
 
@@ -187,20 +187,20 @@ def _t(node: Node, output: int) -> Adjoint:
 
 
 def _transpose(node: Node, output: int) -> Adjoint:
-    first, second = (_signed(d) for d in (node._saved_dim0, node._saved_dim1))
+    first, second = (signed(d) for d in (node._saved_dim0, node._saved_dim1))
     rank = len(shape_of(node))
     return lambda rows: rows.transpose(first % rank + 1, second % rank + 1)
 
 
 def _permute(node: Node, output: int) -> Adjoint:
-    dims = [_signed(d) % len(shape_of(node)) for d in node._saved_dims]
+    dims = [signed(d) % len(shape_of(node)) for d in node._saved_dims]
     back = [dims.index(k) + 1 for k in range(len(dims))]
     return lambda rows: rows.permute(0, *back)
 
 
 def _split(node: Node, output: int) -> Adjoint:
     sizes = tuple(node._saved_self_sym_sizes)
-    dim = _signed(node._saved_dim) % len(sizes)
+    dim = signed(node._saved_dim) % len(sizes)
     if node.name() == "SplitBackward0":
         start = output * node._saved_split_size
     else:
@@ -210,9 +210,9 @@ def _split(node: Node, output: int) -> Adjoint:
 
 def _slice(node: Node, output: int) -> Adjoint:
     sizes = tuple(node._saved_self_sym_sizes)
-    dim = _signed(node._saved_dim) % len(sizes)
-    end = min(_signed(node._saved_end), sizes[dim])
-    return _placed(sizes, dim, slice(_signed(node._saved_start), end, node._saved_step))
+    dim = signed(node._saved_dim) % len(sizes)
+    end = min(signed(node._saved_end), sizes[dim])
+    return _placed(sizes, dim, slice(signed(node._saved_start), end, node._saved_step))
 
 
 def _placed(sizes: tuple[int, ...], dim: int, part: slice) -> Adjoint:

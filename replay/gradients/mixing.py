@@ -14,7 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from replay.gradients.dimensions import Shape, Step, broadcast
+from replay.gradients.dimensions import Seen, Shape, broadcast
 from replay.gradients.graph import Graph, Node, shape_of
 from replay.gradients.operations import CUTS, JOINS, RULES, VIEWS, recorded
 from replay.gradients.passes import Pass, Plan
@@ -104,7 +104,7 @@ class _Operation:
             return self._shorter(slot, given, *located)
         if rule is None:
             return None
-        step = Step(self.values, self.output, slot, located[0], self.made, given, self.n)
+        step = Seen(self.values, self.output, slot, located[0], self.made, given, self.n)
         return self._kept(rule(step), given, *located)
 
     def _kept(self, target: int | None, given: Shape, dim: int, offset: int) -> Place:
