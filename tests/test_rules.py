@@ -539,6 +539,17 @@ def test_gradients_changed_by_no_factor_are_an_error(tmp_path, name, changed, at
     replayed(run, allow_mismatch=True)
 
 
+def test_so_they_are_however_little(tmp_path):
+    """Beyond rounding: a millionth of one parameter's gradient, in Adam's first step."""
+
+    def shrink(t, _optimizer, model):
+        model[0].weight.grad.mul_(1 - 1e-6)
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=shrink, steps=1)
+    with pytest.raises(MismatchError, match="step 0 of .*: the gradient of '.*' as applied had"):
+        replayed(run)
+
+
 @pytest.mark.parametrize("name", ["heavy-ball", "adam"])
 def test_so_they_are_at_a_step_with_learning_rate_0(tmp_path, name):
     def hook(t, optimizer, model):
