@@ -56,6 +56,15 @@ def holds(path, weights):
         return len(log)
 
 
+def require_free(path, weights):
+    """Find every step on file and the path free for another writer."""
+    assert not path.with_name("run.h5.lock").exists()
+    assert holds(path, weights) == STEPS
+    with contextlib.closing(Run(path, overwrite=True).train(2)):
+        pass
+    assert holds(path, weights) == 2
+
+
 @pytest.mark.parametrize(
     ("owner", "name", "call", "steps"),
     [
@@ -110,11 +119,7 @@ def test_in_close(monkeypatch, tmp_path, weights, owner, name, call):
         run.close()
     monkeypatch.undo()
     run.close()
-    assert not (tmp_path / "run.h5.lock").exists()
-    assert holds(path, weights) == STEPS
-    with contextlib.closing(Run(path, overwrite=True).train(2)):
-        pass
-    assert holds(path, weights) == 2
+    require_free(path, weights)
 
 
 def test_a_log_that_was_not_finished_has_no_name_yet(monkeypatch, tmp_path, weights):
@@ -184,11 +189,7 @@ def test_close_left_while_the_log_is_being_written(monkeypatch, tmp_path, weight
     for thread in threading.enumerate():
         if thread.name == "tracer-writer":
             thread.join(30)
-    assert not (tmp_path / "run.h5.lock").exists()
-    assert holds(path, weights) == STEPS
-    with contextlib.closing(Run(path, overwrite=True).train(2)):
-        pass
-    assert holds(path, weights) == 2
+    require_free(path, weights)
 
 
 def test_a_wrapper_that_cannot_go_on_leaves_the_log(monkeypatch, tmp_path, weights):
