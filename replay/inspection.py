@@ -69,7 +69,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
 def inspection_table(facts: dict[str, Any]) -> RenderableType:
     """Return the facts as a table."""
     table = Table.grid(padding=(0, 2))
-    rate = facts["learning_rate"]
+    rates = dict.fromkeys(f"{rate:g}" for rate in facts["learning_rate"] or ())
     rows = {
         "file": f"{facts['file']}, {facts['bytes']:,} bytes, "
         + ("closed cleanly" if facts["closed"] else "not closed: still written, or killed"),
@@ -78,7 +78,7 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
         "model": f"{facts['model']}, {facts['parameters']:,} parameters "
         f"({', '.join(facts['parameter_dtypes'])}), {facts['buffers']} buffers",
         "optimizer": f"{facts['optimizer']}, reduction {facts['reduction']}, learning rate "
-        + (f"{rate[0]:g} to {rate[1]:g}" if rate else "none"),
+        + (" to ".join(rates) or "none"),
         "steps": f"{facts['steps']}, "
         + (f"{facts['epochs']} epochs" if facts["epochs"] else "epochs not set")
         + f", parameters {facts['snapshots']}, encoding {facts['encoding']}",
