@@ -454,7 +454,8 @@ def test_inspect_imports_nothing(folder, capsys):
     assert code == 0
     for part in ("torch.optim.SGD", "4, epochs not set", "5 different, 8 visits", "work.py:task"):
         assert part in out
-    assert "learning rate 0.1 " in out and "0.1 to" not in out  # a range only where there is one
+    assert "learning rate 0.1 " in out
+    assert "0.1 to" not in out  # a range only where there is one
     code, out, _ = run(capsys, "inspect", "run.h5", "--json")
     assert json.loads(out)["steps"] == 4
 
