@@ -13,7 +13,7 @@ import torch
 from replay import tracincp
 from replay.arguments import Window, window
 from replay.memory import BLOCK
-from replay.progress import Progress
+from replay.progress import Progress, duration
 from replay.run import Replay
 from replay.tape import Tape
 from replay.task import example_ids
@@ -36,7 +36,7 @@ class Cost:
     peak_bytes: int
 
     def __str__(self) -> str:
-        return f"{_duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB"
+        return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB"
 
 
 def estimate(
@@ -148,10 +148,3 @@ def peak_bytes() -> int:
     if torch.cuda.is_available():
         resident += torch.cuda.max_memory_allocated()
     return int(resident)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 120 else f"{seconds / 3600:.1f} h"
