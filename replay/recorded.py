@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replay.displacement import Displacement
-from replay.trained import TrainedStep
+from replay.trained import TENSOR, TrainedStep
 from replay.trajectory import Transition
 from tracer.filters import Filter
 from tracer.records import Step
 from tracer.update_rules import Numbers
+
+_STEP = 4 << 10  # bytes that a step takes besides its tensors, about
+_VISIT = 128  # ... an ID and its coefficient
 
 
 @dataclass(frozen=True)
@@ -33,13 +36,18 @@ class Recorded:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that it takes, without its examples' gradients."""
+        """Bytes that it takes, about, without its examples' gradients."""
         now = self.transition
+        batches = now.step.micro_batches
         tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
         tensors += [v for part in self.parts.parts for v in part.values()]
         for rule in self.filters.values():
             tensors += [d for d in (rule.inside, rule.outside) if d is not None]
-        return max(1, sum(t.nbytes for t in tensors))
+        tensors += [batch.coefficients for batch in batches]
+        random = [batch.random_state for batch in batches if batch.random_state is not None]
+        tensors += [t for one in random for t in (one.cpu, *one.cuda.values())]
+        visits = sum(len(batch.ids) for batch in batches)
+        return _STEP + visits * _VISIT + sum(t.nbytes + TENSOR for t in tensors)
 
 
 def moved_parameters(step: Step) -> list[str]:

@@ -22,6 +22,8 @@ from replay.trajectory import State, Transition
 from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
 from tracer.records import ID, MicroBatch
 
+TENSOR = 1 << 10  # bytes that a tensor takes besides its elements, about, with its place in a dict
+
 
 @dataclass(frozen=True)
 class TrainedStep:
@@ -42,7 +44,9 @@ class TrainedStep:
     @property
     def nbytes(self) -> float:
         """Bytes of the stored gradients; infinite where some are computed when asked for."""
-        return sum(batch.nbytes for batch in self.batches)
+        pieces = [p for batch in self.batches for some in batch.pieces.values() for p in some]
+        tensors = len(self.batches) + sum(len(piece.tensors) for piece in pieces)
+        return tensors * TENSOR + sum(batch.nbytes for batch in self.batches)
 
     def examples_only(self) -> TrainedStep:
         """Return the same without the sums, which nobody needs once the step is divided."""
