@@ -232,7 +232,7 @@ class RunLog:
     def _is_whole(self, t: int) -> bool:
         """Return whether a step and the parameters after it match their checksums."""
         try:
-            self._steps.step(t)
+            self._steps.require_whole(t)
             crc = int(self._steps.meta(t)["parameters_after_crc"])
             return self.snapshots.read(t + 1, crc, last=True) is not None
         except LogError:
