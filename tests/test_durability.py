@@ -615,7 +615,7 @@ def test_what_replaces_a_synced_step_is_synced_first(tmp_path, monkeypatch):
     with torch.no_grad():
         run.model[0].weight.add_(1)
     run.optimizer.flush()
-    assert done == [schema.WEIGHTS, "sync", schema.META, "sync", schema.WEIGHTS, "sync"]
+    assert done == [schema.WEIGHTS, "sync", schema.META, "sync", schema.WEIGHTS, "sync", "sync"]
     done.clear()
     run.close()
     assert done == ["sync", schema.STATUS, "sync"]

@@ -133,6 +133,7 @@ class LogWriter:
         if row is not None:
             self._tables.replace(schema.WEIGHTS, self._steps, row)
         self.commit()
+        self.sync()  # before the next row takes the spare's place
 
     def state(self, t: int, data: bytes, *, passing: bool) -> None:
         """Write a full state as it is before step ``t``.
