@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -619,6 +620,18 @@ def test_what_replaces_a_synced_step_is_synced_first(tmp_path, monkeypatch):
     done.clear()
     run.close()
     assert done == ["sync", schema.STATUS, "sync"]
+
+
+def test_no_room_for_the_tables(tmp_path):
+    """HDF5 crashes there; training must not."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.warns(TracingWarning, match="written .*File too large.* holds 0 whole steps"):
+            Run(tmp_path / "run.h5").train(2).close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def test_killed_before_its_first_row(tmp_path, monkeypatch):
