@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import random
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from training import assert_equal_logs
 
 from replay import Replay, Task
-from tracer import TracingSGD, open_log
-from tracer.errors import MismatchError, TracingError
+from tracer import TracingSGD, open_log, schema
+from tracer.errors import LogWarning, MismatchError, TracingError
 
 IMAGES = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 TEST = [(IMAGES[k], torch.tensor(k % 3)) for k in range(3)]
@@ -117,6 +119,44 @@ def test_recorded_batches_are_compressed(tmp_path):
     assert (tmp_path / "run.h5").stat().st_size < raw / 3
     with open_log(tmp_path / "run.h5") as log:
         assert torch.equal(log.step(3).micro_batches[0].batch, x)
+
+
+def recorded(path, *, steps=6, flushing=False, **options):
+    """Train with small recorded batches."""
+    model = build()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = TracingSGD(sgd, model, path, record="batches", state_every=1, **options)
+    for t in range(optimizer.position[0], steps):
+        optimizer.zero_grad()
+        model(IMAGES[t : t + 2]).sum().backward()
+        optimizer.step(batch_ids=[t, t + 1], batch=IMAGES[t : t + 2])
+        if flushing:
+            optimizer.flush()
+    optimizer.close()
+
+
+def test_writing_often_takes_no_more_room(tmp_path):
+    """HDF5 would write what a compressed piece holds anew with every step, and keep the old."""
+    paths = [tmp_path / f"{name}.h5" for name in ("seldom", "often", "resumed")]
+    recorded(paths[0])
+    recorded(paths[1], flushing=True)
+    recorded(paths[2], steps=3)
+    recorded(paths[2], resume=True)
+    assert paths[1].stat().st_size == paths[0].stat().st_size
+    for path in paths[1:]:
+        assert_equal_logs(path, paths[0])
+
+
+def test_a_last_step_whose_batch_is_torn_is_left_out(tmp_path):
+    path = tmp_path / "run.h5"
+    recorded(path)
+    with h5py.File(path, "r+") as file:
+        file[schema.SNAP_BATCHES].resize(5 * file[schema.SNAP_BATCHES].chunks[0], axis=0)
+        status = file[schema.STATUS][:]
+        status["closed"] = 0
+        file[schema.STATUS][:] = schema.sealed(status)
+    with pytest.warns(LogWarning, match="1 torn steps .* It holds 5 whole"), open_log(path) as log:
+        assert torch.equal(log.step(4).micro_batches[0].batch, IMAGES[4:6])
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,21 @@ def test_parameter_without_elements(path):
         assert torch.equal(log.parameters(1)["weight"], model.weight)
 
 
+def test_no_parameter_has_elements(path):
+    model = nn.Linear(3, 1, bias=False)
+    model.weight = nn.Parameter(torch.empty(0, 3))
+    for steps in (2, 4):
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        with TracingOptimizer(sgd, model, path, resume=steps == 4) as optimizer:
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(torch.ones(2, 3)).sum().backward()
+                optimizer.step(batch_ids=[0, 1])
+        with open_log(path) as log:
+            assert len(log) == steps
+            assert log.parameters(steps)["weight"].shape == (0, 3)
+
+
 class Buffers(nn.Module):
     """A layer and two buffers, which may be one."""
 

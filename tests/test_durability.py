@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -119,6 +120,16 @@ def test_torn_steps_are_named(tmp_path):
         open_log(path) as log,
     ):
         assert len(log) == 7
+
+
+def test_a_last_step_whose_buffers_are_torn_is_left_out(tmp_path):
+    path = unclosed(tmp_path / "run.h5")
+    with pytest.warns(LogWarning, match="It holds 9 whole steps"), open_log(path):
+        pass
+    with h5py.File(path, "r+") as file:
+        file["snap/buf"][-1, 0] ^= 1
+    with pytest.warns(LogWarning, match="1 torn step.* It holds 8 whole"), open_log(path) as log:
+        assert log.buffers(8)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -578,7 +589,7 @@ def test_sync_every(tmp_path, monkeypatch):
     synced = os.fdatasync
     monkeypatch.setattr(os, "fdatasync", lambda number: calls.append(number) or synced(number))
     Run(tmp_path / "run.h5", sync_every=4).train(17).close()
-    assert len(calls) == 4 + 1
+    assert len(calls) == 4 + 2
     calls.clear()
     run = Run(tmp_path / "run2.h5", sync_every=100).train(3)
     run.optimizer.flush()
@@ -587,6 +598,55 @@ def test_sync_every(tmp_path, monkeypatch):
     calls.clear()
     Run(tmp_path / "run3.h5").train(3).close()
     assert not calls
+
+
+def test_what_replaces_a_synced_step_is_synced_first(tmp_path, monkeypatch):
+    """So that a power cut leaves the old row or the new one, and a closed log all its steps."""
+    run = Run(tmp_path / "run.h5", sync_every=1).train(3)
+    run.optimizer.flush()
+    done, put, synced = [], Tables._put, os.fdatasync
+    monkeypatch.setattr(os, "fdatasync", lambda number: done.append("sync") or synced(number))
+
+    def noting(self, name, start, rows):
+        if name in (schema.WEIGHTS, schema.META) or (name == schema.STATUS and rows["closed"]):
+            done.append(name)
+        put(self, name, start, rows)
+
+    monkeypatch.setattr(Tables, "_put", noting)
+    with torch.no_grad():
+        run.model[0].weight.add_(1)
+    run.optimizer.flush()
+    assert done == [schema.WEIGHTS, "sync", schema.META, "sync", schema.WEIGHTS, "sync", "sync"]
+    done.clear()
+    run.close()
+    assert done == ["sync", schema.STATUS, "sync"]
+
+
+def test_no_room_for_the_tables(tmp_path):
+    """HDF5 crashes there; training must not."""
+    child = os.fork()
+    if child == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        with pytest.warns(TracingWarning, match="written .*File too large.* holds 0 whole steps"):
+            Run(tmp_path / "run.h5").train(2).close()
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_killed_before_its_first_row(tmp_path, monkeypatch):
+    """The log has its name already, and nothing in it."""
+    path = tmp_path / "run.h5"
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(LogWriter, "begin", lambda *_, **__: os._exit(0))
+        Run(path).train(1).optimizer.flush()
+    os.waitpid(child, 0)
+    with pytest.warns(LogWarning, match="It holds 0 whole steps"), open_log(path) as log:
+        assert len(log) == 0
+    Run(path, resume=True).train(2).close()
+    with open_log(path) as log:
+        assert len(log) == 2
 
 
 def test_overwriting_keeps_what_a_reader_has_open(tmp_path):

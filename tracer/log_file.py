@@ -21,6 +21,8 @@ from tracer.coding import KEYFRAME_EVERY, filters
 from tracer.layout import fields
 from tracer.writer import LogWriter, abandon
 
+_LEAST = 1 << 16  # bytes, less than any log takes
+
 
 @dataclass(frozen=True)
 class LogOptions:
@@ -66,6 +68,7 @@ def create_log(
     new = path.with_name(path.name + ".new")
     file = None
     try:
+        new.write_bytes(bytes(_LEAST))  # where this fails, HDF5 would crash
         file = h5py.File(
             new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
         )

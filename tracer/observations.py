@@ -55,8 +55,9 @@ class Observations:
         if step:
             with RunLog(path) as log:
                 self._type = str if log.metadata["id_type"] == "str" else int
-                words = log.tables.length(schema.SNAP_BATCHES)
-            self._bytes, self._steps = words * schema.WORD.itemsize, step
+                count = log.tables.length(schema.MICRO)
+                micro = log.tables.rows(schema.MICRO, 0, count, "the steps")
+            self._bytes, self._steps = int(micro["batch_bytes"].sum()), step
 
     @property
     def bytes_per_step(self) -> int | None:

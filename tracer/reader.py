@@ -14,7 +14,7 @@ from torch import Tensor
 from tracer import schema
 from tracer.errors import LogError, LogWarning
 from tracer.full_states import FullStates
-from tracer.layout import read_layout, shapes, unpack
+from tracer.layout import read_layout, row_bytes, shapes, unpack
 from tracer.locking import is_being_written
 from tracer.opening import attributes, open_file
 from tracer.reading import LogTables, require_filters
@@ -216,7 +216,7 @@ class RunLog:
         """Return how many steps are whole: all of a closed log, else up to the last valid one."""
         status = self._steps.status()
         rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
-        if not self._fields:
+        if not row_bytes(self._fields):
             snapshots = rows + 1
         if status["closed"] and not self.live:
             if rows != status["steps"] or snapshots < rows + min(rows, 1):
@@ -232,7 +232,7 @@ class RunLog:
     def _is_whole(self, t: int) -> bool:
         """Return whether a step and the parameters after it match their checksums."""
         try:
-            self._steps.step(t)
+            self._steps.require_whole(t)
             crc = int(self._steps.meta(t)["parameters_after_crc"])
             return self.snapshots.read(t + 1, crc, last=True) is not None
         except LogError:

@@ -156,7 +156,8 @@ def _lengths(log: RunLog, step: int) -> dict[str, int]:
     last = meta[-1]
     micro = tables.rows(schema.MICRO, 0, int(last["micro"] + last["micro_count"]), "the steps")
     state, data = log.full_states.find(step)
-    words = -(-micro["batch_bytes"] // schema.WORD.itemsize)
+    batches = _end(micro["batch"], -(-micro["batch_bytes"] // schema.WORD.itemsize))
+    chunk = schema.TABLES[schema.SNAP_BATCHES].chunk
     ids = tables.rows(schema.IDS, 0, int(last["ids"] + last["count"]), "the steps")
     strings = int(ids.max(initial=-1)) + 1 if log.metadata["id_type"] == "str" else 0
     ends = tables.rows(schema.STRING_ENDS, 0, strings, "the string IDs")
@@ -172,7 +173,7 @@ def _lengths(log: RunLog, step: int) -> dict[str, int]:
         schema.SNAP_BUFFERS: max(_end(meta["buffers"]), _end(meta["buffers_after"])),
         schema.SNAP_RANDOM: _end(micro["rng"]),
         schema.COEFFICIENTS: _end(micro["coef"], micro["count"]),
-        schema.SNAP_BATCHES: _end(micro["batch"], words),
+        schema.SNAP_BATCHES: min(batches + -batches % chunk, tables.length(schema.SNAP_BATCHES)),
         schema.STRING_ENDS: strings,
         schema.STRINGS: int(ends[-1]) if strings else 0,
         schema.STATES: state + 1,

@@ -164,7 +164,7 @@ def create(
             file.attrs[name] = np.bytes_(value.encode() or b"\0")
         else:
             file.attrs[name] = value
-    file.create_dataset(STATUS, data=np.zeros(1, STATUS_DTYPE))
+    file.create_dataset(STATUS, data=sealed(np.zeros(1, STATUS_DTYPE)))
     widths = {
         HYPER: len(hyperparameters),
         NORMS: len(parameters),

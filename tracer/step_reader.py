@@ -103,6 +103,13 @@ class StepReader:
             frozen=frozen,
         )
 
+    def require_whole(self, t: int) -> None:
+        """Raise LogError unless step ``t`` is there with its buffers and recorded batches."""
+        self.buffers(t, after=True)
+        for batch in self.step(t).micro_batches:
+            if batch.payload is not None:
+                batch.payload()
+
     def _group(self, names: list[str], row: NDArray[Any], norms: NDArray[Any]) -> ParameterGroup:
         numbers = dict(zip(self._hyperparameters, map(float, row), strict=True))
         whole = numbers.pop(GRADIENT_NORM, math.nan)

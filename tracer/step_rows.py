@@ -196,6 +196,10 @@ class StepRows:
                 for batch in batches
             ]
         )
+        # a step's recorded batches begin a chunk: HDF5 writes a compressed one anew, and its old
+        # place is lost, whenever something is added to it
+        gap = -self._tables[schema.SNAP_BATCHES] % schema.TABLES[schema.SNAP_BATCHES].chunk
+        self._tables.extend(schema.SNAP_BATCHES, bytes(gap * schema.WORD.itemsize), gap)
         return self._add(schema.MICRO, rows, len(batches))
 
     def _ids(self, ids: Sequence[ID]) -> int:

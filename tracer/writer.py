@@ -125,12 +125,15 @@ class LogWriter:
                 self._tables.replace(schema.WEIGHTS, self._steps + 1, row)
             self._rows.amend(self._meta, buffers, crc)
             self._tables.commit()
+            self.sync()
             meta = np.frombuffer(schema.packed_meta(self._meta), schema.META_DTYPE)
             self._tables.replace(schema.META, self._steps - 1, meta)
             self._tables.commit()
+            self.sync()
         if row is not None:
             self._tables.replace(schema.WEIGHTS, self._steps, row)
         self.commit()
+        self.sync()  # before the next row takes the spare's place
 
     def state(self, t: int, data: bytes, *, passing: bool) -> None:
         """Write a full state as it is before step ``t``.
@@ -178,6 +181,8 @@ class LogWriter:
         """Mark the log as closed and close the file."""
         self.commit()
         self._tables.cut(schema.WEIGHTS, self._steps + 1)  # the spare of a row that was replaced
+        self._file.flush()
+        self.sync()  # a closed log must have all its steps
         self._status(closed=True)
         self._file.flush()
         self.sync()
