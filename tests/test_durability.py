@@ -622,6 +622,35 @@ def test_what_replaces_a_synced_step_is_synced_first(tmp_path, monkeypatch):
     assert done == ["sync", schema.STATUS, "sync"]
 
 
+@pytest.mark.parametrize(("sync_every", "steps"), [(5, 8), (3, 12)])
+def test_a_step_torn_before_the_last_sync_was_due(tmp_path, sync_every, steps):
+    """A power cut keeps what was forced to the disk, and any of the pages written since."""
+    path, torn = tmp_path / "run.h5", tmp_path / "torn.h5"
+    run = Run(path, sync_every=sync_every, state_every=2).train(12)
+    run.optimizer.flush()
+    torn.write_bytes(path.read_bytes())
+    run.close()
+    with pytest.warns(LogWarning, match="superblock was repaired"), open_log(torn) as log:
+        assert len(log) == 12
+    with h5py.File(torn, "r+") as file:
+        row = file["steps/w"][9]
+        file["steps/w"][9] = 255 - row
+    if steps == 12:  # damage to what had reached the disk is an error
+        with open_log(torn) as log, pytest.raises(LogError, match="before step 9"):
+            log.parameters(9)
+        return
+    with pytest.warns(LogWarning, match="4 torn steps at its end"), open_log(torn) as log:
+        assert len(log) == steps
+    with pytest.warns(LogWarning):
+        again = Run(torn, resume=True)
+    assert again.optimizer.position[0] == steps
+    again.train(12).close()
+    with open_log(torn) as log:
+        assert len(log) == 12
+        log.parameters(9)
+        assert log.metadata["sync_every"] == 0
+
+
 def test_no_room_for_the_tables(tmp_path):
     """HDF5 crashes there; training must not."""
     child = os.fork()

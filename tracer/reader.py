@@ -216,8 +216,7 @@ class RunLog:
         """Return how many steps are whole: all of a closed log, else up to the last valid one."""
         status = self._steps.status()
         rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
-        if not row_bytes(self._fields):
-            snapshots = rows + 1
+        snapshots = snapshots if row_bytes(self._fields) else rows + 1
         if status["closed"] and not self.live:
             if rows != status["steps"] or snapshots < rows + min(rows, 1):
                 raise self.tables.damage(
@@ -227,7 +226,8 @@ class RunLog:
         steps = max(0, min(rows, snapshots - 1))
         while steps > 0 and not self._is_whole(steps - 1):
             steps -= 1
-        return steps
+        synced = steps if self.live else max(0, steps - int(self._attributes.get("sync_every", 0)))
+        return next((t for t in range(synced, steps) if not self._is_whole(t)), steps)
 
     def _is_whole(self, t: int) -> bool:
         """Return whether a step and the parameters after it match their checksums."""

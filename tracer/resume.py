@@ -112,6 +112,7 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         ) from error
     try:
         _cut(file, lengths, step if replaced else None)
+        file.attrs["sync_every"] = sync_every
         writer = LogWriter(file, names, hyperparameters, sync_every=sync_every)
         writer.restore(meta, groups, strings, torch.get_num_threads())
     except BaseException:
