@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
+from weakref import ReferenceType
 
 from torch import Tensor
 from torch.autograd import Variable
@@ -18,11 +20,18 @@ class Capture:
     Attributes:
         used: A gradient flowed through it.
         landed: Parameters had gradients when that backward pass was over.
+        graph: Dead once nobody holds the forward's graph; None if it has none.
     """
 
     random_state: RandomState
     used: bool = False
     landed: bool = False
+    graph: ReferenceType[Any] | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no gradient flowed nor will."""
+        return not self.used and self.graph is not None and self.graph() is None
 
 
 class Captures:
@@ -67,6 +76,11 @@ class Captures:
     def clear(self) -> None:
         """Forget all."""
         self._all = []
+
+    def forget_over(self) -> None:
+        """Forget all if no gradient comes from any: their batches were only looked at."""
+        if all(capture.is_over for capture in self._all):
+            self.clear()
 
     def forget_used(self) -> None:
         """Forget forwards whose gradients were thrown away."""

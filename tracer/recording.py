@@ -106,6 +106,7 @@ class Recorder:
         """Return the state of the micro-batch that ends (or, observed first, begins) here."""
         if observing:
             self.captures.forget_dropped()
+            self.captures.forget_over()
         if observing and not self.captures:
             self._observe_first = True
             return self.random_state()
@@ -197,6 +198,7 @@ class _Marker:
 
         for tensor in _tensors(output):
             if tensor.requires_grad:
+                capture.graph = weakref.ref(mark)
                 node = tensor.grad_fn
                 if node is None:
                     tensor.register_hook(mark)  # type: ignore[no-untyped-call]
