@@ -105,7 +105,7 @@ def split(
         diagonals, known = rule.diagonals, buffers.get(name, nothing)
         given = [x is None for x in (*diagonals, *known, *(drive.vectors if drive else ()))]
         numbers = (drive.factor, drive.decay) if drive else None
-        return (name in filters, numbers, rule.numbers, *given)
+        return (name in filters, name in buffers, numbers, rule.numbers, *given)
 
     moved = {n: w for n, w in transition.before.parameters.items() if w.numel()}
     for names, olds in alike(moved, kind):

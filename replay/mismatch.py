@@ -8,7 +8,8 @@ ENDING = "allow_mismatch=True (--allow-mismatch) goes on and counts the differen
 _LOOK = (
     "Look at the task (loss, model, data, order, collate), at reduction and weights, at autocast, "
     "at gradients changed before the step other than by one factor (value clipping), at parameters "
-    "changed between steps (clamped, averaged, swapped), and at randomness outside the model: if "
+    "changed between steps (clamped, averaged, swapped), at the optimizer's state (loaded or "
+    "cleared in the middle of the run), and at randomness outside the model: if "
     'training examples are augmented at random, trace with record="batches" and '
     "step(batch_ids=ids, batch=batch), which logs the batches themselves."
 )

@@ -111,9 +111,7 @@ def replay_gradient(
         with torch.enable_grad():
             losses = _forward(task, micro, transition, bound, device)()
             objective = (losses * micro.coefficients.to(losses)).sum()
-        targets = list(parameters.values())
-        found = torch.autograd.grad(objective, targets, allow_unused=True)
-        totals.append({n: g for n, g in zip(parameters, found, strict=True) if g is not None})
+        totals.append(_gradients(objective, parameters))
     gradient = _sum(totals, transition.name)
     if not all(is_finite(g) for g in gradient.values()):
         return replay_step(task, transition, bound, names, device=device, budget=budget)
@@ -220,5 +218,12 @@ def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> di
         value = task.penalty(bound.module)
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise TaskError("task.penalty must return a scalar tensor, the term of the objective.")
-    gradients = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
-    return {name: g for name, g in zip(parameters, gradients, strict=True) if g is not None}
+    return _gradients(value, parameters)
+
+
+def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return gradients of a scalar; of no parameter if it depends on none that moved."""
+    if not parameters or not value.requires_grad:
+        return {}
+    found = torch.autograd.grad(value, list(parameters.values()), allow_unused=True)
+    return {name: g for name, g in zip(parameters, found, strict=True) if g is not None}

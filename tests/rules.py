@@ -172,11 +172,11 @@ def _buffer(state):
 def denominator(state, group):
     """Return ``1 / D`` as torch has it; None for SGD."""
     if "exp_avg_sq" in state:
-        v = state.get("max_exp_avg_sq", state["exp_avg_sq"])
+        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
         correction = 1 - group["betas"][1] ** float(state["step"])
         return (v / correction).sqrt() + group["eps"]
     if "square_avg" in state:
-        mean = state.get("grad_avg", torch.zeros(()))
+        mean = state["grad_avg"] if group["centered"] else torch.zeros(())
         return (state["square_avg"] - mean**2).sqrt() + group["eps"]
     if "sum" in state:
         return state["sum"].sqrt() + group["eps"]

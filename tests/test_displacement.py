@@ -59,3 +59,19 @@ def test_a_remainder_that_is_no_number_is_seen():
     )
     largest = split(step, {}, {}, {}, torch.device("cpu")).largest["w"]
     assert largest != largest
+
+
+def test_a_buffer_is_not_lent_to_a_parameter_that_moves_alike():
+    """A momentum of 0 makes no buffer; ``old`` has one of zeros, and ``new`` has yet to get one."""
+    w = torch.randn(3)
+    state = SimpleNamespace(parameters={"old": w, "new": w})
+    drive, rule = Drive(w, None, w, 1.0, 0.0), Filter(direct=0.1)
+    known = {"old": (None, None, None)}
+    found = split(
+        SimpleNamespace(before=state, after=state),
+        dict.fromkeys(["old", "new"], drive),
+        dict.fromkeys(["old", "new"], rule),
+        known,
+        torch.device("cpu"),
+    )
+    assert found.buffers == known

@@ -173,3 +173,34 @@ def test_a_batch_that_is_skipped_leaves_no_factor(tmp_path):
         assert all(0.01 < log.step(t).clip_factor < 1 for t in range(4))
     found = Replay(tmp_path / "run.h5", task=task).influence([0], progress=False)
     assert found.attributes["steps_scaled_outside"] == 0
+
+
+def test_a_batch_that_is_skipped_leaves_no_random_state(tmp_path):
+    """Its gradients are dropped by the model, not by the optimizer."""
+    (case,) = [case for case in CASES if case.name == "batchnorm-dropout"]
+    task = split(case)
+    model = task.model()
+    inner = O.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        for t in range(5):
+            model.zero_grad()
+            task.loss(model, task.collate([task.train[t], task.train[t + 1]])).mean().backward()
+            if t % 2 == 0:
+                optimizer.step(batch_ids=[t, t + 1])
+    assert Replay(tmp_path / "run.h5", task=task).verify(progress=False).steps == range(3)
+
+
+def test_a_forward_of_no_gradient_before_an_observed_batch(tmp_path):
+    """A look at the losses; the batch is observed before its own forward."""
+    (case,) = [case for case in CASES if case.name == "batchnorm-dropout"]
+    task = split(case)
+    model = task.model()
+    with TracingOptimizer(O.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5") as o:
+        for t in range(3):
+            o.zero_grad()
+            batch = task.collate([task.train[t], task.train[t + 1]])
+            assert task.loss(model, batch).sum() > 0
+            o.observe([t, t + 1])
+            task.loss(model, batch).mean().backward()
+            o.step()
+    assert Replay(tmp_path / "run.h5", task=task).verify(progress=False).steps == range(3)

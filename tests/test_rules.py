@@ -134,6 +134,25 @@ def test_parameters_without_gradient_in_some_steps(tmp_path, name):
         assert log.step(2).without_gradient == {"2.weight", "0.bias"}
 
 
+@pytest.mark.parametrize("name", ["nesterov", "adam-decay"])
+def test_a_step_in_which_no_parameter_has_a_gradient(tmp_path, name):
+    names = ["0.weight", "0.bias", "2.weight", "2.bias"]
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=without({0: names, 2: names}),
+                parts={"penalty": l1}, steps=4)  # fmt: skip
+    compare(run, rules.clip_factors(run, None), memory=20_000, methods=("tracin",))
+
+
+@pytest.mark.parametrize(
+    ("name", "flag"), [("adamw-amsgrad", "amsgrad"), ("rmsprop-centered", "centered")]
+)
+def test_second_moments_that_rest_for_some_steps(tmp_path, name, flag):
+    def settle(t, optimizer, _model):
+        optimizer.param_groups[0][flag] = t not in (1, 2)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], settle=settle, state_every=2, steps=4)
+    compare(run, rules.clip_factors(run, None), methods=("tracin",))
+
+
 @pytest.mark.parametrize("name", ["dampened", "nesterov"])
 @pytest.mark.parametrize("momenta", [(0, 0, 0.9, 0.8, 0, 0.5), (0.9, 0, 0, 0.9, 0.9, 0)], ids=str)
 def test_momentum_that_passes_through_zero(tmp_path, name, momenta):
@@ -217,6 +236,16 @@ def test_gradients_changed_without_their_norm_are_an_error(tmp_path, name):
     with pytest.raises(
         MismatchError, match=r"step 2 of .*differ by [\d.e-]+ of the gradient's norm"
     ):
+        replayed(run)
+
+
+def test_optimizer_state_cleared_in_the_middle_is_an_error(tmp_path):
+    def clear(t, optimizer, _model):
+        if t == 2:
+            optimizer.state.clear()
+
+    run = trace(tmp_path / "run.h5", BY_NAME["heavy-ball"], settle=clear, steps=3)
+    with pytest.raises(MismatchError, match=r"step 2 of .*at the optimizer's state \(loaded or cl"):
         replayed(run)
 
 

@@ -10,25 +10,17 @@ from __future__ import annotations
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tracer.captures import Captures
 from tracer.errors import TracingError, TracingWarning
 from tracer.model_layout import ModelLayout
 from tracer.records import RandomState
 from tracer.unseen import BY_METHOD, COMPILED
-
-
-@dataclass
-class Capture:
-    """Random state at the start of one forward; ``used`` once a gradient flowed through it."""
-
-    random_state: RandomState
-    used: bool = False
 
 
 class Recorder:
@@ -39,6 +31,7 @@ class Recorder:
         inner: The module that owns parameters and buffers.
 
     Attributes:
+        captures: Forwards since the last micro-batch.
         step: How many steps were taken or left out.
         offered: Whether a GradScaler has taken the step up; it is over if no step follows.
         clip_factor: What the gradient was multiplied with.
@@ -48,7 +41,7 @@ class Recorder:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
         self._model, self._layout = model, ModelLayout(inner)
         self._buffers: dict[str, Tensor] | TracingError | None = None
-        self._captures: list[Capture] = []
+        self.captures = Captures(inner.parameters())
         self._observe_first = self.offered = False
         self.step, self.clip_factor = 0, 1.0
         self._handles: list[RemovableHandle] = []
@@ -105,26 +98,23 @@ class Recorder:
                 self._buffers = self.current_buffers()
             except TracingError as error:
                 self._buffers = error
+        self.captures.forget_dropped()
         if not self._observe_first:
-            self._captures.append(Capture(self.random_state()))
-
-    def last_capture(self) -> Capture | None:
-        """Return what the running forward caught."""
-        return self._captures[-1] if self._captures else None
+            self.captures.add(self.random_state())
 
     def take(self, *, observing: bool) -> RandomState | None:
         """Return the state of the micro-batch that ends (or, observed first, begins) here."""
-        if observing and not self._captures:
+        if observing:
+            self.captures.forget_dropped()
+            self.captures.forget_over()
+        if observing and not self.captures:
             self._observe_first = True
             return self.random_state()
-        used = [capture for capture in self._captures if capture.used]
-        chosen = (used or self._captures)[:1]
-        self._captures = []
-        return chosen[0].random_state if chosen else None
+        return self.captures.take()
 
     def gradients_dropped(self) -> None:
         """Forget forwards whose gradients ``zero_grad`` threw away."""
-        self._captures = [capture for capture in self._captures if not capture.used]
+        self.captures.forget_used()
         self._observe_first, self.clip_factor = False, 1.0
 
     def clipped(self, factor: float) -> None:
@@ -139,7 +129,8 @@ class Recorder:
 
     def step_ended(self) -> None:
         """Begin anew after a step."""
-        self._captures, self._observe_first, self._buffers = [], False, None
+        self.captures.clear()
+        self._observe_first, self._buffers = False, None
         self.step, self.offered, self.clip_factor = self.step + 1, False, 1.0
         self._hook.compiled = False
 
@@ -197,15 +188,17 @@ class _Marker:
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         recorder = self._hook.active(module)
-        capture = recorder.last_capture() if recorder is not None else None
-        if capture is None or capture.used:
+        capture = recorder.captures.last if recorder is not None else None
+        if recorder is None or capture is None or capture.used:
             return
+        captures = recorder.captures
 
         def mark(_: Tensor) -> None:
-            capture.used = True
+            captures.use(capture)
 
         for tensor in _tensors(output):
             if tensor.requires_grad:
+                capture.graph = weakref.ref(mark)
                 node = tensor.grad_fn
                 if node is None:
                     tensor.register_hook(mark)  # type: ignore[no-untyped-call]

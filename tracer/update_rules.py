@@ -110,7 +110,7 @@ class Adam:
     def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
         b2 = numbers["betas.1"]
         v = state["exp_avg_sq"].mul(b2).addcmul_(u, u, value=1 - b2)
-        after = {"step": state["step"] + 1, "exp_avg_sq": v}
+        after = {**state, "step": state["step"] + 1, "exp_avg_sq": v}
         if _ams(numbers):
             after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], v)
         return after
@@ -170,7 +170,7 @@ class RMSprop:
     def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
         alpha = numbers["alpha"]
         v = state["square_avg"].mul(alpha).addcmul_(u, u, value=1 - alpha)
-        after = {"step": state["step"] + 1, "square_avg": v}
+        after = {**state, "step": state["step"] + 1, "square_avg": v}
         if numbers.get("centered"):
             after["grad_avg"] = state["grad_avg"].lerp(u, 1 - alpha)
         return after
