@@ -371,6 +371,42 @@ def test_sequences_packed_into_one_row_with_as_many_heads():
     exact_at_every_pass(*made(heads, LENGTHS, rows=12, width=6))
 
 
+def routed(s, x, route):
+    """Each expert gets the rows that are sent to it, or none."""
+    h, out = torch.tanh(s.a(x)), torch.zeros(len(x), K).double()
+    for expert in range(3):
+        rows = (route == expert).nonzero()[:, 0]
+        out = out.index_copy(0, rows, (expert + 1) * s.b(h[rows]))
+    return out
+
+
+def prefixed(s, x, told):
+    """Some entries are changed, or none."""
+    h, count = torch.tanh(s.a(x))[..., None], int(told[0])
+    return s.b(torch.cat([h[:, :count].sin(), h[:, count:]], 1)[..., 0])
+
+
+@pytest.mark.parametrize("run", [routed, prefixed], ids=lambda run: run.__name__)
+def test_parts_without_entries(run):
+    told = [torch.tensor(one) for one in ([1, 2, 0, 0, 2, 1], [0, 1, 1, 0, 0, 1], [0] * N)]
+    exact_at_every_pass(*made(run, told))
+
+
+def scaled(s, x, order):
+    factor = 1 if order[0] == 0 else 0.5
+    return torch.addmm(s.b.bias, torch.tanh(s.a(x)), s.b.weight.T, alpha=factor)
+
+
+def by_frequency(s, x, order):
+    rows = F.embedding(order % 2, s.e.weight, scale_grad_by_freq=bool(order[0]))
+    return s.b(torch.tanh(s.a(x)) + rows)
+
+
+@pytest.mark.parametrize("run", [scaled, by_frequency], ids=lambda run: run.__name__)
+def test_what_cannot_be_read_is_another_graph(run):
+    exact_at_every_pass(*made(run, ORDERS))
+
+
 def test_coupling_that_is_switched_on():
     """A mean that is multiplied by zero at first."""
 
