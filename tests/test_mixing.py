@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks import engine as benchmark
 from replay.gradients import engine as module
 from replay.gradients.engine import Engine
+from replay.gradients.products import inner
 from tracer.errors import GradientError
 
 N, D, K = 6, 4, 3
@@ -400,6 +401,23 @@ def scaled(s, x, order):
 def by_frequency(s, x, order):
     rows = F.embedding(order % 2, s.e.weight, scale_grad_by_freq=bool(order[0]))
     return s.b(torch.tanh(s.a(x)) + rows)
+
+
+def seldom(s, x, chosen):
+    """A layer for some rows, or none."""
+    h, rows = torch.tanh(s.a(x)), chosen.nonzero()[:, 0]
+    return h[:, :K].index_add(0, rows, s.b(h[rows]))
+
+
+def test_a_layer_without_rows_of_one_example():
+    model, ((x, told, y),) = made(seldom, [torch.tensor([0])], rows=1)
+
+    def forward(*_):
+        return F.cross_entropy(model(x, told), y[:1], reduction="none")
+
+    parameters = dict(model.named_parameters())
+    found = Engine().of_independent(parameters, forward, forward)
+    assert inner(found, found, {"b.weight": 1.0}) == 0
 
 
 @pytest.mark.parametrize("run", [scaled, by_frequency], ids=lambda run: run.__name__)

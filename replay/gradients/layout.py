@@ -70,10 +70,10 @@ def prove(
         seen (gradients that are zero prove nothing).
     """
     n, size = len(factors), math.prod(delta.shape[:leading])
-    if n == 1:
-        return FIRST, True
     if not delta.numel():  # no row came here
         return None, False
+    if n == 1:
+        return FIRST, True
     limit = tolerance * largest(probe)
     flat, probed = delta.reshape(size, -1), probe.reshape(size, -1)
     found: list[Layout] = []
