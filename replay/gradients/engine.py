@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -89,7 +89,7 @@ class Engine:
             GradientError: An audit found that a plan proven before is no longer right.
         """
         found = run(parameters, forward, weights)
-        pieces, total, _ = self._pieces(found, where, totals=True)
+        pieces, total = self._pieces(found, where)
         pieces = kept(pieces, self.overwritten)
         losses = found.losses.detach()
         rest = [name for name in total if name not in pieces]
@@ -137,10 +137,8 @@ class Engine:
                 examples do depend on each other.
         """
         found = run(parameters, forward, None)
-        pieces, _, proven = self._pieces(found, where, totals=False)
+        pieces, _ = self._pieces(found, where, Alone(forward_one, agree))
         pieces = kept(pieces, self.overwritten)
-        if proven:
-            Alone(forward_one, agree).check(found, pieces, where)
         losses = found.losses.detach()
         rest = [name for name in found.parameters if name not in pieces]
         if rest:
@@ -155,9 +153,10 @@ class Engine:
         return PerExample(losses, pieces, {})
 
     def _pieces(
-        self, found: Pass, where: str, *, totals: bool
-    ) -> tuple[dict[str, list[Piece]], dict[str, Tensor], bool]:
-        """Return pieces of the covered parameters; plain gradients of all; whether it proved."""
+        self, found: Pass, where: str, alone: Alone | None = None
+    ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
+        """Return pieces of the covered parameters; plain gradients of all if none runs alone."""
+        totals = alone is None
         key = (found.graph.signature, len(found.losses) == 1)
         known = self._plans.pop(key, None)
         if known is not None and not known.due and known.passes < self._audit - 1:
@@ -165,27 +164,29 @@ class Engine:
             if read is not None:
                 known.passes += 1
                 self._plans[key], self.paths = known, known.paths
-                return *read, False
+                return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        finite = all(map(is_finite, proof.total.values()))
-        if known is not None and not finite:  # there is nothing to prove
-            read = _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
-            return *read, True
+        # where data may say another thing at each pass, a proof says nothing of the next
+        lasting = proof.certain and is_steady(found, proof.plan)
+        if alone is not None:  # which runs the model again
+            proof = replace(proof, pieces=kept(proof.pieces, self.overwritten))
+            alone.check(found, proof.pieces, where)
+        if known and not all(map(is_finite, proof.total.values())):  # there is nothing to prove
+            return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
         lost = {} if known is None or not known.passes else _differing(known.plan, proof)
         if known is not None and lost:
             read = _follow(found, known.plan, totals=totals, retain=True)
             if read is None or not is_rounding(found, {n: read[0][n] for n in lost}):
                 raise GradientError(_message(*lost.popitem(), where, known.passes))
             self.paths = known.paths  # but the next pass is proven
-            return *read, True
+            return read
         self.paths = proof.paths
-        # where data may say another thing at each pass, a proof says nothing of the next
-        if proof.certain and is_steady(found, proof.plan):
+        if lasting:
             self._plans[key] = _Proven(proof.plan, proof.paths)
             if len(self._plans) > _MOST:
                 del self._plans[next(iter(self._plans))]
-        return proof.pieces, proof.total, True
+        return proof.pieces, proof.total
 
 
 def _follow(
