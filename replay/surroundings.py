@@ -25,6 +25,7 @@ def usual_surroundings(*, allow_tf32: bool) -> Iterator[None]:
         stack.enter_context(_untouched_randomness())
         stack.enter_context(torch.inference_mode(mode=False))  # which no_grad ends with
         stack.enter_context(_no_autocast())
+        stack.enter_context(_no_fast_path())
         stack.enter_context(_rounded_products(allow_tf32))
         yield
 
@@ -63,6 +64,20 @@ def _no_autocast() -> Iterator[None]:
             torch.autocast_increment_nesting()
         for device, before in zip(_DEVICES, found, strict=True):
             torch.set_autocast_enabled(device, before)
+
+
+@contextmanager
+def _no_fast_path() -> Iterator[None]:
+    """Let torch's transformer layers give the same values with and without a graph.
+
+    Without one they leave padding out of the sequences, or give zeros there.
+    """
+    found = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(found)
 
 
 @contextmanager

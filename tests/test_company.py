@@ -327,6 +327,25 @@ def test_the_engine_compares_with_examples_alone():
     go(agree=lambda: True)
 
 
+def test_a_workspace_that_every_pass_writes_anew():
+    """Gradients keep what their own pass put there, also where they are compared and proven."""
+    torch.manual_seed(0)
+    space, model = torch.zeros(6, 4).double(), nn.Linear(4, 3).double()
+    parameters, engine = dict(model.named_parameters()), Engine()
+    batches = [torch.randn(6, 4).double() for _ in range(3)]
+
+    def run(x):
+        return losses_of(model, space[: len(x)].copy_(x))
+
+    def gradients(x):
+        return engine.of_independent(parameters, lambda: run(x), lambda i: run(x[i : i + 1]))
+
+    for x, found in zip(batches, [gradients(x) for x in batches], strict=True):
+        for i in range(len(x)):
+            (own,) = torch.autograd.grad(losses_of(model, x[i : i + 1]), [model.weight])
+            torch.testing.assert_close(found.rows("weight", [i])[0].view_as(own), own)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_not_taken_for_company(dtype):
     """Passes of different sizes round otherwise; ReLU and maxima may fall on the other side."""

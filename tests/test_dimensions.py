@@ -109,7 +109,7 @@ OPERATIONS = {  # by name: the dimensions of the result of which something is sa
     "half-turn": ("", lambda x: x.reshape(2, 3, 36).flip(0).reshape(6, 36)),
     "stack-last": ("012", lambda x: torch.stack([x, 2 * x], 3)),
     "addmm-bias": ("1", lambda x: torch.addmm(x[0, 0], C, C)),
-    "cat-empty": ("", lambda x: torch.cat([x.flatten()[:0], x], 1)),
+    "cat-empty": ("012", lambda x: torch.cat([x.flatten()[:0], x], 1)),
     "cat-constant": ("12", lambda x: torch.cat([C[None], x])[1:]),
     "stack": ("3", lambda x: torch.stack([x, x.transpose(0, 1)], 1)),
     "pad": ("01", lambda x: F.pad(x, (1, -1))),

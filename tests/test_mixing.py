@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks import engine as benchmark
 from replay.gradients import engine as module
 from replay.gradients.engine import Engine
+from replay.gradients.products import inner
 from tracer.errors import GradientError
 
 N, D, K = 6, 4, 3
@@ -369,6 +370,59 @@ def heads(s, x, lengths):
 
 def test_sequences_packed_into_one_row_with_as_many_heads():
     exact_at_every_pass(*made(heads, LENGTHS, rows=12, width=6))
+
+
+def routed(s, x, route):
+    """Each expert gets the rows that are sent to it, or none."""
+    h, out = torch.tanh(s.a(x)), torch.zeros(len(x), K).double()
+    for expert in range(3):
+        rows = (route == expert).nonzero()[:, 0]
+        out = out.index_copy(0, rows, (expert + 1) * s.b(h[rows]))
+    return out
+
+
+def prefixed(s, x, told):
+    """Some entries are changed, or none."""
+    h, count = torch.tanh(s.a(x))[..., None], int(told[0])
+    return s.b(torch.cat([h[:, :count].sin(), h[:, count:]], 1)[..., 0])
+
+
+@pytest.mark.parametrize("run", [routed, prefixed], ids=lambda run: run.__name__)
+def test_parts_without_entries(run):
+    told = [torch.tensor(one) for one in ([1, 2, 0, 0, 2, 1], [0, 1, 1, 0, 0, 1], [0] * N)]
+    exact_at_every_pass(*made(run, told))
+
+
+def scaled(s, x, order):
+    factor = 1 if order[0] == 0 else 0.5
+    return torch.addmm(s.b.bias, torch.tanh(s.a(x)), s.b.weight.T, alpha=factor)
+
+
+def by_frequency(s, x, order):
+    rows = F.embedding(order % 2, s.e.weight, scale_grad_by_freq=bool(order[0]))
+    return s.b(torch.tanh(s.a(x)) + rows)
+
+
+def seldom(s, x, chosen):
+    """A layer for some rows, or none."""
+    h, rows = torch.tanh(s.a(x)), chosen.nonzero()[:, 0]
+    return h[:, :K].index_add(0, rows, s.b(h[rows]))
+
+
+def test_a_layer_without_rows_of_one_example():
+    model, ((x, told, y),) = made(seldom, [torch.tensor([0])], rows=1)
+
+    def forward(*_):
+        return F.cross_entropy(model(x, told), y[:1], reduction="none")
+
+    parameters = dict(model.named_parameters())
+    found = Engine().of_independent(parameters, forward, forward)
+    assert inner(found, found, {"b.weight": 1.0}) == 0
+
+
+@pytest.mark.parametrize("run", [scaled, by_frequency], ids=lambda run: run.__name__)
+def test_what_cannot_be_read_is_another_graph(run):
+    exact_at_every_pass(*made(run, ORDERS))
 
 
 def test_coupling_that_is_switched_on():

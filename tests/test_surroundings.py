@@ -30,15 +30,15 @@ def halved(model, batch):
         return plain(model, batch).float()
 
 
-def trace(path, loss):
+def trace(path, loss, build=linear, data=DATA):
     """Train a few steps; return the task."""
-    task, model = Task(linear, loss, DATA, DATA[:4]), linear()
+    task, model = Task(build, loss, data, data[:4]), build()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with TracingOptimizer(sgd, model, path) as optimizer:
         for t in range(4):
             ids = [3 * t, 3 * t + 1, 3 * t + 2]
             optimizer.zero_grad()
-            loss(model, task.collate([DATA[i] for i in ids])).mean().backward()
+            loss(model, task.collate([data[i] for i in ids])).mean().backward()
             optimizer.step(batch_ids=ids)
     return task
 
@@ -85,6 +85,36 @@ def test_autocast_of_the_task_is_part_of_it(tmp_path):
         linear()(torch.ones(1, 4))
         found = scores(tmp_path / "run.h5", task)
     assert all(np.array_equal(found[name], expected[name]) for name in METHODS)
+
+
+class Encoder(nn.Module):
+    """Leaves padding out of attention, and not of the mean."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(4, 2, 4, dropout=0.0, batch_first=True)
+        self.table, self.encoder = nn.Embedding(5, 4), nn.TransformerEncoder(layer, 1)
+        self.top = nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        h = self.encoder(self.table(tokens), src_key_padding_mask=tokens == 0)
+        return self.top(h.mean(1))
+
+
+def of_tokens(model, batch):
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none")
+
+
+def test_values_are_those_whose_gradients_are_taken(tmp_path):
+    """A transformer takes another way, with zeros for padding, where there is no graph."""
+    tokens = torch.randint(1, 5, (12, 4), generator=torch.manual_seed(1))
+    tokens[::2, 2:] = 0
+    data = [(row, k % 3) for k, row in enumerate(tokens)]
+    run = Replay(tmp_path / "run.h5", trace(tmp_path / "run.h5", of_tokens, Encoder, data))
+    found = run.influence([0, 2], methods=["ideal"], progress=False).completeness["ideal"]
+    assert (abs(found["residual"]) <= 1e-4 * abs(found["measured"])).all()
+    assert torch.backends.mha.get_fastpath_enabled()
 
 
 def precisions():

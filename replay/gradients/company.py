@@ -74,8 +74,8 @@ def differ(
         columns: Which examples.
     """
     off, sizes = [], []  # of losses, of gradients
-    for i in columns:
-        mine = together(i)
+    ours = [together(i) for i in columns]  # before the model is run again
+    for i, mine in zip(columns, ours, strict=True):
         loss = alone(i).sum()
         targets = [found.parameters[name] for name in mine]
         rows = gradient(loss, targets, retain=False) if targets else []

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Engine:
         """
         found = run(parameters, forward, weights)
         pieces, total = self._pieces(found, where)
-        pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
+        pieces = kept(pieces, self.overwritten)
         losses = found.losses.detach()
         rest = [name for name in total if name not in pieces]
         if not rest:
@@ -138,7 +138,7 @@ class Engine:
         """
         found = run(parameters, forward, None)
         pieces, _ = self._pieces(found, where, Alone(forward_one, agree))
-        pieces = {name: kept(some, self.overwritten) for name, some in pieces.items()}
+        pieces = kept(pieces, self.overwritten)
         losses = found.losses.detach()
         rest = [name for name in found.parameters if name not in pieces]
         if rest:
@@ -167,11 +167,12 @@ class Engine:
                 return read
             known = None  # of other sizes; this pass is proven on its own
         proof = prove_plan(found)
-        if alone is not None:
+        # where data may say another thing at each pass, a proof says nothing of the next
+        lasting = proof.certain and is_steady(found, proof.plan)
+        if alone is not None:  # which runs the model again
+            proof = replace(proof, pieces=kept(proof.pieces, self.overwritten))
             alone.check(found, proof.pieces, where)
-        if known is not None and not all(
-            map(is_finite, proof.total.values())
-        ):  # there is nothing to prove
+        if known and not all(map(is_finite, proof.total.values())):  # there is nothing to prove
             return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
         lost = {} if known is None or not known.passes else _differing(known.plan, proof)
         if known is not None and lost:
@@ -181,8 +182,7 @@ class Engine:
             self.paths = known.paths  # but the next pass is proven
             return read
         self.paths = proof.paths
-        # where data may say another thing at each pass, a proof says nothing of the next
-        if proof.certain and is_steady(found, proof.plan):
+        if lasting:
             self._plans[key] = _Proven(proof.plan, proof.paths)
             if len(self._plans) > _MOST:
                 del self._plans[next(iter(self._plans))]

@@ -70,6 +70,8 @@ def prove(
         seen (gradients that are zero prove nothing).
     """
     n, size = len(factors), math.prod(delta.shape[:leading])
+    if not delta.numel():  # no row came here
+        return None, False
     if n == 1:
         return FIRST, True
     limit = tolerance * largest(probe)

@@ -63,9 +63,10 @@ def places(graph: Graph, n: int) -> dict[tuple[Node, int], Place]:
         if values is None:  # as if it were not listed
             name, values = "", ()
         for output in range(len(node._input_metadata)):
-            if (node, output) not in found:  # nothing leads to it
+            made = shape_of(node, output)
+            if (node, output) not in found or 0 in made:  # nothing leads to it, or it is empty
                 continue
-            one = _Operation(name, values, output, shape_of(node, output), given, n)
+            one = _Operation(name, values, output, made, given, n)
             for slot, edge in enumerate(node.next_functions):
                 if edge[0] is not None:
                     place = one.towards(slot, found[node, output])

@@ -91,7 +91,7 @@ _MAPS: tuple[tuple[list[str], Rule, tuple[str, ...]], ...] = (
     (_named("Col2Im Im2Col"), by.windows, ()),
     (_named("ViewAsComplex ViewAsReal"), by.first_kept, ()),
     (_named("Bmm Mm"), by.product(0), ()),
-    (_named("Addmm Baddbmm"), by.product(1), ()),
+    (_named("Addmm Baddbmm"), by.product(1), ("alpha", "beta")),
     (_named("Mv"), by.vector(0), ()),
     (_named("Addmv"), by.vector(1), ()),
     (_named("Linear MkldnnLinear"), by.linear, ()),
@@ -115,6 +115,7 @@ _ATTRIBUTES = {
     **dict.fromkeys(_named("Split UnsafeSplit"), ("dim", "split_size")),
     **dict.fromkeys(_named("SplitWithSizes UnsafeSplitWithSizes"), ("dim", "split_sizes")),
     **dict.fromkeys(_named("Cat Stack Unbind"), ("dim",)),
+    "EmbeddingBackward0": ("scale_grad_by_freq", "sparse"),  # nor is it read with either
     "SelectBackward0": ("dim", "index"),
     "SliceBackward0": ("dim", "start", "step"),
 }

@@ -99,16 +99,20 @@ class Rows:
         return result
 
 
-def kept(pieces: list[Piece], overwritten: frozenset[int]) -> list[Piece]:
-    """Return pieces with tensors of their own where theirs lie in storages that change later."""
-    return [_apart(piece, overwritten) for piece in pieces]
+def kept(pieces: dict[str, list[Piece]], overwritten: frozenset[int]) -> dict[str, list[Piece]]:
+    """Return pieces with tensors of their own where theirs lie in storages that change later.
+
+    A tensor that was written in place may lie in a workspace of the model's.
+    """
+    return {name: [_apart(piece, overwritten) for piece in some] for name, some in pieces.items()}
 
 
 def _apart(piece: Any, overwritten: frozenset[int]) -> Any:
     shared = {
         name: tensor.clone()
         for name, tensor in vars(piece).items()
-        if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() in overwritten
+        if isinstance(tensor, Tensor)
+        and (tensor._version or tensor.untyped_storage().data_ptr() in overwritten)
     }
     return replace(piece, **shared) if shared else piece
 
