@@ -199,12 +199,10 @@ class Examples:
 
         def agree() -> bool:
             found = run(_moving(bound), lambda: self._tracked(bound, chosen, where), None)
-            names = list(found.parameters)
+            names, columns = list(found.parameters), some_of(len(chosen))
+            ours = [found.own(i, names) for i in columns]  # before the model is run again
             return not differ(
-                found,
-                lambda i: found.own(i, names),
-                lambda i: self._tracked(bound, [chosen[i]], where),
-                some_of(len(chosen)),
+                found, ours, lambda i: self._tracked(bound, [chosen[i]], where), columns
             )
 
         with torch.enable_grad():

@@ -8,6 +8,7 @@ import torch
 from cases import CASES
 from rules import RULES, TRAIN, Rule, clip_factors, trace
 from test_rules import compare
+from torch import nn
 from torch.optim import lr_scheduler
 
 from replay import Replay, Task
@@ -202,5 +203,39 @@ def test_a_forward_of_no_gradient_before_an_observed_batch(tmp_path):
             assert task.loss(model, batch).sum() > 0
             o.observe([t, t + 1])
             task.loss(model, batch).mean().backward()
+            o.step()
+    assert Replay(tmp_path / "run.h5", task=task).verify(progress=False).steps == range(3)
+
+
+class Aside(nn.Module):
+    """Returns something else than what its loss is taken of."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.noise = nn.Linear(4, 3), nn.Dropout(0.5)
+
+    def forward(self, x):
+        self.kept = self.noise(self.layer(x)).square().sum(1)
+        return self.kept.detach().sqrt() * x.requires_grad_().sum()
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_batch_observed_after_a_backward_around_the_output(tmp_path, zeros):
+    """Its random state is that of its forward, though no gradient flowed through what that gave."""
+
+    def loss(model, batch):
+        model(batch.clone())
+        return model.kept
+
+    torch.manual_seed(0)
+    data = torch.randn(6, 4)
+    task = Task(Aside, loss, train=data, test=data)
+    model = Aside()
+    with TracingOptimizer(O.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5") as o:
+        for t in range(3):
+            o.zero_grad(set_to_none=not zeros)
+            for k in range(2):
+                loss(model, data[[t + k, t + k + 1]]).mean().div(2).backward()
+                o.observe([t + k, t + k + 1])
             o.step()
     assert Replay(tmp_path / "run.h5", task=task).verify(progress=False).steps == range(3)

@@ -148,7 +148,7 @@ def test_estimates_see_what_is_recorded_again(tmp_path, monkeypatch):
 
     monkeypatch.setattr(StepRecorder, "_run", spy)
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
-    for memory in ("2GiB", 60_000):
+    for memory in ("2GiB", 2_000_000):
         replay = Replay(run.path, task=run.task, memory=memory)
         expected = estimate(replay, [0, 1], methods=("tracin",))
         began = ticks[0]

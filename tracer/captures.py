@@ -78,8 +78,11 @@ class Captures:
         self._all = []
 
     def forget_over(self) -> None:
-        """Forget all if no gradient comes from any: their batches were only looked at."""
-        if all(capture.is_over for capture in self._all):
+        """Forget all if no gradient comes from any: their batches were only looked at.
+
+        Where parameters have gradients these may have flowed around what a forward returned.
+        """
+        if all(capture.is_over for capture in self._all) and not self._any_gradient():
             self.clear()
 
     def forget_used(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -37,12 +37,9 @@ class Alone:
         """
         if len(found.losses) == 1:
             return
-        apart = differ(
-            found,
-            lambda i: {name: row_of(some, i) for name, some in pieces.items()},
-            self.forward,
-            some_of(len(found.losses)),
-        )
+        columns = some_of(len(found.losses))
+        ours = ({name: row_of(some, i) for name, some in pieces.items()} for i in columns)
+        apart = differ(found, ours, self.forward, columns)
         if apart and not self.agree():
             raise GradientError(
                 f"{where}: values of an example depend on which others are evaluated with it in "
@@ -58,7 +55,7 @@ def some_of(n: int) -> list[int]:
 
 def differ(
     found: Pass,
-    together: Callable[[int], dict[str, Tensor]],
+    ours: Iterable[dict[str, Tensor]],
     alone: Callable[[int], Tensor],
     columns: Sequence[int],
 ) -> bool:
@@ -69,12 +66,11 @@ def differ(
 
     Args:
         found: The pass in company.
-        together: Gives example i's flat gradients in it, by parameter.
+        ours: Flat gradients in it of each example that is looked at, by parameter.
         alone: Runs example i alone, returns ``(1,)``.
         columns: Which examples.
     """
     off, sizes = [], []  # of losses, of gradients
-    ours = [together(i) for i in columns]  # before the model is run again
     for i, mine in zip(columns, ours, strict=True):
         loss = alone(i).sum()
         targets = [found.parameters[name] for name in mine]
