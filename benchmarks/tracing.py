@@ -3,7 +3,8 @@
 One process, one torch thread. Each candidate is a run of its own; they take turns in blocks of
 about half a second, and a block's time is divided by that of the untraced block of its turn;
 median and quartiles of fifteen. A second untraced run says how far two of a kind are apart. After a
-block, outside the timing, what the ring of buffers (64 MiB) still holds is written.
+block, outside the timing, what the ring of buffers (64 MiB) still holds is written, and all files
+go to the disk, so that no candidate's block has the writes of another beside it.
 Beside the log what people do without one: ``torch.save`` of the state dict every step, and a
 safetensors file every step.
 
@@ -12,6 +13,7 @@ safetensors file every step.
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import tempfile
@@ -175,6 +177,7 @@ class Run:
                 self.optimizer.flush()
         seconds = (time.perf_counter() - began) / self.case.steps
         self.optimizer.flush()
+        os.sync()
         return seconds
 
 
