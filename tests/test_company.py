@@ -346,6 +346,38 @@ def test_a_workspace_that_every_pass_writes_anew():
             torch.testing.assert_close(found.rows("weight", [i])[0].view_as(own), own)
 
 
+class Workspace(nn.Module):
+    """Copies what its layer takes into one place at every pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer, self.space = nn.Linear(4, 3), torch.zeros(9, 4).double()
+
+    def forward(self, x):
+        return self.layer(self.space[: len(x)].copy_(x))
+
+
+def test_examples_of_a_workspace_are_compared(tmp_path):
+    """Gradients in company are taken before an example is run alone."""
+    torch.manual_seed(0)
+    data = torch.randn(9, 4).double()
+    task = Task(lambda: Workspace().double(), losses_of, train=data, test=data)
+    model = task.model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(sgd, model, tmp_path / "run.h5") as optimizer:
+        for t in range(3):
+            optimizer.zero_grad()
+            losses_of(model, data[t : t + 4]).mean().backward()
+            optimizer.step(batch_ids=range(t, t + 4))
+    scores = [
+        Replay(tmp_path / "run.h5", task, memory=memory)
+        .influence(range(5), methods=("tracincp",), checkpoints=[0, 2, 3], progress=False)
+        .scores["tracincp"]
+        for memory in ("2GiB", 1)
+    ]
+    assert np.abs(scores[0] - scores[1]).max() <= 1e-12 * np.abs(scores[1]).max()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounding_is_not_taken_for_company(dtype):
     """Passes of different sizes round otherwise; ReLU and maxima may fall on the other side."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -158,18 +160,23 @@ def test_closures(tmp_path, name):
     assert other.attributes["steps_scaled_outside"] == 0
 
 
-def test_a_batch_that_is_skipped_leaves_no_factor(tmp_path):
-    """Its gradients are dropped by the model, not by the optimizer."""
-    task = trace(tmp_path / "a.h5", BY_NAME["sgd"]).task
+def train_but(task, path, skipped, clip=math.inf):
+    """Train for five batches; skip some after their backward pass, as if the loss were bad."""
     model = task.model()
     inner = O.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+    with TracingOptimizer(inner, model, path) as optimizer:
         for t in range(5):
             model.zero_grad()
             task.loss(model, task.collate([task.train[t], task.train[t + 1]])).mean().backward()
-            optimizer.clip_grad_norm_(0.05)
-            if t != 2:
+            optimizer.clip_grad_norm_(clip)
+            if t not in skipped:
                 optimizer.step(batch_ids=[t, t + 1])
+
+
+def test_a_batch_that_is_skipped_leaves_no_factor(tmp_path):
+    """Its gradients are dropped by the model, not by the optimizer."""
+    task = trace(tmp_path / "a.h5", BY_NAME["sgd"]).task
+    train_but(task, tmp_path / "run.h5", {2}, clip=0.05)
     with open_log(tmp_path / "run.h5") as log:
         assert all(0.01 < log.step(t).clip_factor < 1 for t in range(4))
     found = Replay(tmp_path / "run.h5", task=task).influence([0], progress=False)
@@ -180,14 +187,7 @@ def test_a_batch_that_is_skipped_leaves_no_random_state(tmp_path):
     """Its gradients are dropped by the model, not by the optimizer."""
     (case,) = [case for case in CASES if case.name == "batchnorm-dropout"]
     task = split(case)
-    model = task.model()
-    inner = O.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
-        for t in range(5):
-            model.zero_grad()
-            task.loss(model, task.collate([task.train[t], task.train[t + 1]])).mean().backward()
-            if t % 2 == 0:
-                optimizer.step(batch_ids=[t, t + 1])
+    train_but(task, tmp_path / "run.h5", {1, 3})
     assert Replay(tmp_path / "run.h5", task=task).verify(progress=False).steps == range(3)
 
 

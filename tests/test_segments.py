@@ -106,10 +106,14 @@ def test_small_steps_are_more_than_their_numbers(tmp_path, name):
     replay = Replay(run.path, task=run.task)
     with replay._computing():
         steps = list(replay._tape(range(17), Silent(), lenient=False).walk())
-    seen = {id(name) for step in steps for name in step.filters}  # shared, like small numbers
+    names = {id(name) for step in steps for name in step.filters}  # shared, like small numbers
+    seen = set(names)
     held = sum(_size(step, seen) for step in steps)
     counted = sum(step.nbytes + step.trained.nbytes for step in steps)
     assert 0.9 * held <= counted <= 2 * held
+    batches = [batch for step in steps for batch in step.trained.batches]
+    examples = sum(_size((batch.losses, batch.pieces), set(names)) for batch in batches)
+    assert 0.9 * examples <= sum(step.trained.nbytes for step in steps) <= 2 * examples
 
 
 def _size(value, seen):
