@@ -17,7 +17,10 @@ SHARED = {
     "tracer.update_rules",
     "tracer.reader",
 }
-FILES = ("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume")
+FILES = (
+    *("schema", "tables", "writer", "log_file", "opening", "reading", "reader", "resume"),
+    *("repair", "chunk_index"),
+)
 CLICK = {"replay/program.py", "replay/commands.py", "replay/option_types.py"}
 HDF5 = {*(f"tracer/{name}.py" for name in FILES), "replay/influence.py"}
 

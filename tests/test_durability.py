@@ -26,6 +26,7 @@ from tracer import TracingOptimizer, background, open_log, ring, schema, superbl
 from tracer.errors import LogError, LogWarning, TracingError, TracingWarning
 from tracer.layout import joined
 from tracer.locking import is_being_written
+from tracer.repair import RepairedView
 from tracer.tables import Tables
 from tracer.writer import LogWriter
 
@@ -99,7 +100,7 @@ def test_a_file_shorter_than_its_superblock_says(tmp_path):
     os.truncate(path, path.stat().st_size - 100)
     block = superblock.read(path)
     fixed, end = superblock.repaired(block, path.stat().st_size)
-    view = superblock.RepairedView(path)
+    view = RepairedView(path)
     assert view.seek(0, os.SEEK_END) == end
     view.seek(0)
     assert view.read(48) == fixed

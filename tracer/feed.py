@@ -13,12 +13,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tracer import superblock
 from tracer.background import Background, Job
 from tracer.errors import TracingWarning
 from tracer.layout import Row, fields
 from tracer.locking import WriterLock
 from tracer.opening import require_writable
+from tracer.repair import repair
 from tracer.resume import unwritable, whole_steps
 from tracer.ring import Ring, Slot
 from tracer.writer import LogWriter
@@ -60,7 +60,7 @@ class Feed:
         try:
             if self.refused is None:
                 require_writable(self._path)
-                superblock.repair(self._path)
+                repair(self._path)
         except OSError as error:
             self.refused = error
         if self.refused is not None:
@@ -149,7 +149,7 @@ class Feed:
                 steps = self._background.committed
             if self._lock is not None:
                 with contextlib.suppress(OSError):
-                    superblock.repair(self._path)
+                    repair(self._path)
         finally:
             self.release()
         if self._background is None:  # it may hold what was there before

@@ -14,6 +14,7 @@ import numpy as np
 from tracer import schema, superblock
 from tracer.errors import LogError
 from tracer.locking import WriterLock, is_being_written, require_own_name
+from tracer.repair import RepairedView, repair
 
 _ATTRIBUTE_BYTES = 1 << 20
 _UNWRITABLE = (
@@ -114,15 +115,17 @@ def _open_marked(path: Path) -> OpenFile:
         require_writable(path)
         lock = WriterLock(path)
         try:
-            superblock.repair(path)
+            torn = ", ".join(repair(path))
         finally:
             lock.release()
-        return OpenFile(h5py.File(path, "r"), live=False, repair="its superblock was repaired")
+        done = "its superblock was repaired"
+        done += f", and so was the torn index of {torn}" if torn else ""
+        return OpenFile(h5py.File(path, "r"), live=False, repair=done)
     except OSError as error:
         if error.errno not in _UNWRITABLE:
             raise
         require_own_name(path)
-        file = h5py.File(superblock.RepairedView(path), "r")
+        file = h5py.File(RepairedView(path), "r")
         done = f"it is read as if repaired, not changed ({error.strerror})"
         return OpenFile(file, live=False, repair=done)
 

@@ -24,7 +24,6 @@ _SHUFFLE, _DEFLATE, _ZSTD = 2, 1, 32015  # HDF5's numbers of the filters that a 
 _RATIOS = {_SHUFFLE: 1, _DEFLATE: 1032, _ZSTD: 1 << 15}
 # rows of other tables become Python objects: they may not be more than the file's own bytes
 _FILTERS = {schema.WEIGHTS: {_SHUFFLE, _DEFLATE, _ZSTD}, schema.SNAP_BATCHES: {_SHUFFLE, _DEFLATE}}
-_LARGEST_CHUNK = 1 << 24
 _LARGEST_LAYOUT = 1 << 28
 _LITTLE = 1 << 20  # bytes that may be asked for in any case
 
@@ -45,12 +44,13 @@ class LogTables:
         self._data: dict[str, h5py.Dataset] = {}
         self._chunks: dict[str, Chunks] = {}
         for name, table in schema.TABLES.items():
-            if name == schema.NORMS and not self._is_there(name):
+            if name == schema.NORMS and not schema.is_own(file, name):
                 continue
             data = self._dataset(name)
             if data.dtype != table.dtype or data.ndim != 1 + table.wide:
                 raise self.damage(name, f"has dtype {data.dtype} and {data.ndim} dimensions")
-            if data.chunks is None or np.prod(data.chunks) * data.dtype.itemsize > _LARGEST_CHUNK:
+            chunk = 0 if data.chunks is None else np.prod(data.chunks) * data.dtype.itemsize
+            if not 0 < chunk <= schema.LARGEST_CHUNK:
                 raise self.damage(name, f"is stored in pieces of {data.chunks}")
             self._data[name] = data
         status = self._dataset(schema.STATUS)
@@ -123,16 +123,8 @@ class LogTables:
         self._require_stored(name, data, 0, len(data))
         return np.asarray(data[:])
 
-    def _is_there(self, name: str) -> bool:
-        """Return whether every part of a path is in the file itself: no link leads elsewhere."""
-        parts = name.split("/")
-        return all(
-            isinstance(self._file.get("/".join(parts[: k + 1]), getlink=True), h5py.HardLink)
-            for k in range(len(parts))
-        )
-
     def _dataset(self, name: str) -> h5py.Dataset:
-        data = self._file.get(name) if self._is_there(name) else None
+        data = self._file.get(name) if schema.is_own(self._file, name) else None
         if not isinstance(data, h5py.Dataset):
             raise self.damage(name, "is missing, or a link leads to it")
         if data.is_virtual or data.external:

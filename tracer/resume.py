@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tracer import schema
 from tracer.errors import LogError, LogWarning, TracingError
 from tracer.reader import RunLog
+from tracer.tables import sync
 from tracer.writer import LogWriter, abandon
 
 
@@ -111,8 +112,13 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
             f"cannot resume {path}: a reader has it open ({error}); close it and resume again."
         ) from error
     try:
+        if sync_every:
+            sync(file)  # that it is open, before anything else is changed
         _cut(file, lengths, step if replaced else None)
         file.attrs["sync_every"] = sync_every
+        file.flush()
+        if sync_every:
+            sync(file)  # what is cut off, before its space is another's
         writer = LogWriter(file, names, hyperparameters, sync_every=sync_every)
         writer.restore(meta, groups, strings, torch.get_num_threads())
     except BaseException:

@@ -46,6 +46,7 @@ SNAP_STATE = "snap/opt"
 NONE = -1  # "no row": deterministic pass, equal coefficients, no epoch
 UNCACHED = {"rdcc_nbytes": 0}  # a writer's chunks go to the file as they are, not by a copy
 CHUNK = 1 << 20  # of rows of parameters; others take an HDF5 chunk of a sixteenth
+LARGEST_CHUNK = 1 << 24  # bytes, more than any
 WORD = np.dtype("<u4")  # what recorded batches are stored in: shuffled by HDF5, then deflated
 
 # checksum in a meta row -> the table that it guards
@@ -193,6 +194,15 @@ def _create_rows(
     rows = 1 if name == WEIGHTS else max(1, min(256, CHUNK // 16 // (columns * dtype.itemsize)))
     file.create_dataset(
         name, (0, width), dtype, maxshape=(None, width), chunks=(rows, columns), **options
+    )
+
+
+def is_own(file: h5py.File, name: str) -> bool:
+    """Return whether every part of a path is in the file itself: no link leads elsewhere."""
+    parts = name.split("/")
+    return all(
+        isinstance(file.get("/".join(parts[: k + 1]), getlink=True), h5py.HardLink)
+        for k in range(len(parts))
     )
 
 

@@ -6,6 +6,7 @@ costs as many calls as one. The low-level interface is a third of the time of th
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import h5py
@@ -124,3 +125,8 @@ class Tables:
         # the type is given: finding it out takes longer than the write
         memory = h5s.create_simple(rows.shape)
         data.write(memory, space, np.ascontiguousarray(rows), self._types[name])
+
+
+def sync(file: h5py.File) -> None:
+    """Force what was handed to the operating system to the disk itself."""
+    getattr(os, "fdatasync", os.fsync)(int(file.id.get_vfd_handle()))

@@ -26,7 +26,7 @@ from tracer.layout import Row, read_layout, row_bytes
 from tracer.opening import attributes
 from tracer.records import Step
 from tracer.step_rows import StepRows
-from tracer.tables import Tables
+from tracer.tables import Tables, sync
 
 _open_writers: weakref.WeakSet[LogWriter] = weakref.WeakSet()
 
@@ -156,8 +156,11 @@ class LogWriter:
             return  # it is on file: a flush wrote it
         self._tables.replace(schema.SNAP_STATE, offset, np.frombuffer(data, np.uint8))
         self._tables.replace(schema.STATES, number, row)
-        self._tables.cut(schema.SNAP_STATE, offset + len(data))
         self.commit()
+        if self._tables[schema.SNAP_STATE] > offset + len(data):
+            self._tables.cut(schema.SNAP_STATE, offset + len(data))
+            self.commit()
+            self.sync()  # before its space is another's
 
     def commit(self) -> None:
         """Hand everything so far to the operating system.
@@ -174,7 +177,7 @@ class LogWriter:
     def sync(self) -> None:
         """Force everything committed to the disk itself, if ``sync_every`` asks for it."""
         if self._sync_every:
-            getattr(os, "fdatasync", os.fsync)(self._descriptor)
+            sync(self._file)
             self._synced = self._steps
 
     def close(self) -> None:

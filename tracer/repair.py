@@ -1,0 +1,112 @@
+"""Mending the file of a writer that was killed or lost its power: its superblock, its indexes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+
+from tracer import schema, superblock
+from tracer.chunk_index import mend
+from tracer.extensible_array import Patches, TornError
+
+
+def repair(path: Path) -> list[str]:
+    """Mark a file as closed, in place, and mend its indexes; the caller holds the writer's lock.
+
+    Returns:
+        The tables whose index was torn.
+    """
+    block = superblock.read(path)
+    if block is None or not superblock.is_marked_open(block):
+        return []
+    with RepairedView(path) as view, path.open("r+b") as file:
+        file.truncate(view.end)
+        for offset, data in view.patches.items():  # the mark goes last: it asks for a repair
+            if offset:
+                file.seek(offset)
+                file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        file.write(view.patches[0])
+    return view.torn
+
+
+class RepairedView(io.RawIOBase):
+    """A file as it is after ``repair``, for a place that cannot be written.
+
+    Attributes:
+        end: The size that it has.
+        patches: What it has elsewhere than the file, by offset.
+        torn: The tables whose index was torn.
+    """
+
+    def __init__(self, path: Path) -> None:
+        block = superblock.read(path)
+        assert block is not None
+        self._file = path.open("rb", buffering=0)
+        self._position = 0
+        stored = os.fstat(self._file.fileno()).st_size
+        fixed, self.end = superblock.repaired(block, stored)
+        self.patches = {0: fixed}
+        self.torn: list[str] = []
+        found = Patches(self._read, stored)
+        with contextlib.suppress(OSError, RuntimeError), h5py.File(self, "r") as file:
+            self._mend(file, found)
+        fixed, self.end = superblock.repaired(block, found.end)
+        self.patches = {0: fixed, **found.found}
+
+    def _mend(self, file: h5py.File, found: Patches) -> None:
+        for name in schema.TABLES:
+            before = len(found.found)
+            try:
+                if schema.is_own(file, name):
+                    mend(file, name, found)
+            except (OSError, RuntimeError, TornError):
+                continue  # whoever reads the log will say what it is
+            if len(found.found) > before:
+                self.torn.append(name)
+
+    def _read(self, offset: int, count: int) -> bytes:
+        return os.pread(self._file.fileno(), count, offset)
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move the position."""
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self.end}[whence]
+        self._position = start + offset
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer; what the file does not have is zero."""
+        target = memoryview(buffer).cast("B")
+        start, count = self._position, max(0, min(len(target), self.end - self._position))
+        data = self._read(start, count)
+        target[:count] = data + bytes(count - len(data))
+        for offset, patch in self.patches.items():
+            first, last = max(start, offset), min(start + count, offset + len(patch))
+            if first < last:
+                target[first - start : last - start] = patch[first - offset : last - offset]
+        self._position += count
+        return count
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
