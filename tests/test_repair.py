@@ -15,6 +15,8 @@ import pytest
 from training import Run, assert_equal_logs
 
 from tracer import open_log, resume, schema, superblock
+from tracer.errors import LogWarning, TracingError
+from tracer.patches import DamagedError
 from tracer.repair import RepairedView, repair
 from tracer.tables import Tables
 
@@ -100,6 +102,11 @@ def address_of_data_block(file, name, first):
     return file.index(sought + (first - 4).to_bytes(4, "little"))
 
 
+def index_of(file, header):
+    """Return where the index of an object is, whose header begins there."""
+    return int.from_bytes(file[file.index(b"\x04\x20\x04\x04\x10\x0a", header) + 6 :][:8], "little")
+
+
 def header_of(file, name):
     """Return where a table's index begins: they were made in the order of the tables."""
     found = [k for k in range(len(file)) if file[k : k + 4] == b"EAHD"]
@@ -156,22 +163,57 @@ def test_the_last_chunk_is_longer_than_the_file(tmp_path):
 
 @pytest.mark.parametrize("size", [0, 1000])
 def test_a_size_that_cannot_be(tmp_path, size):
-    _, new = growing(tmp_path / "whole.h5", 5, 30, {"compression": 1})
-    block = address_of_data_block(new, schema.WEIGHTS, 4)
+    _, new = growing(tmp_path / "whole.h5", 5, 9000, {"compression": 1})
+    block = address_of_data_block(new, schema.WEIGHTS, 8180)  # larger than a page
     width = new[header_of(new, schema.WEIGHTS) + 6]
     at = block + 18 + 2 * width + 8  # of the third entry
     data = new[:at] + size.to_bytes(width - 12, "little") + new[at + width - 12 :]
     with mended(tmp_path / "torn.h5", data) as file:
-        stored = [is_stored(file, schema.WEIGHTS, k) for k in (5, 6, 7)]
+        stored = [is_stored(file, schema.WEIGHTS, k) for k in (8181, 8182, 8183)]
         assert stored == [True, False, True]
 
 
-def test_a_block_of_another_index(tmp_path):
+@pytest.mark.parametrize("part", ["header", "version", "block", "entry", "size"])
+def test_damage_is_left_as_it_is(tmp_path, part):
+    """No power cut does that: it would be no help to make the checksum fit it."""
     _, new = growing(tmp_path / "whole.h5", 5, 30, {})
-    block = address_of_data_block(new, schema.WEIGHTS, 4)
-    data = new[: block + 6] + header_of(new, schema.IDS).to_bytes(8, "little") + new[block + 14 :]
-    with mended(tmp_path / "torn.h5", data) as file:
-        assert [is_stored(file, schema.WEIGHTS, k) for k in (3, 4, 29)] == [True, False, True]
+    header, block = header_of(new, schema.WEIGHTS), address_of_data_block(new, schema.WEIGHTS, 4)
+    data = bytearray(new)
+    if part == "size":  # of an object's header
+        with h5py.File(tmp_path / "whole.h5") as file:
+            header = h5py.h5g.get_objinfo(file.id, schema.WEIGHTS.encode()).objno[0]
+    data[
+        {"header": header + 20, "block": block + 6, "entry": block + 20}.get(part, header + 4)
+    ] ^= 9
+    (tmp_path / "torn.h5").write_bytes(data)
+    view = RepairedView(tmp_path / "torn.h5")
+    assert (view.torn, view.damaged) == ([], [schema.WEIGHTS])
+    assert view.patches.keys() == {0}
+    with pytest.raises(DamagedError, match="^the index of steps/w is damaged$"):
+        repair(tmp_path / "torn.h5")
+    assert (tmp_path / "torn.h5").read_bytes() == data
+    with h5py.File(view) as file:
+        with pytest.raises((OSError, KeyError)):
+            file[schema.WEIGHTS][:]
+        np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 30))
+
+
+def test_a_log_with_a_damaged_index(tmp_path):
+    path = tmp_path / "run.h5"
+    run = Run(path).train(12)
+    run.optimizer.flush()
+    data = bytearray(path.read_bytes())
+    run.close()
+    with h5py.File(path) as file:
+        header = h5py.h5g.get_objinfo(file.id, schema.WEIGHTS.encode()).objno[0]
+    data[data.index(b"EADB\0\0" + index_of(data, header).to_bytes(8, "little")) + 100] ^= 1
+    path.write_bytes(data)
+    said = "read as if repaired, not changed .the index of steps/w is damaged.*holds 3 whole steps"
+    with pytest.warns(LogWarning, match=said), open_log(path) as log:
+        log.parameters(3)
+    with pytest.raises(TracingError, match="cannot resume .*the index of steps/w is damaged"):
+        Run(path, resume=True)
+    assert path.read_bytes() == data
 
 
 def test_a_whole_index_is_left_alone(tmp_path):

@@ -4,12 +4,13 @@ A power cut leaves any of the pages written since the last sync as they were at 
 kill may end a write in the middle. Then
 
 - a part of the index can be half old, half new: each entry is right, the checksum is not;
-- a part can be pointed at that never reached the disk: the pointer is cleared;
+- a part can be pointed at that never reached the disk, so that zeros are there: the pointer is
+  cleared;
 - an entry can be of a chunk beyond the dataset's end or the file's, which a writer that goes on
   would take for its own though the space may be another's: it is cleared.
 
-What is left is what a writer would have left who had stopped earlier. Whether the chunks hold
-whole steps, the steps' own checksums say.
+That is what a writer would have left who had stopped earlier; whether the chunks hold whole steps,
+the steps' own checksums say. What else is wrong is damage, and stays as it is: HDF5 will say so.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from h5py import h5g
 from numpy.typing import NDArray
 
 from tracer import schema
-from tracer.extensible_array import UNDEFINED, ExtensibleArray, Patches, TornError, number
+from tracer.extensible_array import UNDEFINED, ExtensibleArray
+from tracer.patches import Patches, UnbornError, number
 
 _LAYOUT = 8  # number of the message
 _CHUNKED, _EXTENSIBLE = 2, 4
@@ -36,6 +38,9 @@ def mend(file: h5py.File, name: str, patches: Patches) -> None:
         file: The file as it is; HDF5 has not read the index.
         name: The dataset.
         patches: Where the changes are noted.
+
+    Raises:
+        DamagedError: It is neither whole nor what a power cut leaves.
     """
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or dataset.chunks is None:
@@ -54,7 +59,7 @@ def mend(file: h5py.File, name: str, patches: Patches) -> None:
     try:
         count = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
         array = ExtensibleArray(address, count, size, patches)
-    except TornError:  # a pointer at what never reached the disk
+    except UnbornError:  # a pointer at what never reached the disk
         block[at : at + 8] = 0xFF
         patches.seal(np.array([header], np.uint64), block[None])
     else:

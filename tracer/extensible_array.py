@@ -8,63 +8,14 @@ entry is added. Source: HDF5 File Format Specification, version 3.0, section VII
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.checksum import lookup3
+from tracer.patches import FIRST, PAGE, DamagedError, Patches, UnbornError, number, torn
 
 UNDEFINED = 0xFFFFFFFFFFFFFFFF  # no address
 _PREFIX = 14  # signature, version, client, address of the header
-_PAGE = 4096  # that reaches the disk whole
-_FIRST = 48  # the superblock comes before everything
-
-Read = Callable[[int, int], bytes]
-
-
-def number(data: NDArray[np.uint8]) -> int:
-    """Return a number from its bytes, the lowest first."""
-    return int.from_bytes(data.tobytes(), "little")
-
-
-class TornError(Exception):
-    """A part of an index is not one."""
-
-
-class Patches:
-    """What a file should have in the place of what it has.
-
-    Args:
-        read: Returns so many bytes from an offset.
-        size: Of the file.
-
-    Attributes:
-        size: Of the file.
-        end: Where its last chunk ends, all of which need not be on file.
-        found: The bytes, by offset.
-    """
-
-    def __init__(self, read: Read, size: int) -> None:
-        self._read, self.size, self.end = read, size, size
-        self.found: dict[int, bytes] = {}
-
-    def block(self, address: int, size: int) -> NDArray[np.uint8]:
-        """Return a block as it is in the file."""
-        if not _FIRST <= address <= self.size - size:
-            raise TornError
-        data = np.frombuffer(self._read(address, size), np.uint8)
-        if len(data) < size:
-            raise TornError
-        return data.copy()
-
-    def seal(self, addresses: NDArray[np.uint64], blocks: NDArray[np.uint8]) -> None:
-        """Give blocks of one size their checksum, the last four bytes; note what is new."""
-        blocks[:, -4:] = lookup3(blocks[:, :-4])[:, None].view(np.uint8)
-        for address, block in zip(addresses.tolist(), blocks, strict=True):
-            data = block.tobytes()
-            if data != self._read(address, len(data)):
-                self.found[address] = data
 
 
 class ExtensibleArray:
@@ -77,23 +28,27 @@ class ExtensibleArray:
         patches: Where changes are noted.
 
     Raises:
-        TornError: There is none.
+        UnbornError: There is none.
+        DamagedError: It is none.
     """
 
     def __init__(self, address: int, count: int, chunk_bytes: int, patches: Patches) -> None:
         self._patches, self._address = patches, address
         self._count, self._chunk_bytes = count, chunk_bytes
+        self._start = np.array([address], np.uint64)
         self._header = patches.block(address, 72)
         header = self._header.tobytes()
-        if header[:5] != b"EAHD\0":
-            raise TornError
+        if not any(header[:5]):
+            raise UnbornError
+        if header[:5] != b"EAHD\0" or torn(self._start, self._header[None]).any():
+            raise DamagedError
         self._client, self._width, bits, self._direct, least, self._pointers, page = header[5:12]
         self._id = bytes([self._client]) + address.to_bytes(8, "little")
         self._page, self._offset_bytes = 1 << page, -(-bits // 8)
         levels = 1 + bits - int(math.log2(max(1, least)))
         known = 8 if self._client == 0 else 13 <= self._width <= 20 and self._width
         if self._width != known or self._pointers < 1 or levels < 1 or bits > 60:
-            raise TornError
+            raise DamagedError
         # data blocks of each level: how many, entries in each
         self._levels = [(1 << (k // 2), least << ((k + 1) // 2)) for k in range(levels)]
 
@@ -103,9 +58,9 @@ class ExtensibleArray:
         if address != UNDEFINED:
             try:
                 self._index_block(address)
-            except TornError:
+            except UnbornError:
                 self._header[60:68] = 0xFF
-        self._patches.seal(np.array([self._address], np.uint64), self._header[None])
+        self._patches.seal(self._start, self._header[None])
 
     def _index_block(self, address: int) -> None:
         """Mend the block that has the first entries, and points at the first data blocks."""
@@ -127,7 +82,7 @@ class ExtensibleArray:
                 if there != UNDEFINED:
                     try:
                         self._secondary_block(there, count, entries, first)
-                    except TornError:
+                    except UnbornError:
                         pointer[:] = 0xFF
                 at += 8
             first += count * entries
@@ -162,13 +117,13 @@ class ExtensibleArray:
         addresses = pointers.copy().view("<u8")
         there = np.flatnonzero(addresses != UNDEFINED)
         if len(there) * size > self._patches.size:
-            raise TornError
+            raise DamagedError
         found, blocks = [], []
         for k in there:
             try:
                 blocks.append(self._block(b"EADB", int(addresses[k]), size))
                 found.append(k)
-            except TornError:
+            except UnbornError:
                 pointers[8 * k : 8 * k + 8] = 0xFF
         if not found:
             return
@@ -210,14 +165,14 @@ class ExtensibleArray:
             sizes = padded.view("<u8")[..., 0]
         order = np.arange(addresses.shape[1])
         kept = (addresses != UNDEFINED) & (firsts[:, None] + order < self._count)
-        kept &= (addresses >= _FIRST) & (addresses < self._patches.size)
-        kept &= (sizes > 0) & (sizes <= 2 * self._chunk_bytes + _FIRST)
-        torn = lookup3(parts[:, :-4]) != parts[:, -4:].copy().view("<u4")[:, 0]
+        kept &= (addresses >= FIRST) & (addresses < self._patches.size)
+        kept &= (sizes > 0) & (sizes <= 2 * self._chunk_bytes + FIRST)
+        mixed = torn(starts, parts)
         # one of its pages never reached the disk: it was not there at the last sync
-        kept &= ~(torn & (addresses == 0).any(1))[:, None]
+        kept &= ~(mixed & (addresses == 0).any(1))[:, None]
         # an entry across two pages, of which the first is older: it has no first bytes
-        before = _PAGE - (starts[:, None].astype(np.int64) + begin + order * self._width) % _PAGE
-        for part, k in np.argwhere(torn[:, None] & (before < self._width)):
+        before = PAGE - (starts[:, None].astype(np.int64) + begin + order * self._width) % PAGE
+        for part, k in np.argwhere(mixed[:, None] & (before < self._width)):
             kept[part, k] &= bool((entries[part, k, : min(8, before[part, k])] != 0xFF).any())
         if kept.any():
             self._patches.end = max(self._patches.end, int((addresses + sizes)[kept].max()))
@@ -227,6 +182,10 @@ class ExtensibleArray:
     def _block(self, signature: bytes, address: int, size: int) -> NDArray[np.uint8]:
         """Return one of the array's blocks."""
         block = self._patches.block(address, size)
+        if not block[:_PREFIX].any():
+            raise UnbornError
         if block[:_PREFIX].tobytes() != signature + b"\0" + self._id:
-            raise TornError
+            raise DamagedError
+        if signature != b"EADB":  # whose parts are looked at together
+            torn(np.array([address], np.uint64), block[None])
         return block

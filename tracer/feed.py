@@ -14,10 +14,11 @@ from pathlib import Path
 from torch import Tensor
 
 from tracer.background import Background, Job
-from tracer.errors import TracingWarning
+from tracer.errors import TracingError, TracingWarning
 from tracer.layout import Row, fields
 from tracer.locking import WriterLock
 from tracer.opening import require_writable
+from tracer.patches import DamagedError
 from tracer.repair import repair
 from tracer.resume import unwritable, whole_steps
 from tracer.ring import Ring, Slot
@@ -63,6 +64,12 @@ class Feed:
                 repair(self._path)
         except OSError as error:
             self.refused = error
+        except DamagedError as error:
+            self.release()
+            raise TracingError(
+                f"cannot resume {self._path}: {error}, nothing was changed; restore it from a copy "
+                "and resume that, or pass overwrite=True to begin anew."
+            ) from error
         if self.refused is not None:
             self.release()
             raise unwritable(self._path, self.refused) from self.refused
@@ -148,7 +155,7 @@ class Feed:
                 self._background.close()
                 steps = self._background.committed
             if self._lock is not None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, DamagedError):
                     repair(self._path)
         finally:
             self.release()

@@ -14,6 +14,7 @@ import numpy as np
 from tracer import schema, superblock
 from tracer.errors import LogError
 from tracer.locking import WriterLock, is_being_written, require_own_name
+from tracer.patches import DamagedError
 from tracer.repair import RepairedView, repair
 
 _ATTRIBUTE_BYTES = 1 << 20
@@ -121,12 +122,13 @@ def _open_marked(path: Path) -> OpenFile:
         done = "its superblock was repaired"
         done += f", and so was the torn index of {torn}" if torn else ""
         return OpenFile(h5py.File(path, "r"), live=False, repair=done)
-    except OSError as error:
-        if error.errno not in _UNWRITABLE:
+    except (OSError, DamagedError) as error:
+        if isinstance(error, OSError) and error.errno not in _UNWRITABLE:
             raise
         require_own_name(path)
         file = h5py.File(RepairedView(path), "r")
-        done = f"it is read as if repaired, not changed ({error.strerror})"
+        why = error.strerror if isinstance(error, OSError) else error
+        done = f"it is read as if repaired, not changed ({why})"
         return OpenFile(file, live=False, repair=done)
 
 

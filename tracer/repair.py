@@ -12,7 +12,9 @@ import h5py
 
 from tracer import schema, superblock
 from tracer.chunk_index import mend
-from tracer.extensible_array import Patches, TornError
+from tracer.patches import DamagedError, Patches, UnbornError
+
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError, UnbornError, DamagedError)
 
 
 def repair(path: Path) -> list[str]:
@@ -20,11 +22,16 @@ def repair(path: Path) -> list[str]:
 
     Returns:
         The tables whose index was torn.
+
+    Raises:
+        DamagedError: An index is not what a power cut leaves; nothing is changed.
     """
     block = superblock.read(path)
     if block is None or not superblock.is_marked_open(block):
         return []
     with RepairedView(path) as view, path.open("r+b") as file:
+        if view.damaged:
+            raise DamagedError(f"the index of {', '.join(view.damaged)} is damaged")
         file.truncate(view.end)
         for offset, data in view.patches.items():  # the mark goes last: it asks for a repair
             if offset:
@@ -44,6 +51,7 @@ class RepairedView(io.RawIOBase):
         end: The size that it has.
         patches: What it has elsewhere than the file, by offset.
         torn: The tables whose index was torn.
+        damaged: Those whose index is damaged otherwise, and is left as it is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -55,6 +63,7 @@ class RepairedView(io.RawIOBase):
         fixed, self.end = superblock.repaired(block, stored)
         self.patches = {0: fixed}
         self.torn: list[str] = []
+        self.damaged: list[str] = []
         found = Patches(self._read, stored)
         with contextlib.suppress(OSError, RuntimeError), h5py.File(self, "r") as file:
             self._mend(file, found)
@@ -63,13 +72,14 @@ class RepairedView(io.RawIOBase):
 
     def _mend(self, file: h5py.File, found: Patches) -> None:
         for name in schema.TABLES:
-            before = len(found.found)
+            before = dict(found.found)
             try:
                 if schema.is_own(file, name):
                     mend(file, name, found)
-            except (OSError, RuntimeError, TornError):
-                continue  # whoever reads the log will say what it is
-            if len(found.found) > before:
+            except _DAMAGE:
+                found.found = before
+                self.damaged.append(name)
+            if len(found.found) > len(before):
                 self.torn.append(name)
 
     def _read(self, offset: int, count: int) -> bytes:
