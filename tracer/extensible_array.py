@@ -136,8 +136,8 @@ class ExtensibleArray:
             data = data[:, head + 4 :].reshape(len(data), pages, length)[block, page]
             starts = starts[block] + (head + 4 + page * length).astype(np.uint64)
             firsts, head = firsts[block] + page * each, 0
-        self._entries(data, starts, head, data.shape[1] - 4, firsts)
-        self._patches.seal(starts, data)
+        mixed = self._entries(data, starts, head, data.shape[1] - 4, firsts)
+        self._patches.seal(starts, data, mixed)
 
     def _entries(
         self,
@@ -146,7 +146,7 @@ class ExtensibleArray:
         begin: int,
         end: int,
         firsts: NDArray[np.int64],
-    ) -> None:
+    ) -> NDArray[np.bool_]:
         """Clear entries, in place, of chunks that cannot be: the dataset or the file ends before.
 
         Args:
@@ -155,6 +155,9 @@ class ExtensibleArray:
             begin: Where the entries of each begin.
             end: Where they end.
             firsts: (parts,) numbers of their first chunks.
+
+        Returns:
+            (parts,) which do not match their checksum.
         """
         entries = parts[:, begin:end].reshape(len(parts), -1, self._width)
         addresses = entries[..., :8].copy().view("<u8")[..., 0]
@@ -178,6 +181,7 @@ class ExtensibleArray:
             self._patches.end = max(self._patches.end, int((addresses + sizes)[kept].max()))
         entries[~kept, :8], entries[~kept, 8:] = 0xFF, 0
         parts[:, begin:end] = entries.reshape(len(parts), -1)
+        return mixed
 
     def _block(self, signature: bytes, address: int, size: int) -> NDArray[np.uint8]:
         """Return one of the array's blocks."""

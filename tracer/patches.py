@@ -51,13 +51,26 @@ class Patches:
             raise UnbornError
         return np.frombuffer(self._read(address, size), np.uint8).copy()
 
-    def seal(self, addresses: NDArray[np.uint64], blocks: NDArray[np.uint8]) -> None:
-        """Give blocks of one size their checksum, the last four bytes; note what is new."""
-        blocks[:, -4:] = lookup3(blocks[:, :-4])[:, None].view(np.uint8)
-        for address, block in zip(addresses.tolist(), blocks, strict=True):
-            data = block.tobytes()
-            if data != self._read(address, len(data)):
-                self.found[address] = data
+    def seal(
+        self,
+        addresses: NDArray[np.uint64],
+        blocks: NDArray[np.uint8],
+        mixed: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Give blocks that were changed their checksum, the last four bytes, and note them.
+
+        Args:
+            addresses: (blocks,).
+            blocks: (blocks, bytes).
+            mixed: (blocks,) which of them do not match the checksum that they have.
+        """
+        size, places = blocks.shape[1], addresses.tolist()
+        new = [self._read(a, size) != b.tobytes() for a, b in zip(places, blocks, strict=True)]
+        rows = np.flatnonzero(new if mixed is None else new | mixed)
+        if len(rows):
+            blocks[rows, -4:] = lookup3(blocks[rows, :-4])[:, None].view(np.uint8)
+        for k in rows:
+            self.found[places[k]] = blocks[k].tobytes()
 
 
 def torn(starts: NDArray[np.uint64], blocks: NDArray[np.uint8]) -> NDArray[np.bool_]:

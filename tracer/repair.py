@@ -33,12 +33,13 @@ def repair(path: Path) -> list[str]:
         if view.damaged:
             raise DamagedError(f"the index of {', '.join(view.damaged)} is damaged")
         file.truncate(view.end)
-        for offset, data in view.patches.items():  # the mark goes last: it asks for a repair
+        for offset, data in view.patches.items():
             if offset:
                 file.seek(offset)
                 file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        if view.torn:  # the mark goes last: it asks for a repair
+            file.flush()
+            os.fsync(file.fileno())
         file.seek(0)
         file.write(view.patches[0])
     return view.torn
