@@ -173,18 +173,18 @@ def test_a_size_that_cannot_be(tmp_path, size):
         assert stored == [True, False, True]
 
 
-@pytest.mark.parametrize("part", ["header", "version", "block", "entry", "size"])
+@pytest.mark.parametrize("part", ["header", "version", "block", "entry", "secondary", "size"])
 def test_damage_is_left_as_it_is(tmp_path, part):
     """No power cut does that: it would be no help to make the checksum fit it."""
-    _, new = growing(tmp_path / "whole.h5", 5, 30, {})
+    _, new = growing(tmp_path / "whole.h5", 5, 300, {})
     header, block = header_of(new, schema.WEIGHTS), address_of_data_block(new, schema.WEIGHTS, 4)
+    with h5py.File(tmp_path / "whole.h5") as file:
+        dataset = h5py.h5g.get_objinfo(file.id, schema.WEIGHTS.encode()).objno[0]
+    places = {"header": header + 20, "version": header + 4, "block": block + 6, "entry": block + 20}
+    places["secondary"] = new.index(b"EASB\0\0" + header.to_bytes(8, "little")) + 52  # its checksum
+    places["size"] = dataset + 4
     data = bytearray(new)
-    if part == "size":  # of an object's header
-        with h5py.File(tmp_path / "whole.h5") as file:
-            header = h5py.h5g.get_objinfo(file.id, schema.WEIGHTS.encode()).objno[0]
-    data[
-        {"header": header + 20, "block": block + 6, "entry": block + 20}.get(part, header + 4)
-    ] ^= 9
+    data[places[part]] ^= 9
     (tmp_path / "torn.h5").write_bytes(data)
     view = RepairedView(tmp_path / "torn.h5")
     assert (view.torn, view.damaged) == ([], [schema.WEIGHTS])
@@ -195,7 +195,7 @@ def test_damage_is_left_as_it_is(tmp_path, part):
     with h5py.File(view) as file:
         with pytest.raises((OSError, KeyError)):
             file[schema.WEIGHTS][:]
-        np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 30))
+        np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 300))
 
 
 def test_a_log_with_a_damaged_index(tmp_path):
@@ -214,6 +214,20 @@ def test_a_log_with_a_damaged_index(tmp_path):
     with pytest.raises(TracingError, match="cannot resume .*the index of steps/w is damaged"):
         Run(path, resume=True)
     assert path.read_bytes() == data
+    Run(path, overwrite=True).train(1).close()
+
+
+def test_nothing_is_mended_in_an_index_that_is_damaged_elsewhere(tmp_path):
+    _, new = growing(tmp_path / "whole.h5", 5, 16_500, {"compression": 1})
+    data = bytearray(new)
+    data[address_of_data_block(new, schema.WEIGHTS, 8180) + 18 + 512 * 14] ^= 1  # its checksum
+    (tmp_path / "torn.h5").write_bytes(data)
+    view = RepairedView(tmp_path / "torn.h5")
+    assert (view.torn, view.damaged, len(view.patches)) == ([schema.WEIGHTS], [], 2)
+    data[address_of_data_block(new, schema.WEIGHTS, 16_372)] ^= 1
+    (tmp_path / "torn.h5").write_bytes(data)
+    view = RepairedView(tmp_path / "torn.h5")
+    assert (view.torn, view.damaged, len(view.patches)) == ([], [schema.WEIGHTS], 1)
 
 
 def test_a_whole_index_is_left_alone(tmp_path):

@@ -65,7 +65,6 @@ class Feed:
         except OSError as error:
             self.refused = error
         except DamagedError as error:
-            self.release()
             raise TracingError(
                 f"cannot resume {self._path}: {error}, nothing was changed; restore it from a copy "
                 "and resume that, or pass overwrite=True to begin anew."
