@@ -198,15 +198,21 @@ def test_damage_is_left_as_it_is(tmp_path, part):
         np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 300))
 
 
-def test_a_log_with_a_damaged_index(tmp_path):
-    path = tmp_path / "run.h5"
+def unclosed(path):
+    """Return the bytes of a killed writer's log, and where a part of the index of its rows is."""
     run = Run(path).train(12)
     run.optimizer.flush()
     data = bytearray(path.read_bytes())
     run.close()
     with h5py.File(path) as file:
         header = h5py.h5g.get_objinfo(file.id, schema.WEIGHTS.encode()).objno[0]
-    data[data.index(b"EADB\0\0" + index_of(data, header).to_bytes(8, "little")) + 100] ^= 1
+    return data, data.index(b"EADB\0\0" + index_of(data, header).to_bytes(8, "little"))
+
+
+def test_a_log_with_a_damaged_index(tmp_path):
+    path = tmp_path / "run.h5"
+    data, block = unclosed(path)
+    data[block + 100] ^= 1
     path.write_bytes(data)
     said = "read as if repaired, not changed .the index of steps/w is damaged.*holds 3 whole steps"
     with pytest.warns(LogWarning, match=said), open_log(path) as log:
@@ -215,6 +221,16 @@ def test_a_log_with_a_damaged_index(tmp_path):
         Run(path, resume=True)
     assert path.read_bytes() == data
     Run(path, overwrite=True).train(1).close()
+
+
+def test_what_is_said_of_a_torn_index(tmp_path):
+    path = tmp_path / "run.h5"
+    data, block = unclosed(path)
+    data[block : block + 150] = bytes(150)
+    path.write_bytes(data)
+    said = "superblock was repaired, the torn index of steps/w too, 9 torn steps .* 3 whole steps"
+    with pytest.warns(LogWarning, match=said), open_log(path):
+        pass
 
 
 def test_nothing_is_mended_in_an_index_that_is_damaged_elsewhere(tmp_path):

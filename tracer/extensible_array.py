@@ -33,7 +33,7 @@ class ExtensibleArray:
     """
 
     def __init__(self, address: int, count: int, chunk_bytes: int, patches: Patches) -> None:
-        self._patches, self._address = patches, address
+        self._patches = patches
         self._count, self._chunk_bytes = count, chunk_bytes
         self._start = np.array([address], np.uint64)
         self._header = patches.block(address, 72)

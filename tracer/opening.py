@@ -116,11 +116,11 @@ def _open_marked(path: Path) -> OpenFile:
         require_writable(path)
         lock = WriterLock(path)
         try:
-            torn = ", ".join(repair(path))
+            torn = " and ".join(repair(path))
         finally:
             lock.release()
         done = "its superblock was repaired"
-        done += f", and so was the torn index of {torn}" if torn else ""
+        done += f", the torn index of {torn} too" if torn else ""
         return OpenFile(h5py.File(path, "r"), live=False, repair=done)
     except (OSError, DamagedError) as error:
         if isinstance(error, OSError) and error.errno not in _UNWRITABLE:
