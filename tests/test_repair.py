@@ -286,6 +286,26 @@ def test_a_run_goes_on_after_a_power_cut(tmp_path, options):
         assert_equal_logs(path, whole)
 
 
+def test_a_state_torn_before_the_last_one(tmp_path):
+    """It is not kept either: the run goes on from the state before it."""
+    path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
+    options = {"sync_every": 50, "state_every": 2}
+    run = Run(path, **options).train(12)
+    run.optimizer.flush()
+    data = path.read_bytes()
+    run.close()
+    path.write_bytes(data)
+    with pytest.warns(LogWarning), open_log(path) as log:
+        (state,) = (row for row in log.full_states.rows() if row["step"] == 8)
+    with h5py.File(path, "r+") as file:
+        file[schema.SNAP_STATE][int(state["offset"]) + 100] ^= 1
+    again = Run(path, resume=True, **options)
+    assert again.optimizer.position[0] == 6
+    again.train(12).close()
+    Run(whole, **options).train(12).close()
+    assert_equal_logs(path, whole)
+
+
 def test_what_is_cut_off_is_synced_before_its_space_is_used(tmp_path, monkeypatch):
     run = Run(tmp_path / "run.h5", sync_every=1, state_every=1).train(3)
     run.optimizer.flush()

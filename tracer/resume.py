@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,16 +56,28 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
                     f"cannot resume {path}: its {name} is {found!r}, now it is {value!r}; resume "
                     "with what the run was started with."
                 )
-        for t in sorted(set(log.states()), reverse=True):
-            try:
+        states = sorted(set(log.states()))
+        since = len(log) - int(log.metadata.get("sync_every", 0))
+        # a power cut may have torn any state since the last sync: none of them is kept
+        torn = (t for t in states if t >= since and not _is_whole(log, t))
+        states = states[: bisect_left(states, next(torn, len(log) + 1))]
+        for t in reversed(states):
+            if _is_whole(log, t):
                 return Resumption(t, len(log) - t, log.state(t))
-            except LogError:
-                continue  # torn: the one before it holds
         if len(log) == 0:  # ended before it began
             return None
         raise TracingError(
             f"cannot resume {path}: it holds no whole state; pass overwrite=True to begin anew."
         )
+
+
+def _is_whole(log: RunLog, t: int) -> bool:
+    """Return whether a full state matches its checksum."""
+    try:
+        log.state(t)
+    except LogError:
+        return False
+    return True
 
 
 def whole_steps(path: Path) -> int:
