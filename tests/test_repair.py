@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import random
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
 from training import Run, assert_equal_logs
 
-from tracer import open_log, resume, schema, superblock
+from tracer import open_log, patches, resume, schema, superblock
+from tracer import repair as mending
 from tracer.errors import LogWarning, TracingError
 from tracer.patches import DamagedError
 from tracer.repair import RepairedView, repair
@@ -187,7 +189,7 @@ def test_damage_is_left_as_it_is(tmp_path, part):
     data[places[part]] ^= 9
     (tmp_path / "torn.h5").write_bytes(data)
     view = RepairedView(tmp_path / "torn.h5")
-    assert (view.torn, view.damaged) == ([], [schema.WEIGHTS])
+    assert (view.torn, view.damage) == ([], "the index of steps/w is damaged")
     assert view.patches.keys() == {0}
     with pytest.raises(DamagedError, match="^the index of steps/w is damaged$"):
         repair(tmp_path / "torn.h5")
@@ -196,6 +198,36 @@ def test_damage_is_left_as_it_is(tmp_path, part):
         with pytest.raises((OSError, KeyError)):
             file[schema.WEIGHTS][:]
         np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 300))
+
+
+def test_a_file_that_cannot_be_looked_through_is_not_changed(tmp_path, monkeypatch):
+    """It stays marked as open, so that its indexes are looked at once that can be done."""
+    path = tmp_path / "run.h5"
+    data, _ = unclosed(path)
+    path.write_bytes(data)
+
+    def failing(*_):
+        raise OSError("Input/output error")
+
+    monkeypatch.setattr(mending, "h5py", SimpleNamespace(File=failing))
+    said = "not changed .HDF5 cannot open it: Input/output error.*holds 12 whole steps"
+    with pytest.warns(LogWarning, match=said), open_log(path):
+        pass
+    with pytest.raises(TracingError, match="cannot resume .*HDF5 cannot open it: .*from a copy"):
+        Run(path, resume=True)
+    assert path.read_bytes() == data
+
+
+def test_a_secondary_block_across_pages(tmp_path, monkeypatch):
+    """Those of real logs are that large from millions of chunks on."""
+    monkeypatch.setattr(patches, "PAGE", 32)
+    _, new = growing(tmp_path / "whole.h5", 5, 300, {})
+    block = new.index(b"EASB\0\0" + header_of(new, schema.WEIGHTS).to_bytes(8, "little"))
+    data = bytearray(new)
+    data[block + 52] ^= 9
+    with mended(tmp_path / "torn.h5", data) as file:
+        np.testing.assert_array_equal(file[schema.WEIGHTS][:], values(schema.WEIGHTS, 300))
+    assert (tmp_path / "torn.h5").read_bytes()[48:] == new[48:]
 
 
 def unclosed(path):
@@ -239,11 +271,11 @@ def test_nothing_is_mended_in_an_index_that_is_damaged_elsewhere(tmp_path):
     data[address_of_data_block(new, schema.WEIGHTS, 8180) + 18 + 512 * 14] ^= 1  # its checksum
     (tmp_path / "torn.h5").write_bytes(data)
     view = RepairedView(tmp_path / "torn.h5")
-    assert (view.torn, view.damaged, len(view.patches)) == ([schema.WEIGHTS], [], 2)
+    assert (view.torn, view.damage, len(view.patches)) == ([schema.WEIGHTS], "", 2)
     data[address_of_data_block(new, schema.WEIGHTS, 16_372)] ^= 1
     (tmp_path / "torn.h5").write_bytes(data)
     view = RepairedView(tmp_path / "torn.h5")
-    assert (view.torn, view.damaged, len(view.patches)) == ([], [schema.WEIGHTS], 1)
+    assert (view.torn, bool(view.damage), len(view.patches)) == ([], True, 1)
 
 
 def test_a_whole_index_is_left_alone(tmp_path):

@@ -94,13 +94,15 @@ class ExtensibleArray:
         pages = entries // self._page if entries > self._page else 0
         at = start + count * -(-pages // 8)
         block = self._block(b"EASB", address, at + 8 * count + 4)
+        here = np.array([address], np.uint64)
+        mixed = torn(here, block[None])
         bits = np.unpackbits(block[start:at])[: count * pages]  # those of all blocks in a row
         written = bits.reshape(count, pages).astype(bool)
         self._data_blocks(block[at:-4], entries, first, written)
         written[block[at:-4].copy().view("<u8") == UNDEFINED] = False
         bits = np.packbits(written)
         block[start : start + len(bits)] = bits
-        self._patches.seal(np.array([address], np.uint64), block[None])
+        self._patches.seal(here, block[None], mixed)
 
     def _data_blocks(
         self,
@@ -190,6 +192,4 @@ class ExtensibleArray:
             raise UnbornError
         if block[:_PREFIX].tobytes() != signature + b"\0" + self._id:
             raise DamagedError
-        if signature != b"EADB":  # whose parts are looked at together
-            torn(np.array([address], np.uint64), block[None])
         return block

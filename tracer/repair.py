@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 from pathlib import Path
@@ -24,14 +23,14 @@ def repair(path: Path) -> list[str]:
         The tables whose index was torn.
 
     Raises:
-        DamagedError: An index is not what a power cut leaves; nothing is changed.
+        DamagedError: It is not what a kill or a power cut leaves; nothing is changed.
     """
     block = superblock.read(path)
     if block is None or not superblock.is_marked_open(block):
         return []
     with RepairedView(path) as view, path.open("r+b") as file:
-        if view.damaged:
-            raise DamagedError(f"the index of {', '.join(view.damaged)} is damaged")
+        if view.damage:
+            raise DamagedError(view.damage)
         file.truncate(view.end)
         for offset, data in view.patches.items():
             if offset:
@@ -52,7 +51,7 @@ class RepairedView(io.RawIOBase):
         end: The size that it has.
         patches: What it has elsewhere than the file, by offset.
         torn: The tables whose index was torn.
-        damaged: Those whose index is damaged otherwise, and is left as it is.
+        damage: What else is wrong, and is left as it is; empty if nothing is.
     """
 
     def __init__(self, path: Path) -> None:
@@ -64,14 +63,18 @@ class RepairedView(io.RawIOBase):
         fixed, self.end = superblock.repaired(block, stored)
         self.patches = {0: fixed}
         self.torn: list[str] = []
-        self.damaged: list[str] = []
+        self.damage = ""
         found = Patches(self._read, stored)
-        with contextlib.suppress(OSError, RuntimeError), h5py.File(self, "r") as file:
-            self._mend(file, found)
+        try:
+            with h5py.File(self, "r") as file:
+                self._mend(file, found)
+        except (OSError, RuntimeError) as error:
+            self.damage = f"HDF5 cannot open it: {error}"
         fixed, self.end = superblock.repaired(block, found.end)
         self.patches = {0: fixed, **found.found}
 
     def _mend(self, file: h5py.File, found: Patches) -> None:
+        damaged = []
         for name in schema.TABLES:
             before = dict(found.found)
             try:
@@ -79,9 +82,11 @@ class RepairedView(io.RawIOBase):
                     mend(file, name, found)
             except _DAMAGE:
                 found.found = before
-                self.damaged.append(name)
+                damaged.append(name)
             if len(found.found) > len(before):
                 self.torn.append(name)
+        if damaged:
+            self.damage = f"the index of {', '.join(damaged)} is damaged"
 
     def _read(self, offset: int, count: int) -> bytes:
         return os.pread(self._file.fileno(), count, offset)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,12 +57,16 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
                 )
         states = sorted(set(log.states()))
         since = len(log) - int(log.metadata.get("sync_every", 0))
-        # a power cut may have torn any state since the last sync: none of them is kept
-        torn = (t for t in states if t >= since and not _is_whole(log, t))
-        states = states[: bisect_left(states, next(torn, len(log) + 1))]
-        for t in reversed(states):
-            if _is_whole(log, t):
-                return Resumption(t, len(log) - t, log.state(t))
+        last = None
+        for t in (t for t in states if t >= since):
+            if (state := _whole_state(log, t)) is None:
+                break  # torn by a power cut: those behind it are not kept either
+            last = Resumption(t, len(log) - t, state)
+        for t in (t for t in reversed(states) if t < since and last is None):
+            if (state := _whole_state(log, t)) is not None:
+                last = Resumption(t, len(log) - t, state)
+        if last is not None:
+            return last
         if len(log) == 0:  # ended before it began
             return None
         raise TracingError(
@@ -71,13 +74,12 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
         )
 
 
-def _is_whole(log: RunLog, t: int) -> bool:
-    """Return whether a full state matches its checksum."""
+def _whole_state(log: RunLog, t: int) -> dict[str, Any] | None:
+    """Return a full state, None if it does not match its checksum."""
     try:
-        log.state(t)
+        return log.state(t)
     except LogError:
-        return False
-    return True
+        return None
 
 
 def whole_steps(path: Path) -> int:
