@@ -30,7 +30,7 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
 
 soak: $(STAMP)
-	OMP_NUM_THREADS=1 PYTHONPATH=.:tests $(RUN) tests/kills.py 200
+	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

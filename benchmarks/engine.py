@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from replay.gradients import products
 from replay.gradients.engine import Engine
+from replay.gradients.forms import products
 
 Batch = tuple[Tensor, Tensor]
 

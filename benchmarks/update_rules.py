@@ -29,7 +29,7 @@ from torch.utils.data import TensorDataset
 
 from replay import Replay, Task
 from replay.progress import Progress
-from replay.tape import Tape
+from replay.steps.tape import Tape
 from tracer import TracingOptimizer
 
 RUNS, N, M = 3, 128, 100

@@ -4,13 +4,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from replay.influence import Influence
-    from replay.run import Replay
+    from replay.results.influence import Influence
+    from replay.session.replay import Replay
     from replay.task import Task, load_task
 
 __all__ = ["Influence", "Replay", "Task", "load_task"]
 
-_HOMES = {"Influence": "influence", "Replay": "run", "Task": "task", "load_task": "task"}
+_HOMES = {
+    "Influence": "results.influence",
+    "Replay": "session.replay",
+    "Task": "task",
+    "load_task": "task",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,5 @@
 """``python -m replay``: the same program as ``tracin-replay``."""
 
-from replay.cli import main
+from replay.command.entry import main
 
 main()

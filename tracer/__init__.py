@@ -1,11 +1,11 @@
 """Trace a torch training run: every step's batch IDs, learning rate and parameters in one file."""
 
-from tracer.batches import collate_with_ids, with_ids
 from tracer.errors import TracinError
-from tracer.optimizer import TracingOptimizer
-from tracer.reader import RunLog, open_log
+from tracer.log.read.run_log import RunLog, open_log
 from tracer.records import Step
-from tracer.sgd import TracingSGD
+from tracer.wrapper.optimizer import TracingOptimizer
+from tracer.wrapper.sgd import TracingSGD
+from tracer.wrapper.with_ids import collate_with_ids, with_ids
 
 __all__ = [
     "RunLog",

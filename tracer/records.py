@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from tracer.nested import decode
+from tracer.codec.nested import decode
 
 ID: TypeAlias = int | str
 GRADIENT_NORM = "gradient_norm"  # its name among a group's numbers in the log

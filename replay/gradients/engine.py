@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.gradients.company import Alone
-from replay.gradients.examples import PerExample
-from replay.gradients.examples import Rows as ByName
-from replay.gradients.graph import shape_of
-from replay.gradients.mixing import is_steady
-from replay.gradients.passes import Pass, Plan, gradient, merged, piece_of, run
-from replay.gradients.pieces import Piece, Rows, for_products, is_finite, kept, matrix_shape
-from replay.gradients.proof import COMPLETE, Proof, is_rounding, prove_plan
+from replay.gradients.forms.per_example import PerExample
+from replay.gradients.forms.per_example import Rows as ByName
+from replay.gradients.forms.piece import Piece, Rows, for_products, is_finite, kept, matrix_shape
+from replay.gradients.operations.graph import shape_of
+from replay.gradients.proof.forward_pass import Pass, Plan, gradient, merged, piece_of, run
+from replay.gradients.proof.independence import Alone
+from replay.gradients.proof.plan import COMPLETE, Proof, is_rounding, prove_plan
+from replay.gradients.proof.steady import is_steady
 from tracer.errors import GradientError
 
 _MOST = 256  # graphs whose plans are kept: lengths and depths may differ at every pass

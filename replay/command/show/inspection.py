@@ -1,0 +1,103 @@
+"""What a log holds, without its task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.console import RenderableType
+from rich.table import Table
+
+from replay.command.terminal import literal
+from tracer.log.read.run_log import RunLog
+from tracer.records import ID
+
+
+def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Return the facts of a log as plain values.
+
+    Args:
+        log: The log.
+        advance: Called after each step.
+    """
+    metadata = log.metadata
+    examples: set[ID] = set()
+    epochs: set[int] = set()
+    rates: set[float] = set()
+    visits = random = batches = 0
+    for step in log.steps():
+        examples.update(step.batch_ids)
+        epochs.update(() if step.epoch is None else (step.epoch,))
+        rates.update(step.learning_rate)
+        visits += len(step.batch_ids)
+        random += sum(batch.random_state is not None for batch in step.micro_batches)
+        batches += sum(batch.payload is not None for batch in step.micro_batches)
+        advance()
+    elements = sum(shape.numel() for shape, _ in log.parameter_layout.values())
+    dtypes = sorted({str(d).removeprefix("torch.") for _, d in log.parameter_layout.values()})
+    return {
+        "file": str(log.path),
+        "bytes": log.path.stat().st_size,
+        "closed": metadata["closed"],
+        "run": metadata["run_uuid"],
+        "created": metadata["created"],
+        "format": metadata["format_version"],
+        "task": metadata["task"],
+        "model": metadata["model"],
+        "optimizer": metadata["optimizer"],
+        "reduction": metadata["reduction"],
+        "steps": len(log),
+        "epochs": len(epochs) or None,
+        "visits": visits,
+        "examples": len(examples),
+        "learning_rate": [min(rates), max(rates)] if rates else None,
+        "parameters": elements,
+        "parameter_dtypes": dtypes,
+        "buffers": len(log.buffer_layout),
+        "snapshots": f"every {metadata['snapshot_every']} step",
+        "forwards_with_random_state": random,
+        "recorded_batches": batches,
+        "encoding": metadata["encoding"],
+        "full_states": log.states(),
+        "segments": [{"step": step, "began": began} for step, began in log.segments()],
+        "device": metadata["device"],
+        "threads": metadata["num_threads"],
+        "versions": {k: metadata[k] for k in ("python", "torch", "numpy", "h5py", "hdf5")},
+    }
+
+
+def inspection_table(facts: dict[str, Any]) -> RenderableType:
+    """Return the facts as a table."""
+    table = Table.grid(padding=(0, 2))
+    rates = dict.fromkeys(f"{rate:g}" for rate in facts["learning_rate"] or ())
+    rows = {
+        "file": f"{facts['file']}, {facts['bytes']:,} bytes, "
+        + ("closed cleanly" if facts["closed"] else "not closed: still written, or killed"),
+        "run": f"{facts['run']}, {facts['created']}, format {facts['format']}",
+        "task": facts["task"] or "none named",
+        "model": f"{facts['model']}, {facts['parameters']:,} parameters "
+        f"({', '.join(facts['parameter_dtypes'])}), {facts['buffers']} buffers",
+        "optimizer": f"{facts['optimizer']}, reduction {facts['reduction']}, learning rate "
+        + (" to ".join(rates) or "none"),
+        "steps": f"{facts['steps']}, "
+        + (f"{facts['epochs']} epochs" if facts["epochs"] else "epochs not set")
+        + f", parameters {facts['snapshots']}, encoding {facts['encoding']}",
+        "examples": f"{facts['examples']:,} different, {facts['visits']:,} visits",
+        "random state": f"recorded for {facts['forwards_with_random_state']} forward passes",
+        "batches": f"{facts['recorded_batches']} recorded, the others by their IDs",
+        "full states": f"before {_listed(facts['full_states'])}; a killed run resumes from them",
+        "written": "; ".join(f"from step {s['step']} on {s['began']}" for s in facts["segments"]),
+        "made with": f"{facts['device']}, {facts['threads']} threads, "
+        + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
+    }
+    for name, text in rows.items():
+        table.add_row(name, literal(text))
+    return table
+
+
+def _listed(steps: Sequence[int]) -> str:
+    """Return "steps 0, 100, 200 ... 900"."""
+    if not steps:
+        return "no step"
+    shown = [*map(str, steps[:3])] + ([f"... {steps[-1]}"] if len(steps) > 3 else [])
+    return "steps " + ", ".join(shown).replace(", ...", " ...")

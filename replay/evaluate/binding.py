@@ -1,0 +1,177 @@
+"""A task's model and data bound to a log: private copies, exact dtypes, checked outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from replay.gradients.engine import Engine
+from replay.task import Task
+from tracer.errors import NonFiniteError, TaskError
+from tracer.log.read.run_log import RunLog
+from tracer.records import ID, RandomState
+
+Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
+
+
+class BoundModel:
+    """A private model of the task that holds one logged state at a time.
+
+    Attributes:
+        module: The copy.
+        parameters: By the log's names, in the log's dtypes or all in ``dtype``.
+        engine: Computes per-example gradients of them.
+    """
+
+    def __init__(
+        self,
+        built: nn.Module,
+        log: RunLog,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        audit: int = 100,
+    ) -> None:
+        self.engine = Engine(audit)
+        self.module = built.to(device)
+        self.dtype = dtype
+        self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
+        self._buffers = dict(self.module.named_buffers())
+        _check_layout("parameter", self.parameters, log.parameter_layout, log)
+        _check_layout("buffer", self._buffers, log.buffer_layout, log)
+        for parameter in self.parameters.values():
+            parameter.grad = None
+            parameter.requires_grad_(parameter.is_floating_point())
+        layout = {**log.parameter_layout, **log.buffer_layout}
+        for name, tensor in {**self.parameters, **self._buffers}.items():
+            logged = layout[name][1]
+            wanted = dtype if dtype is not None and logged.is_floating_point else logged
+            tensor.data = tensor.data.to(wanted)
+        held = [*self.parameters.values(), *self._buffers.values()]
+        self.engine.overwritten = frozenset(t.untyped_storage().data_ptr() for t in held) - {0}
+
+    @torch.no_grad()
+    def load(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+        """Copy a state in; dtypes are converted, devices too."""
+        for name, tensor in self.parameters.items():
+            tensor.copy_(parameters[name])
+        for name, tensor in self._buffers.items():
+            tensor.copy_(buffers[name])
+
+
+def build(task: Task) -> nn.Module:
+    """Call ``task.model()`` and make sure that it is a module."""
+    built = task.model()
+    if not isinstance(built, nn.Module):
+        raise TaskError(f"task.model() must return an nn.Module, found {type(built).__name__}.")
+    return built
+
+
+def copied(built: nn.Module, task: Task) -> nn.Module:
+    """Return a copy of a built model; it is built again where it cannot be copied.
+
+    Weights that hooks make (``nn.utils.weight_norm``, ``prune``) cannot, nor need they be: states
+    are loaded.
+    """
+    try:
+        return copy.deepcopy(built)
+    except RuntimeError:
+        return build(task)
+
+
+def without_graph(run: Callable[[], Tensor]) -> Tensor:
+    """Return values of losses, which may differentiate inside (an input's gradient, say)."""
+    try:
+        with torch.no_grad():
+            return run().detach()
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    with torch.enable_grad():
+        return run().detach()
+
+
+def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: RunLog) -> None:
+    for name, tensor in found.items():
+        if is_lazy(tensor):
+            raise TaskError(
+                f"{kind} {name!r} of task.model() has no shape yet; run a batch through the model "
+                "before it is returned."
+            )
+        if kind == "parameter" and tensor.is_complex():
+            raise TaskError(
+                f"parameter {name!r} of task.model() is {tensor.dtype}, and gradients are taken of "
+                "real parameters; hold real and imaginary part as one real parameter (its forward "
+                "takes torch.view_as_complex) and trace that."
+            )
+    for name, (shape, _) in logged.items():
+        if name not in found:
+            raise TaskError(
+                f"task.model() has no {kind} {name!r}, which {log.path} holds with shape "
+                f"{tuple(shape)}; build the model as the traced run did."
+            )
+        if found[name].shape != shape:
+            raise TaskError(
+                f"{kind} {name!r} has shape {tuple(found[name].shape)} in task.model() and "
+                f"{tuple(shape)} in {log.path}; build the model as the traced run did."
+            )
+    for name in found:
+        if name not in logged:
+            raise TaskError(
+                f"task.model() has the {kind} {name!r}, which {log.path} does not hold; "
+                "build the model as the traced run did."
+            )
+
+
+def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
+    """Return what a loss function gave if it is one finite loss an example.
+
+    Args:
+        losses: What it returned.
+        ids: IDs of the batch, length ``b``.
+        function: ``"task.loss"`` or ``"task.measure"``.
+        where: ``"step 3"``, for the message.
+
+    Raises:
+        TaskError: It is not a tensor of shape ``(b,)``.
+        NonFiniteError: A loss is NaN or infinite; names its example.
+    """
+    b = len(ids)
+    advice = "return each example's own loss, for instance cross_entropy(..., reduction='none')"
+    if not isinstance(losses, Tensor):
+        raise TaskError(
+            f"{where}: {function} must return a tensor of shape ({b},), found "
+            f"{type(losses).__name__}; {advice}."
+        )
+    if losses.dim() == 0:
+        raise TaskError(
+            f"{where}: {function} returned a scalar for a batch of {b} IDs; expected shape "
+            f"({b},): {advice}."
+        )
+    if losses.shape != (b,):
+        raise TaskError(
+            f"{where}: {function} returned shape {tuple(losses.shape)} for a batch of {b} IDs; "
+            f"expected ({b},): one ID and one loss for each example; {advice}."
+        )
+    finite = torch.isfinite(losses.detach())
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise NonFiniteError(
+            f"{where}: {function} of example {ids[first]!r} is {losses[first].item()}; "
+            "influence is undefined there. Did the run itself diverge?"
+        )
+    return losses
+
+
+def set_random_state(state: RandomState | None) -> None:
+    """Put torch's generators where a logged forward pass found them."""
+    if state is None:
+        return
+    torch.set_rng_state(state.cpu)
+    for device, cuda in state.cuda.items():
+        torch.cuda.set_rng_state(cuda, device)

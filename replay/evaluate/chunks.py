@@ -1,0 +1,204 @@
+"""Which examples share a forward pass: as many as a stated budget of memory allows.
+
+Examples that are not independent in eval mode (padding, statistics of the batch, losses over pairs)
+are taken one at a time, since ``φ`` is defined for each alone.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from replay.evaluate.batches import Shelf
+from replay.evaluate.state import State, States
+from replay.evaluate.test_side import Examples, Models
+from replay.gradients.forms.products import is_cheap
+from replay.task import Task
+from tracer.errors import InputError, NonFiniteError
+from tracer.records import ID
+
+_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_ENDS = 2  # gradients of one test example alive at once: at both ends of a step
+_BETWEEN = 2  # more of them where a method looks between the ends ...
+WAITING = 4  # outer products that wait to be added to a buffer's adjoint, at most
+BLOCK = 1024  # training examples taken together at most
+_SHELF = 8  # the part of the budget that examples may take which are not in use
+_SAMPLE = 32  # examples of the same shapes of which independence is asked
+_POINTS = 8  # ... and where those are kept until later steps have told what they ask
+
+
+def parse_bytes(memory: int | str) -> int:
+    """Return a budget in bytes from a number or from text like ``"2GiB"`` or ``"500M"``.
+
+    Raises:
+        InputError: It is not a positive size.
+    """
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
+    try:
+        size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
+    except ValueError:
+        size = 0
+    if size < 1:
+        raise InputError(f'memory is a size such as "2GiB" or "500MB", found {memory!r}.')
+    return size
+
+
+class Chunks:
+    """Cuts the examples of a task into chunks.
+
+    Args:
+        task: The task.
+        models: The bound copies.
+        states: The run's states; sizes and independence are measured there.
+        budget: Bytes.
+
+    Attributes:
+        took: By side, seconds that comparing examples alone and in company took.
+        asked_of_all: By side, whether every example was compared.
+    """
+
+    def __init__(self, task: Task, models: Models, states: States, budget: int) -> None:
+        self._task, self._models, self._budget = task, models, budget
+        self._states = states
+        self._shelf = Shelf(budget // _SHELF)
+        self._independent: dict[tuple[str, tuple[ID, ...]], bool] = {}
+        self.took = {"test": 0.0, "train": 0.0}
+        self.asked_of_all = {"test": False, "train": False}
+
+    def of(
+        self,
+        ids: Sequence[ID],
+        side: str,
+        *,
+        most: int | None = None,
+        kept: int = 0,
+        between: bool = True,
+    ) -> list[Examples]:
+        """Return examples of a side (``"test"`` or ``"train"``) in chunks.
+
+        Args:
+            ids: Their IDs.
+            side: ``"test"`` or ``"train"``.
+            most: Largest chunk.
+            kept: Vectors of the parameters' size that each example needs besides.
+            between: Whether gradients are taken between the ends of a step, too.
+        """
+        points = _ENDS + between * (_BETWEEN + _POINTS * (kept > 0))
+        size = self._size(ids, side, kept, points)
+        chunks = self._cut(ids, side, _even(len(ids), size if most is None else min(size, most)))
+        return chunks if self._are_independent(chunks, ids, side) else self._cut(ids, side, 1)
+
+    def for_splits(
+        self, ids: Sequence[ID], methods: Sequence[str], *, plain: bool
+    ) -> list[Examples]:
+        """Return test examples in chunks whose every step some methods split.
+
+        Args:
+            ids: Their IDs.
+            methods: Names.
+            plain: No gradient is kept from step to step.
+        """
+        kept = 0 if plain else len(methods)
+        return self.of(ids, "test", kept=kept, between="ideal" in methods)
+
+    def block(self, ids: Sequence[ID]) -> tuple[int, int]:
+        """Return how many training examples are taken together at most, and bytes kept of data."""
+        size = _even(len(ids), min(self._size(ids, "train", 0, _ENDS), BLOCK))
+        one = self._some(ids[:1], "train")
+        one.batches.of([0], None)
+        return size, min(self._budget // _SHELF, len(ids) * one.batches.nbytes)
+
+    def _cut(self, ids: Sequence[ID], side: str, size: int) -> list[Examples]:
+        return [self._some(ids[k : k + size], side) for k in range(0, len(ids), size)]
+
+    def _some(self, ids: Sequence[ID], side: str) -> Examples:
+        return Examples(self._task, ids, side, self._models, self._shelf)
+
+    def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
+        first = self._states.at(0)
+        vector = sum(max(4, w.element_size()) * w.numel() for w in first.parameters.values())
+        one, where = self._some(ids[:1], side), f"{side} set, step 0"
+        return _chunk_size(one, first, self._budget, points, kept * vector, where)
+
+    def _are_independent(self, chunks: list[Examples], ids: Sequence[ID], side: str) -> bool:
+        """Ask of every example where lengths may differ, and so padding, else of a sample."""
+        several = len(chunks[0]) > 1
+        self.asked_of_all[side] = several and not _are_alike(chunks)
+        if several and not self.asked_of_all[side]:
+            step = math.ceil(len(ids) / min(len(chunks[0]), _SAMPLE))
+            chunks = [self._some(ids[::step], side)]
+        elif not several:
+            chunks = chunks[:1]  # is it random?
+        asked = tuple(identity for chunk in chunks for identity in (*chunk.ids, ""))
+        if (side, asked) not in self._independent:
+            began = time.perf_counter()
+            self._independent[side, asked] = self._check(chunks, side)
+            self.took[side] += time.perf_counter() - began
+        return self._independent[side, asked]
+
+    def _check(self, chunks: list[Examples], side: str) -> bool:
+        """Compare chunks with their examples alone: a gate may be closed at first, or at last."""
+        last = self._states.last
+        for t in sorted({0, last // 2, last}):
+            now = self._states.at(t)
+            try:
+                if not all(chunk.are_independent(now, f"{side} set, step {t}") for chunk in chunks):
+                    return False
+            except NonFiniteError:
+                if t == 0:
+                    raise
+                # a run that diverges later; who gets there is told
+        return True
+
+
+def _even(count: int, size: int) -> int:
+    """Return the size of chunks of about the same size, at most ``size``."""
+    return math.ceil(count / math.ceil(count / size)) if count else 1
+
+
+def _are_alike(chunks: list[Examples]) -> bool:
+    """Return whether all raw examples are known to have the same shapes."""
+    seen: set[object] = set()
+    for chunk in chunks:
+        seen |= chunk.batches.shapes()
+        if None in seen or len(seen) > 1:
+            return False
+    return True
+
+
+def _chunk_size(
+    one: Examples, first: State, budget: int, points: int, more: int, where: str
+) -> int:
+    """Return how many examples to evaluate together so that a pass keeps to the budget.
+
+    Half of it goes to the data, the activations of a forward pass and the gradients kept of one
+    example, measured on ``one``; the rest is the training side's.
+    """
+    seen: dict[int, int] = {}
+    own = one.storages()
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in own:
+            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        found = one.gradients(first, where)
+    waits = sum(
+        t.nbytes for some in found.pieces.values() if is_cheap(some) for t in some[0].tensors
+    )
+    kept = points * int(found.nbytes) + (WAITING * waits if more else 0)
+    each = 3 * (sum(seen.values()) + one.batches.nbytes) + kept + more
+    return max(1, budget // 2 // max(1, each))
+
+
+def placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:
+    """Yield each chunk with its rows in the table."""
+    start = 0
+    for chunk in chunks:
+        yield slice(start, start + len(chunk)), chunk
+        start += len(chunk)

@@ -1,0 +1,1 @@
+"""Forms that per-example gradients are kept in, and their inner products."""

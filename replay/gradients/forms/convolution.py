@@ -1,0 +1,163 @@
+r"""Gradients of convolutions, in any number of dimensions, with strides, dilation and groups.
+
+    g_i[r, (c, k)] = Σ_o δ_i[r, o] a_i[c, stride o + dilation k − padding]
+
+is a sum of outer products over the output's places o, so a convolution is a Linear layer on its
+windows; these are ``K`` times as large as the input and are formed for a few examples at a time.
+In a transposed convolution input and output change places.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from replay.gradients.forms.outer import Outer
+from replay.gradients.forms.piece import BLOCK, LARGE, Rows
+from replay.vectors.workspace import room
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How windows lie, one number for each dimension."""
+
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+
+    def windows(self, images: Tensor, places: Sequence[int]) -> Tensor:
+        """Return every window of images ``(N, C, *S)``, ``(N, C, K, O)``."""
+        pads = [width for one in reversed(self.padding) for width in (one, one)]
+        padded = F.pad(images, pads) if any(pads) else images
+        n, channels = padded.shape[:2]
+        strides = padded.stride()
+        view = padded.as_strided(
+            (n, channels, *self.kernel, *places),
+            (
+                *strides[:2],
+                *(s * d for s, d in zip(strides[2:], self.dilation, strict=True)),
+                *(s * d for s, d in zip(strides[2:], self.stride, strict=True)),
+            ),
+        )
+        return view.reshape(n, channels, math.prod(self.kernel), math.prod(places))
+
+    def convolve(self, images: Tensor, weight: Tensor, places: Sequence[int]) -> Tensor:
+        """Return the convolution of images with a weight, cut to the output's places."""
+        found = _CONVOLVE[len(self.kernel)](
+            images,
+            weight,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
+        for dim, size in enumerate(places):
+            found = found.narrow(dim + 2, 0, size)
+        return found
+
+
+@dataclass(frozen=True)
+class Convolved:
+    """Gradients of one weight ``(R, C K)``.
+
+    Attributes:
+        images: ``a``, ``(n, F, C groups, *S)``: what windows are taken of.
+        deltas: ``δ``, ``(n, F, R, *O)``.
+        geometry: How.
+    """
+
+    images: Tensor
+    deltas: Tensor
+    geometry: Geometry
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(R, C K)``."""
+        channels = self.images.shape[2] // self.geometry.groups
+        return self.deltas.shape[2], channels * math.prod(self.geometry.kernel)
+
+    @property
+    def places(self) -> int:
+        """T: windows of an example."""
+        return self.deltas.shape[1] * math.prod(self.deltas.shape[3:])
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Images and output gradients."""
+        return [self.images, self.deltas]
+
+    def select(self, examples: Tensor | slice) -> Convolved:
+        """Return some examples' images."""
+        return Convolved(self.images[examples], self.deltas[examples], self.geometry)
+
+    def formed(self) -> Outer | Rows:
+        """Return the same with its windows; grouped ones as whole gradients."""
+        n, folded, rows = self.deltas.shape[:3]
+        groups, (_, d) = self.geometry.groups, self.shape
+        windows = self.geometry.windows(self.images.flatten(0, 1), self.deltas.shape[3:])
+        if groups == 1 and folded == 1:
+            return Outer(windows.flatten(1, 2).mT, self.deltas.flatten(3)[:, 0].mT, 0, rows)
+        inputs = windows.reshape(n, folded, groups, d, -1).permute(0, 2, 1, 4, 3)
+        deltas = self.deltas.flatten(3).reshape(n, folded, groups, rows // groups, -1)
+        deltas = deltas.permute(0, 2, 3, 1, 4)
+        inputs = inputs.reshape(n * groups, -1, d)  # (n G, F O, d)
+        deltas = deltas.reshape(n * groups, rows // groups, -1)
+        if groups == 1:
+            return Outer(inputs, deltas.mT, 0, rows)
+        return Rows(torch.bmm(deltas, inputs).reshape(n, rows * d), self.shape)
+
+    def pieces(self) -> Iterator[tuple[slice, Outer | Rows]]:
+        """Yield the same in blocks of examples: whole gradients where many windows are larger."""
+        rows, d = self.shape
+        windows = self.count * self.places * d * self.geometry.groups
+        if rows > self.places or windows <= room(BLOCK):
+            yield from self._windows(LARGE)
+            return
+        for some in self._slices(LARGE, rows * d):
+            yield some, Rows(self.select(some).dense(slice(0, rows)), self.shape)
+
+    def _windows(self, size: int) -> Iterator[tuple[slice, Outer | Rows]]:
+        """Yield blocks of examples, each with windows of about so many elements."""
+        each = self.places * self.shape[1] * self.geometry.groups
+        for some in self._slices(size, each):
+            yield some, self.select(some).formed()
+
+    def _slices(self, size: int, each: int) -> list[slice]:
+        step = max(1, room(size) // max(1, each))
+        return [slice(k, min(k + step, self.count)) for k in range(0, self.count, step)]
+
+    def dense(self, rows: slice) -> Tensor:
+        """Return some rows of each gradient."""
+        return torch.cat([piece.dense(rows) for _, piece in self._windows(BLOCK)])
+
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        return reduce(add, (piece.summed() for _, piece in self._windows(BLOCK)))
+
+    def project(self, direction: Tensor) -> Tensor:
+        """Return inner products with a direction: a convolution with it."""
+        geometry, rows = self.geometry, self.shape[0]
+        weight = direction.to(self.images).view(rows, -1, *geometry.kernel)
+        moved = geometry.convolve(self.images.flatten(0, 1), weight, self.deltas.shape[3:])
+        products = moved.view(self.deltas.shape) * self.deltas
+        return products.flatten(1).sum(1, dtype=torch.float64)
+
+    def squared_norms(self) -> Tensor:
+        """Return squared norms."""
+        return torch.cat([piece.squared_norms() for _, piece in self.pieces()])

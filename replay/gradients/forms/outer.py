@@ -1,0 +1,179 @@
+r"""Gradients that are sums of outer products: Linear layers, and convolutions seen as such.
+
+For ``y = a Wᵀ`` with rows (tokens) τ, example i's gradient is ``g_i = Σ_τ δ_iτ a_iτᵀ`` with
+``δ = ∂ℓ/∂y``, so inner products need no weight gradient:
+
+    ⟨g_i, g_j⟩ = Σ_{τ,υ} (a_iτ · a_jυ)(δ_iτ · δ_jυ)
+
+Source: Goodfellow, "Efficient Per-Example Gradient Computations" (arXiv 1510.01799); with
+sequences, Li et al., "Large Language Models Can Be Strong Differentially Private Learners"
+(arXiv 2110.05679), there called ghost clipping.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.gradients.forms.piece import LARGE, blocks
+from replay.vectors.workspace import room, workspace
+
+_FORMED = 1 << 23  # elements of gradients of both sides that are formed at once
+
+
+@dataclass(frozen=True)
+class Outer:
+    """Gradients of rows ``start:start+p`` of a parameter ``(R, d)``.
+
+    Attributes:
+        inputs: ``a``, ``(n, T, d)``.
+        deltas: ``δ``, ``(n, T, p)``.
+        start: The first row.
+        total: R.
+    """
+
+    inputs: Tensor
+    deltas: Tensor
+    start: int
+    total: int
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.inputs)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(R, d)``."""
+        return self.total, self.inputs.shape[2]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Both factors."""
+        return [self.inputs, self.deltas]
+
+    @property
+    def single(self) -> bool:
+        """Whether each gradient is one outer product of all rows."""
+        return self.inputs.shape[1] == 1 and self.deltas.shape[2] == self.total
+
+    def aligned(self, other: Outer) -> bool:
+        """Return whether both have the same rows."""
+        return self.start == other.start and self.deltas.shape[2] == other.deltas.shape[2]
+
+    def select(self, examples: Tensor | slice) -> Outer:
+        """Return some examples' factors."""
+        return Outer(self.inputs[examples], self.deltas[examples], self.start, self.total)
+
+    def dense(self, rows: slice, role: str | None = None) -> Tensor:
+        """Return some rows of each gradient, in a workspace if a role is given."""
+        n, tokens, d = self.inputs.shape
+        p = self.deltas.shape[2]
+        low, high = (min(max(k - self.start, 0), p) for k in (rows.start, rows.stop))
+        deltas = self.deltas[:, :, low:high]
+        shape = (n, high - low, d)
+        out = None if role is None else workspace(role, deltas, math.prod(shape)).view(shape)
+        multiply = torch.mul if tokens == 1 else torch.bmm
+        found = multiply(deltas.mT, self.inputs, out=out)
+        if high - low < rows.stop - rows.start:
+            whole = found.new_zeros(n, rows.stop - rows.start, d)
+            at = self.start + low - rows.start
+            whole[:, at : at + high - low] = found
+            found = whole
+        return found.flatten(1)
+
+    def summed(self) -> Tensor:
+        """Return the sum of all gradients."""
+        deltas, inputs = self.deltas.flatten(0, 1), self.inputs.flatten(0, 1)
+        whole = inputs.new_zeros(self.shape)
+        torch.mm(deltas.T, inputs, out=whole[self.start : self.start + deltas.shape[1]])
+        return whole
+
+    def project(self, direction: Tensor) -> Tensor:
+        """Return inner products with a direction."""
+        p = self.deltas.shape[2]
+        moved = self.deltas @ direction[self.start : self.start + p].to(self.deltas)  # (n, T, d)
+        return (moved * self.inputs).sum((1, 2), dtype=torch.float64)
+
+    def squared_norms(self) -> Tensor:
+        """Return squared norms."""
+        n, rows, d = self.inputs.shape
+        p = self.deltas.shape[2]
+        result = self.inputs.new_zeros(n, dtype=torch.float64)
+        if rows * rows * (d + p) > 2 * rows * d * p:
+            for some, part in blocks(n, p, d):
+                block = torch.bmm(self.deltas[some, :, part].mT, self.inputs[some])
+                result[some] += block.square_().sum((1, 2), dtype=torch.float64)
+            return result
+        for some, part in blocks(n, rows, rows):
+            gram = self.inputs[some, part] @ self.inputs[some].mT  # (some, part, T)
+            gram *= self.deltas[some, part] @ self.deltas[some].mT
+            result[some] += gram.sum((1, 2), dtype=torch.float64)
+        return result
+
+
+def joined(pieces: list[Outer]) -> Outer:
+    """Return several pieces of the same rows as one."""
+    if len(pieces) == 1:
+        return pieces[0]
+    inputs = torch.cat([piece.inputs for piece in pieces], 1)
+    deltas = torch.cat([piece.deltas for piece in pieces], 1)
+    return Outer(inputs, deltas, pieces[0].start, pieces[0].total)
+
+
+def prefers_ghost(left: Outer, right: Outer) -> bool:
+    """Return whether inner products cost fewer operations without any gradient being formed.
+
+    Where there is no room for those of one pair's rows, gradients are formed in any case.
+    """
+    (n, rows, d), (m, columns, _) = left.inputs.shape, right.inputs.shape
+    if rows * columns > room(LARGE):
+        return False
+    p = left.deltas.shape[2]
+    products, gradients = n * m * rows * columns, n * rows + m * columns + n * m
+    return products * (d + p) < gradients * d * p
+
+
+def ghost(left: Outer, right: Outer) -> Tensor:
+    """Return ``⟨g_i, g_j⟩`` for every pair, float64 ``(n, m)``; both of the same rows."""
+    n, rows, d = left.inputs.shape
+    columns, p = right.inputs.shape[1], left.deltas.shape[2]
+    if rows == 1 and columns == 1:
+        gram = left.inputs[:, 0] @ right.inputs[:, 0].T
+        return gram.mul_(left.deltas[:, 0] @ right.deltas[:, 0].T).double()
+    pairs = room(LARGE) // (rows * columns)
+    if n > pairs > 0:
+        cut = (left.select(slice(k, k + pairs)) for k in range(0, n, pairs))
+        return torch.cat([ghost(some, right) for some in cut])
+    size = max(1, pairs // n)
+    found = []
+    for inputs, deltas in zip(
+        torch.split(right.inputs, size), torch.split(right.deltas, size), strict=True
+    ):
+        gram = left.inputs.reshape(-1, d) @ inputs.reshape(-1, d).T  # (n T, m' U)
+        gram *= left.deltas.reshape(-1, p) @ deltas.reshape(-1, p).T
+        found.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
+    return torch.cat(found, 1)
+
+
+def formed(left: Outer, right: Outer) -> Tensor:
+    """Return the same by forming gradients, transposed so that the longer side is cut."""
+    n, m = left.count, right.count
+    result = torch.zeros(n, m, dtype=torch.float64, device=left.inputs.device)
+    sides = [sorted(one.tensors, key=lambda x: x.shape[2]) for one in (left, right)]
+    short, long = (x.shape[2] for x in sides[0])
+    step = max(1, room(_FORMED) // ((n + m) * short))
+    for k in range(0, long, step):
+        cut = [(narrow.mT, wide[:, :, k : k + step]) for narrow, wide in sides]
+        mine, theirs = _product(*cut[0], "left"), _product(*cut[1], "right")
+        result += mine @ theirs.T
+    return result
+
+
+def _product(one: Tensor, other: Tensor, role: str) -> Tensor:
+    shape = (len(one), one.shape[1], other.shape[2])
+    kept = workspace(role, one, math.prod(shape)).view(shape)
+    return torch.bmm(one, other, out=kept).flatten(1)

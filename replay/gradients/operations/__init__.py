@@ -1,0 +1,1 @@
+"""Autograd's operations: where parameters are used, where examples lie."""

@@ -1,0 +1,1 @@
+"""Proofs that what was read is right: layouts, plans, independence of examples."""

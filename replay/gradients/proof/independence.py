@@ -1,0 +1,100 @@
+"""Whether what is computed of an example depends on which others are evaluated with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from replay.gradients.forms.piece import Piece
+from replay.gradients.proof.forward_pass import Pass, gradient
+from replay.gradients.proof.layout import tolerance_of
+from replay.gradients.proof.plan import row_of
+from tracer.errors import GradientError
+
+_SMALL = 1e-3  # what is smaller may be what rounding left of a difference of numbers about 1
+
+
+@dataclass(frozen=True)
+class Alone:
+    """Examples run alone.
+
+    Attributes:
+        forward: Runs example i, returns ``(1,)``.
+        agree: Asked, where gradients differ, whether that is rounding.
+    """
+
+    forward: Callable[[int], Tensor]
+    agree: Callable[[], bool]
+
+    def check(self, found: Pass, pieces: dict[str, list[Piece]], where: str) -> None:
+        """Compare a pass in company, as far as it is used, with a few of its examples alone.
+
+        Raises:
+            GradientError: They differ by more than rounding.
+        """
+        if len(found.losses) == 1:
+            return
+        columns = some_of(len(found.losses))
+        ours = ({name: row_of(some, i) for name, some in pieces.items()} for i in columns)
+        apart = differ(found, ours, self.forward, columns)
+        if apart and not self.agree():
+            raise GradientError(
+                f"{where}: values of an example depend on which others are evaluated with it in "
+                "eval mode (padding, statistics of the batch), which did not show at the first, "
+                "middle and last state; evaluate each example alone: memory=1 (--memory 1)."
+            )
+
+
+def some_of(n: int) -> list[int]:
+    """Return the few of n examples that are looked at."""
+    return sorted({0, n // 2, n - 1})
+
+
+def differ(
+    found: Pass,
+    ours: Iterable[dict[str, Tensor]],
+    alone: Callable[[int], Tensor],
+    columns: Sequence[int],
+) -> bool:
+    """Return whether losses or gradients in company are not those of the examples alone.
+
+    A pass of another size rounds otherwise, and a rounding error can flip a ReLU: gradients, all
+    parameters together, may differ by the root of the rounding.
+
+    Args:
+        found: The pass in company.
+        ours: Flat gradients in it of each example that is looked at, by parameter.
+        alone: Runs example i alone, returns ``(1,)``.
+        columns: Which examples.
+    """
+    off, sizes = [], []  # of losses, of gradients
+    for i, mine in zip(columns, ours, strict=True):
+        loss = alone(i).sum()
+        targets = [found.parameters[name] for name in mine]
+        rows = gradient(loss, targets, retain=False) if targets else []
+        own = dict(zip(mine, rows, strict=True))
+        gap = _norm({name: mine[name] - g for name, g in own.items()})
+        off.append((abs(loss.item() - found.losses[i].item()), gap))
+        sizes.append((abs(loss.item()), _norm(own)))
+    allowed = _rounding(found) ** 0.5
+    usual = [(sum(x * x for x in one) / len(one)) ** 0.5 for one in zip(*sizes, strict=True)]
+    # what is not finite is reported elsewhere
+    return any(
+        gap > allowed * (max(size, most) + _SMALL)
+        for gaps, own_sizes in zip(off, sizes, strict=True)
+        for gap, size, most in zip(gaps, own_sizes, usual, strict=True)
+    )
+
+
+def _rounding(found: Pass) -> float:
+    """Return the rounding of the coarsest operation of a pass."""
+    kinds = {p.dtype for p in found.parameters.values()}
+    kinds |= {meta.dtype for node in found.graph.users for meta in node._input_metadata}
+    return max(tolerance_of(kind) for kind in kinds if kind.is_floating_point or kind.is_complex)
+
+
+def _norm(gradients: dict[str, Tensor]) -> float:
+    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))

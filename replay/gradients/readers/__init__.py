@@ -1,0 +1,1 @@
+"""Readers of operations: from what autograd saved to per-example gradients."""

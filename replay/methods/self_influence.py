@@ -1,0 +1,94 @@
+r"""Self-influence: what the visits of a training example did to that example itself.
+
+    self(z)     = Σ_s Σ_{i ∈ B_s: id = z} κ_s c_i ⟨K_{s,s}ᵀ g_i, g_i⟩
+
+is the immediate effect of its own part of each step, train mode; under plain SGD
+``Σ (η/b) ‖g_i‖²``. Beside it ``own_drop``: ``ℓ(w_s, z) − ℓ(w_{s+1}, z)`` summed over its visits,
+the same pass of the real batch at both ends of the step: what the whole step did to z, another
+quantity.
+Examples with large self-influence are often mislabelled. Source: Pruthi et al. (arXiv
+2002.08484), section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from replay.evaluate.state import State
+from replay.evaluate.test_side import Models
+from replay.evaluate.train_side import losses_at
+from replay.gradients.forms import products
+from replay.steps.replayed_step import Recorded
+from replay.task import Task
+from tracer.errors import TaskError
+from tracer.records import ID
+
+SCORES = ("self", "own_drop")
+
+
+class Sums:
+    """Adds visits up by training example; visits of others are left out.
+
+    Args:
+        train_ids: N examples.
+    """
+
+    def __init__(self, train_ids: Sequence[ID]) -> None:
+        self._place = {identity: k for k, identity in enumerate(train_ids)}
+        self.scores = {name: np.zeros(len(train_ids)) for name in SCORES}
+        self.visits = np.zeros(len(train_ids), dtype=np.int64)
+
+    def add(self, recorded: Recorded, task: Task, models: Models) -> None:
+        """Add the visits of one step, whose gradients are recorded."""
+        assert recorded.trained is not None
+        ids = recorded.trained.ids
+        found = {"self": _immediate(recorded), "own_drop": _own_drops(recorded, task, models)}
+        pairs = [(i, self._place[z]) for i, z in enumerate(ids) if z in self._place]
+        occurrences, places = ([pair[k] for pair in pairs] for k in (0, 1))
+        for name, values in found.items():
+            np.add.at(self.scores[name], places, values.numpy()[occurrences])
+        np.add.at(self.visits, places, 1)
+
+
+def _immediate(recorded: Recorded) -> Tensor:
+    """Return ``±κ c_i ⟨K g_i, g_i⟩`` of every occurrence, float64 ``(b,)``."""
+    assert recorded.trained is not None
+    micro_batches = recorded.transition.step.micro_batches
+    found = []
+    for batch, micro in zip(recorded.trained.batches, micro_batches, strict=True):
+        total = batch.losses.new_zeros(batch.count, dtype=torch.float64)
+        weights = {}
+        for name, rule in recorded.filters.items():
+            if name not in batch.names or not rule.immediate:
+                continue
+            diagonal = rule.immediate * recorded.factors[name]
+            sides = [d.flatten() for d in (rule.inside, rule.outside) if d is not None]
+            weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
+        total += products.weighted_squares(batch, weights)
+        c = micro.coefficients.to(total)  # gradients are those of c_i l_i
+        found.append(torch.where(c == 0, 0.0, total / torch.where(c == 0, 1.0, c)))
+    return torch.cat(found).cpu()
+
+
+def _own_drops(recorded: Recorded, task: Task, models: Models) -> Tensor:
+    """Return ``ℓ_i(w_t) − ℓ_i(w_{t+1})``, train mode, buffers and batches of the step, ``(b,)``."""
+    assert recorded.trained is not None
+    now = recorded.transition
+    before, after = (
+        torch.cat(losses_at(task, now, models.value, state, device=models.device))
+        for state in (now.before, State(now.after.parameters, now.before.buffers))
+    )
+    known = torch.cat([batch.losses for batch in recorded.trained.batches]).double()
+    half = any(p.dtype.itemsize < 4 for p in models.train.parameters.values())
+    share = 0.1 if half else 1e-2  # noise of another dtype is off by all of it
+    if bool(((before - known).abs() > share * (1 + known.abs())).any()):
+        raise TaskError(
+            f"{now.name}: the losses of the batch in {models.value.dtype or 'the run dtype'} are "
+            "not those of the run (noise drawn in another dtype is other noise); take the model's "
+            'own dtype: values="model" (--values model).'
+        )
+    return (before - after).cpu()

@@ -1,0 +1,25 @@
+r"""TracIn: the exact first order of each step.
+
+    tracin(z, z') = Σ_s Σ_{i ∈ B_s: id = z} κ_s c_i ⟨λ_s, g_i⟩,    λ_s = Σ_{t ≥ s} K_{t,s}ᵀ q_t,
+
+with ``q_t = ∇φ(w_t, z')``, the single node ``u = 0`` of each step. For plain SGD
+``λ_s = η_s q_s``: the formula of Pruthi et al. (arXiv 2002.08484), section 3.2.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from replay.path.step_path import Line, Split
+
+
+def split(line: Line) -> Split:
+    """Divide the step by the gradient at its beginning."""
+    node = line.end(0)
+    m = len(node.norms)
+    return Split(
+        node,
+        split_error=torch.full((m,), torch.nan, dtype=torch.float64),
+        theta_inside=torch.zeros(m, dtype=torch.bool),
+        gradients=torch.ones(m, dtype=torch.int64),
+    )

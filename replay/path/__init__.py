@@ -1,0 +1,1 @@
+"""From test gradients along a step to the credit of each training example."""

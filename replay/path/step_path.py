@@ -1,0 +1,196 @@
+"""One step as a chunk of test examples sees it: gradients and values along ``w_t − uΔ_t``.
+
+A gradient ``q`` along the step is mostly needed through its products with what the step was made
+of, so that is what a ``Node`` keeps: averages of gradients are averages of nodes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from replay.evaluate.test_side import Examples, between
+from replay.evaluate.train_side import TrainedStep
+from replay.gradients.forms import products
+from replay.gradients.forms.per_example import PerExample
+from replay.path.test_means import Weighted
+from replay.steps.displacement import Vector
+from replay.steps.replayed_step import Recorded
+
+
+@dataclass(frozen=True)
+class Node:
+    """Products of one gradient (or average) per test example with the parts of a step.
+
+    Attributes:
+        shares: ``Σ_G ±κ η_G c_i ⟨q_j, g_i⟩_G`` for each occurrence i, float64 ``(b, m)``: under
+            plain SGD what it is credited with, else a measure of how the split changes.
+        parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, history⟩``, ``⟨q_j, rounding⟩``,
+            float64 ``(4, m)``; a fifth where only some parameters are looked at: the others'.
+            NaN until they are found together with credits (``Line.later``).
+        norms: ``‖q_j‖`` over the parameters that the step moved (of an average: the average
+            of the norms), float64 ``(m,)``; NaN where only ``tracin`` looks.
+        weights: By u, the weight of the gradient there in the average, ``(m,)`` each.
+    """
+
+    shares: Tensor
+    parts: Tensor
+    norms: Tensor
+    weights: dict[float, Tensor]
+
+    @property
+    def slope(self) -> Tensor:
+        """``⟨q_j, Δ_t⟩``, ``(m,)``."""
+        return self.parts.sum(0)
+
+    def columns(self, chosen: Tensor) -> Node:
+        """Return some test examples' columns."""
+        weights = {u: weight[chosen] for u, weight in self.weights.items()}
+        return Node(self.shares[:, chosen], self.parts[:, chosen], self.norms[chosen], weights)
+
+    def replace(self, chosen: Tensor, node: Node) -> None:
+        """Put another node in the place of some columns."""
+        self.shares[:, chosen] = node.shares
+        self.parts[:, chosen] = node.parts
+        self.norms[chosen] = node.norms
+        for u in {**self.weights, **node.weights}:
+            weight = self.weights.setdefault(u, torch.zeros_like(self.norms))
+            weight[chosen] = node.weights.get(u, torch.zeros_like(node.norms))
+
+
+def average(weights: Tensor, nodes: list[Node]) -> Node:
+    """Return ``Σ_k weights[k] nodes[k]``; weights are ``(k, m)``, one set per test example."""
+    shares = torch.zeros_like(nodes[0].shares)
+    parts, norms = torch.zeros_like(nodes[0].parts), torch.zeros_like(nodes[0].norms)
+    joined: dict[float, Tensor] = {}
+    for weight, node in zip(weights, nodes, strict=True):
+        shares += weight * node.shares
+        parts += weight * node.parts
+        norms += weight * node.norms
+        for u, each in node.weights.items():
+            joined[u] = joined.get(u, 0.0) + weight * each
+    return Node(shares, parts, norms, joined)
+
+
+@dataclass(frozen=True)
+class Line:
+    """A step and a chunk of m test examples.
+
+    Attributes:
+        recorded: The step, with what moved it.
+        trained: Gradients of its examples.
+        examples: The test examples.
+        ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
+        values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
+        step_norm: ``‖Δ_t‖``.
+        names: Parameters that ``parts`` are about, the others being a part of their own; None
+            is all.
+        keeps: Whether gradients along the step are kept for ``mean``.
+        compares: Whether nodes are compared with each other, by their products and norms.
+    """
+
+    recorded: Recorded
+    trained: TrainedStep
+    examples: Examples
+    ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
+    values: tuple[Tensor, Tensor]
+    step_norm: Callable[[], float]
+    names: frozenset[str] | None
+    keeps: bool
+    compares: bool
+    _kept: dict[float, Weighted] = field(default_factory=dict)
+    _ends: dict[int, Node] = field(default_factory=dict)
+
+    @property
+    def later(self) -> bool:
+        """Whether shares and parts are left to whoever forms the gradients for credits."""
+        return self.keeps and not self.compares
+
+    @property
+    def parts(self) -> list[Vector]:
+        """The parts of the step, as in ``Node.parts``."""
+        return self.recorded.parts.of(self.names)
+
+    def end(self, u: int) -> Node:
+        """Return the node at ``u`` = 0 or 1, for every test example.
+
+        Methods share it: it is not to be changed.
+        """
+        if u not in self._ends:
+            columns = list(range(len(self.examples)))
+            self._ends[u] = self._node(float(u), self.ends[u](), columns)
+        return self._ends[u]
+
+    def node(self, u: float, columns: list[int]) -> Node:
+        """Return the node at any ``u`` for some test examples, in ascending order."""
+        now = self.recorded.transition
+        state = between(now.before, now.after, u)
+        return self._node(u, self.examples.gradients(state, now.name, columns), columns)
+
+    def value(self, u: float, columns: list[int]) -> Tensor:
+        """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
+        now = self.recorded.transition
+        state = between(now.before, now.after, u)
+        return self.examples.values(state, now.name, columns)
+
+    def mean(self, node: Node) -> list[Weighted]:
+        """Return the gradients that a node averages, with their weights; needs ``keeps``."""
+        found = []
+        for u, weights in node.weights.items():
+            kept = self._kept[u]
+            chosen = weights[kept.columns]
+            one = bool((chosen == 1).all())
+            found.append(Weighted(kept.gradients, kept.columns, None if one else chosen))
+        return found
+
+    @property
+    def scale(self) -> dict[str, float]:
+        """``±κ`` times the learning rate of every parameter that moved."""
+        step, factors = self.recorded.transition.step, self.recorded.factors
+        return {
+            name: group.hyperparameters["lr"] * factors[name]
+            for group in step.groups
+            for name in group.names
+            if name in factors
+        }
+
+    def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
+        if self.keeps:
+            self._kept[u] = Weighted(test, torch.tensor(columns))
+        one = torch.ones(len(columns), dtype=torch.float64)
+        unknown = one * torch.nan
+        shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
+        norms = unknown
+        if not self.later:
+            scale = self.scale
+            found = [products.inner(batch, test, scale) for batch in self.trained.batches]
+            shares = torch.cat(found).cpu()
+            parts = products.project(test, self.parts).cpu()
+        if self.compares:
+            norms = products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu()
+        return Node(shares, parts, norms, {u: one})
+
+
+@dataclass(frozen=True)
+class Split:
+    """A step's drop divided among its occurrences, for each test example.
+
+    Attributes:
+        node: The average gradient that divides it.
+        split_error: Last change of the split under refinement, relative to it; NaN where
+            nothing was refined, ``(m,)``.
+        theta_inside: Whether the secant rule met the measured drop everywhere, ``(m,)``.
+        gradients: Gradients along the step that were used, ``(m,)``.
+    """
+
+    node: Node
+    split_error: Tensor
+    theta_inside: Tensor
+    gradients: Tensor
+
+    def with_parts(self, parts: Tensor) -> Split:
+        """Return the same with products that were found later."""
+        return replace(self, node=replace(self.node, parts=parts))

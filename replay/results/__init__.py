@@ -1,0 +1,1 @@
+"""Results: labelled tables that can be saved and compared."""

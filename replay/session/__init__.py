@@ -1,0 +1,1 @@
+"""``Replay``: a run and its task, and what can be asked of the two."""

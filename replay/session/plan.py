@@ -1,0 +1,73 @@
+"""How the gradients of each parameter are computed: what the engine proved on the first step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from replay.evaluate.chunks import Chunks
+from replay.evaluate.state import Transition
+from replay.evaluate.test_side import Models
+from replay.evaluate.train_side import replay_step
+from replay.states.logged import state
+from replay.steps.replayed_step import moved_parameters
+from replay.task import Task, example_ids
+from tracer.log.read.run_log import RunLog
+
+_TEST = 8  # test examples that are looked at
+
+
+@dataclass(frozen=True)
+class ParameterPath:
+    """How one parameter's per-example gradients are computed.
+
+    Attributes:
+        name: The parameter.
+        shape: Its shape.
+        train: Of training examples: kinds of operation, or ``"complete: "`` and the reason, of each
+            micro-batch. Why, where they did not move it: ``"only the penalty moves it"``, ``"no
+            gradient in step 0"``, ``"not moved"`` (frozen, or in no parameter group).
+        test: Of test examples, likewise; ``"no gradient"`` where the measure does not depend on it.
+    """
+
+    name: str
+    shape: list[int]
+    train: str
+    test: str
+
+
+def paths_of_run(
+    log: RunLog, task: Task, models: Models, chunks: Chunks, *, budget: int
+) -> list[ParameterPath]:
+    """Return every parameter's path at step 0.
+
+    Args:
+        log: The run.
+        task: Its task.
+        models: The bound copies.
+        chunks: Gives test examples.
+        budget: Bytes for gradients.
+    """
+    now = Transition(log.step(0), state(log, 0), state(log, 1))
+    train = _of_training(task, now, models, budget)
+    chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
+    test = models.test.engine.paths
+    return [
+        ParameterPath(
+            name, list(shape), train.get(name, "not moved"), test.get(name, "no gradient")
+        )
+        for name, (shape, _) in log.parameter_layout.items()
+    ]
+
+
+def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:
+    """Say how gradients of training examples are computed, or why there are none."""
+    step, names = now.step, moved_parameters(now.step)
+    without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
+    paths: dict[str, dict[str, None]] = {}
+    for micro in step.micro_batches:  # each may use other parameters
+        one = replace(now, step=replace(step, micro_batches=(micro,)))
+        trained = replay_step(task, one, models.train, names, device=models.device, budget=budget)
+        without |= dict.fromkeys(trained.penalty, "only the penalty moves it")
+        for name, path in models.train.engine.paths.items():
+            paths.setdefault(name, {})[path] = None
+    return without | {name: "; ".join(found) for name, found in paths.items()}

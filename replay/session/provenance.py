@@ -1,0 +1,41 @@
+"""Where a result comes from: the run, the task, the choices, the versions."""
+
+from __future__ import annotations
+
+import platform
+from typing import Any
+
+import numpy as np
+import torch
+
+from replay.evaluate.test_side import Models
+from tracer.log.read.run_log import RunLog
+
+
+def provenance(log: RunLog, models: Models, **choices: Any) -> dict[str, str | int | float]:
+    """Return the attributes of a result.
+
+    Args:
+        log: The run.
+        models: What it was replayed with.
+        choices: More attributes.
+    """
+    metadata = log.metadata
+    dtypes = ", ".join(sorted({str(dtype) for _, dtype in log.parameter_layout.values()}))
+    return {
+        "sign": "positive = proponent: lowered the measured test value",
+        "unit": "unit of the measured test value (task.measure, by default task.loss)",
+        "log": str(log.path),
+        "run_uuid": str(metadata["run_uuid"]),
+        "task": str(metadata.get("task") or ""),
+        "steps": len(log),
+        "update_rule": str(metadata["update_rule"]),
+        **choices,
+        "parameters": sum(s.numel() for s, _ in log.parameter_layout.values()),
+        "gradient_dtype": str(models.test.dtype or dtypes),
+        "value_dtype": str(models.value.dtype or dtypes),
+        "device": str(models.device),
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }

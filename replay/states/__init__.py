@@ -1,0 +1,1 @@
+"""The state at step t: parameters, buffers and optimizer."""

@@ -1,0 +1,1 @@
+"""The training side of a step: replayed, taken apart, compared with the log."""

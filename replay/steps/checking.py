@@ -1,0 +1,153 @@
+"""Whether a replayed step is the one that was logged: parameters and optimizer state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from replay.evaluate.state import Transition
+from replay.steps.displacement import Division
+from replay.steps.mismatch import ENDING, advice, tolerance
+from tracer.errors import MismatchError
+from tracer.rules.filter import Filter
+
+
+@dataclass
+class Checks:
+    """Compares replayed steps with the log.
+
+    Attributes:
+        path: The log, for messages.
+        same_dtype: Whether the replay computes in the run's dtype.
+        lenient: Go on where a step does not reproduce.
+    """
+
+    path: str
+    same_dtype: bool
+    lenient: bool
+
+    def step(
+        self,
+        transition: Transition,
+        filters: dict[str, Filter],
+        found: Division,
+        noise: dict[str, Tensor | float],
+        added: Callable[[], float],
+    ) -> tuple[dict[str, Tensor | float], float]:
+        """Compare the replayed step with the logged one, in gradient units.
+
+        Allowed, of the norm of the whole gradient (or, where that does not do, of a tenth of the
+        sum of its examples' norms, which may cancel): 1e-9 in float64, 1e-4 in float32, 5e-2 in
+        half precision (1e-2 more where the replay runs in another dtype than the run), carried
+        on as the optimizer carries gradients; and 4 units in the last place of the parameter.
+
+        Args:
+            transition: The logged step.
+            filters: How it moves them.
+            found: The step divided.
+            noise: How far each buffer may be off before it.
+            added: ``Σ_i ‖κ c_i g_i‖``, called if needed.
+
+        Returns:
+            The same after it, and how far an element of the gradient may be off.
+
+        Raises:
+            MismatchError: Names the step, the parameter and what to look at.
+        """
+        later, unit = dict(noise), 0.0
+        for name, left in found.largest.items():
+            w, moved = transition.before.parameters[name], transition.after.parameters[name]
+            move: Tensor | float = 0.0
+            share = tolerance(w.dtype, self.same_dtype)
+            outside = filters[name].outside if name in filters else None
+            if name in filters:
+                size = share * found.norm
+                unit = max(unit, size)
+                move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
+            if self.lenient or left <= _least(move, outside):
+                continue
+            rest = found.parts.rounding[name].double()
+            largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
+            place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
+            over = (rest.abs() - place * largest).clamp_min(0)
+            if name in filters and not bool((over <= _outer(move, outside)).all()):
+                size = max(size, share / 10 * added())
+                unit = max(unit, size)
+                move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
+            move = _outer(move, outside)
+            if not bool((over <= move).all()):  # also NaN
+                raise MismatchError(self._message(transition, name, filters, rest, move, share))
+        return later, unit
+
+    def state(
+        self, t: int, name: str, key: str, found: Tensor, stored: Tensor, allowed: Tensor
+    ) -> None:
+        """Compare a tensor of the optimizer's recomputed state before step ``t`` with the log's.
+
+        Args:
+            t: The step.
+            name: The parameter.
+            key: The tensor's name in torch's state.
+            found: Recomputed.
+            stored: From the log.
+            allowed: By how much its elements may differ, beside rounding of their own.
+
+        Raises:
+            MismatchError: Names step, parameter and tensor.
+        """
+        gap = (found.double() - stored.double()).abs()
+        own = tolerance(stored.dtype, self.same_dtype) * stored.double().abs()
+        if self.lenient or bool((gap <= own + allowed.double().to(gap.device)).all()):
+            return
+        size = max(float(stored.double().norm()), 1e-300)
+        raise MismatchError(
+            f"step {t} of {self.path}: the recomputed {key} of {name!r} differs from the one in "
+            f"the log by {float(gap.norm()) / size:.2g} of its norm; was the optimizer's state "
+            f"changed or loaded during the run? {advice(self.same_dtype)}"
+        )
+
+    def _message(
+        self,
+        transition: Transition,
+        name: str,
+        filters: dict[str, Filter],
+        rest: Tensor,
+        move: Tensor | float,
+        share: float,
+    ) -> str:
+        where = f"step {transition.step.index} of {self.path} does not reproduce"
+        if name not in filters:
+            return (
+                f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in "
+                f"no group), but moved by up to {rest.abs().max():.3g} before the next one; was "
+                f"it changed between steps (clamped, averaged, swapped)? {ENDING}"
+            )
+        whole = torch.as_tensor(move, dtype=torch.float64, device=rest.device).clamp_min(1e-300)
+        relative = share * float((rest / whole).norm())
+        return (
+            f"{where}: the replayed gradient and the logged change of {name!r} differ by "
+            f"{relative:.2g} of the gradient's norm. {advice(self.same_dtype)}"
+        )
+
+
+def _outer(move: Tensor | float, outside: Tensor | None) -> Tensor | float:
+    return move if outside is None else move * outside
+
+
+def _least(move: Tensor | float, outside: Tensor | None) -> float:
+    """Return the smallest element of ``outside move``."""
+    if isinstance(move, Tensor):
+        return float(_outer(move, outside).min())  # type: ignore[union-attr]
+    return move if outside is None else move * float(outside.min())
+
+
+def _carried(
+    rule: Filter, size: float, noise: Tensor | float
+) -> tuple[Tensor | float, Tensor | float]:
+    """Return how far a gradient off by ``size`` puts off the move, but for ``outside``, and b."""
+    each = size if rule.inside is None else rule.inside * size
+    later = abs(rule.keep) * noise + abs(rule.gain) * each
+    return abs(rule.direct) * each + abs(rule.through) * later, later

@@ -1,0 +1,205 @@
+r"""What one step was made of, and whether it is the step that was logged.
+
+    Δ_t = w_t − w_{t+1} = data + regulariser + history + rounding
+
+``data`` is what gradients of training examples moved, of this step and through the optimizer's
+buffer of earlier ones; ``regulariser`` likewise decay and penalty; ``history`` what the buffer
+held before the first step that is looked at; ``rounding`` what is left. A remainder beyond
+rounding error means that the replayed step is not the one that was run.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from replay.evaluate.state import Transition
+from replay.steps.effective_gradient import Drive
+from replay.vectors.blocks import Parts, block_size, cut, double, total
+from replay.vectors.fused import alike, apart, joined
+from replay.vectors.workspace import workspace
+from tracer.rules.filter import Filter
+
+Vector = dict[str, Tensor]  # by parameter
+
+
+@dataclass(frozen=True)
+class Displacement:
+    """``Δ_t`` in parts, each a vector by parameter, in the dtype of the test gradients."""
+
+    data: Vector
+    regulariser: Vector
+    history: Vector
+    rounding: Vector
+
+    @property
+    def parts(self) -> list[Vector]:
+        """The four parts, in order; their sum is ``Δ_t``."""
+        return [self.data, self.regulariser, self.history, self.rounding]
+
+    def of(self, names: frozenset[str] | None) -> list[Vector]:
+        """Return the parts of some parameters, and what the others did as a fifth; None is all."""
+        if names is None:
+            return self.parts
+        inside = [{n: v for n, v in part.items() if n in names} for part in self.parts]
+        outside: Vector = {}
+        for part in self.parts:
+            for name in part.keys() - names:
+                outside[name] = outside[name] + part[name] if name in outside else part[name]
+        return [*inside, outside]
+
+    def norm(self) -> float:
+        """Return ``‖Δ_t‖``."""
+        names = {name for part in self.parts for name in part}
+        sums = (sum(part[n].double() for part in self.parts if n in part) for n in names)
+        return math.sqrt(sum(float(torch.as_tensor(s).square().sum()) for s in sums))
+
+
+@dataclass(frozen=True)
+class Division:
+    """A step divided.
+
+    Attributes:
+        parts: ``Δ_t`` in parts.
+        buffers: By parameter, the optimizer's buffer after the step in parts, float64.
+        norm: Of what drove the step.
+        largest: By parameter, the largest magnitude of ``rounding`` in what was taken together with
+            it; NaN if that holds one.
+    """
+
+    parts: Displacement
+    buffers: dict[str, Parts]
+    norm: float
+    largest: dict[str, float]
+
+
+def split(
+    transition: Transition,
+    driven: dict[str, Drive],
+    filters: dict[str, Filter],
+    buffers: dict[str, Parts],
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+) -> Division:
+    """Divide ``Δ_t``, in one pass over the parameters, small ones that move alike together.
+
+    Args:
+        transition: The logged step.
+        driven: What drives each parameter.
+        filters: Of every parameter that moved.
+        buffers: By parameter, before the step.
+        device: Where to compute.
+        dtype: Of the test gradients; None is that of the parameters.
+    """
+    result = Displacement({}, {}, {}, {})
+    after, largest, squares = dict(buffers), {}, 0.0
+    nothing: Parts = (None, None, None)
+
+    def kind(name: str) -> Hashable:
+        drive, rule = driven.get(name), filters.get(name, Filter())
+        diagonals, known = rule.diagonals, buffers.get(name, nothing)
+        given = [x is None for x in (*diagonals, *known, *(drive.vectors if drive else ()))]
+        numbers = (drive.factor, drive.decay) if drive else None
+        return (name in filters, name in buffers, numbers, rule.numbers, *given)
+
+    moved = {n: w for n, w in transition.before.parameters.items() if w.numel()}
+    for names, olds in alike(moved, kind):
+        first, news = names[0], [transition.after.parameters[n] for n in names]
+        drive, rule = driven.get(first), filters.get(first, Filter())
+        if drive is not None:
+            drive = drive.with_vectors(*_joined([driven[n].vectors for n in names]))
+            rule = rule.with_diagonals(*_joined([filters[n].diagonals for n in names]))
+        w, new = (joined(xs).to(device) for xs in (olds, news))
+        known = _joined([buffers.get(n, nothing) for n in names])
+        kept = torch.float64 if torch.float64 in (dtype, w.dtype) else torch.float32
+        found = _divided(w, new, drive, rule, known, kept)
+        for vector, move in zip(result.parts, found.moves, strict=True):
+            if move is not None:
+                vector.update(zip(names, apart(move, olds), strict=True))
+        if first in filters and (rule.gain or first in buffers):
+            parts = ([None] * len(names) if b is None else apart(b, olds) for b in found.buffer)
+            after.update(zip(names, zip(*parts, strict=True), strict=True))
+        largest.update(dict.fromkeys(names, found.largest))
+        squares += found.square
+    return Division(result, after, math.sqrt(squares), largest)
+
+
+def _joined(rows: Sequence[tuple[Tensor | None, ...]]) -> list[Tensor | None]:
+    """Join the tensors of each column, all of which are there or none."""
+    columns = ([x for x in column if x is not None] for column in zip(*rows, strict=True))
+    return [joined(column) if column else None for column in columns]
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """Some parameters: four moves, its buffer after the step, ``max |rounding|``, ``‖u‖²``."""
+
+    moves: list[Tensor | None]
+    buffer: Parts
+    largest: float
+    square: float
+
+
+def _divided(
+    w: Tensor,
+    moved: Tensor,
+    drive: Drive | None,
+    rule: Filter,
+    before: Sequence[Tensor | None],
+    dtype: torch.dtype,
+) -> _Divided:
+    """Divide a vector's change; no ``drive`` means that the step left it out."""
+    size = block_size(w)
+    moves, after = _Vectors(w, dtype, size), _Vectors(w, torch.float64, size)
+    diagonals, known = (
+        zip(*(cut(x, size) for x in xs), strict=False) for xs in (rule.diagonals, before)
+    )
+    driven = itertools.repeat((None, None)) if drive is None else drive.blocks()
+    ends: list[Tensor] = []
+    squares = 0.0
+    blocks = zip(cut(w, size), cut(moved, size), driven, diagonals, known, strict=False)
+    for k, (old, new, us, pair, buffers) in enumerate(blocks):
+        rest = double(old, "rest").sub_(double(new, "move"))
+        if drive is not None:
+            u = total(us)
+            squares += 0.0 if u is None else float(torch.dot(u, u))
+            part = rule.with_diagonals(*pair)
+            for number, (u, b) in enumerate(zip((*us, None), buffers, strict=True)):
+                place = partial(after.block, number, k)
+                move, _ = part.forward(u, b, partial(workspace, "move", rest, len(rest)), place)
+                if rule.decoupled and number == 1:
+                    shrunk = double(old, "decay").mul_(rule.decoupled)
+                    move = shrunk if move is None else shrunk.add_(move)
+                if move is not None:
+                    moves.block(number, k).copy_(move)
+                    rest.sub_(move)
+        moves.block(3, k).copy_(rest)
+        ends += torch.aminmax(rest)
+    largest = float(torch.stack(ends).abs().amax())
+    data, regulariser, history, _ = after.found
+    return _Divided(moves.found, (data, regulariser, history), largest, squares)
+
+
+class _Vectors:
+    """Four vectors of a shape, filled block by block; None where no block came."""
+
+    def __init__(self, like: Tensor, dtype: torch.dtype, size: int) -> None:
+        self._like, self._dtype, self._size = like, dtype, size
+        self._blocks: list[tuple[Tensor, ...]] = [()] * 4
+        self.found: list[Tensor | None] = [None] * 4
+
+    def block(self, number: int, k: int) -> Tensor:
+        """Return block k of one of them, to be filled."""
+        if not self._blocks[number]:
+            like = self._like
+            self.found[number] = whole = torch.empty(
+                like.shape, dtype=self._dtype, device=like.device
+            )
+            self._blocks[number] = tuple(cut(whole, self._size))
+        return self._blocks[number][k]

@@ -1,0 +1,79 @@
+"""One step's training side, replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from replay.evaluate.state import Transition
+from replay.evaluate.train_side import TENSOR, TrainedStep
+from replay.steps.displacement import Displacement
+from tracer.records import Step
+from tracer.rules.filter import Filter
+from tracer.rules.torch_rules import Numbers
+
+_STEP = 4 << 10  # bytes that a step takes besides its tensors, about
+_VISIT = 128  # ... an ID and its coefficient
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One step's training side.
+
+    Attributes:
+        transition: The logged step.
+        filters: How it moved each parameter.
+        factors: ``±κ`` of each: what its gradient was multiplied by.
+        parts: What moved it.
+        trained: Gradients of its examples; None if they are to be computed again.
+    """
+
+    transition: Transition
+    filters: dict[str, Filter]
+    factors: dict[str, float]
+    parts: Displacement
+    trained: TrainedStep | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that it takes, about, without its examples' gradients."""
+        now = self.transition
+        batches = now.step.micro_batches
+        tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
+        tensors += [v for part in self.parts.parts for v in part.values()]
+        for rule in self.filters.values():
+            tensors += [d for d in (rule.inside, rule.outside) if d is not None]
+        tensors += [batch.coefficients for batch in batches]
+        random = [batch.random_state for batch in batches if batch.random_state is not None]
+        tensors += [t for one in random for t in (one.cpu, *one.cuda.values())]
+        visits = sum(len(batch.ids) for batch in batches)
+        return _STEP + visits * _VISIT + sum(t.nbytes + TENSOR for t in tensors)
+
+
+def moved_parameters(step: Step) -> list[str]:
+    """Return the parameters that a step moved."""
+    left_out = step.without_gradient | step.frozen
+    return [name for group in step.groups for name in group.names if name not in left_out]
+
+
+def coupled_decay(numbers: Numbers) -> float:
+    """Return the weight decay that drives a parameter together with its gradient."""
+    return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
+
+
+def settings(step: Step, kappas: Sequence[float]) -> tuple[dict[str, Numbers], dict[str, float]]:
+    """Return hyperparameters and ``±κ`` of each parameter that a step moved.
+
+    Args:
+        step: As logged.
+        kappas: ``κ`` of each group.
+    """
+    numbers: dict[str, Numbers] = {}
+    factors = {}
+    moved = set(moved_parameters(step))
+    for group, kappa in zip(step.groups, kappas, strict=True):
+        for name in group.names:
+            if name in moved:
+                numbers[name] = group.hyperparameters
+                factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
+    return numbers, factors

@@ -1,0 +1,1 @@
+"""Vectors of the model's size: blocks, fused small ones, memory for temporaries."""

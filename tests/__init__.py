@@ -1,0 +1,1 @@
+"""Tests of tracer and replay; README.md says how they are ordered."""

@@ -1,0 +1,355 @@
+"""Small float64 runs of every update rule that a replay splits, and a forward-buffer reference.
+
+The reference pushes each example's gradient forwards through the optimizer's recursion, one buffer
+an example (``N x P``), with the denominators that torch itself had in the run, and dots the moves
+with ``∇φ``. It knows neither the package's filters nor its backward recursion.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import nn
+
+from replay import Task
+from tests.helpers import reference
+from tests.helpers.cases import cross_entropy
+from tracer import TracingOptimizer, open_log
+
+O = torch.optim  # noqa: E741
+TRAIN, TEST = 12, 2
+
+
+@dataclass(frozen=True)
+class Rule:
+    """An optimizer and its settings."""
+
+    name: str
+    kind: type
+    options: dict
+
+    def __str__(self):
+        return self.name
+
+
+RULES = [
+    Rule("sgd", O.SGD, {"lr": 0.1}),
+    Rule("sgd-decay-maximize", O.SGD, {"lr": 0.02, "weight_decay": 0.3, "maximize": True}),
+    Rule("heavy-ball", O.SGD, {"lr": 0.1, "momentum": 0.9}),
+    Rule("dampened", O.SGD, {"lr": 0.1, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.1}),
+    Rule("nesterov", O.SGD,
+         {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.05}),
+    Rule("heavy-ball-maximize", O.SGD,
+         {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1, "maximize": True}),
+    Rule("adam", O.Adam, {"lr": 0.02}),
+    Rule("adam-decay", O.Adam, {"lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.95)}),
+    Rule("adam-maximize", O.Adam, {"lr": 0.01, "weight_decay": 0.1, "maximize": True}),
+    Rule("adamw", O.AdamW, {"lr": 0.02, "weight_decay": 0.2}),
+    Rule("adamw-amsgrad", O.AdamW, {"lr": 0.02, "amsgrad": True, "betas": (0.7, 0.6)}),
+    Rule("rmsprop", O.RMSprop, {"lr": 0.01, "weight_decay": 0.1}),
+    Rule("rmsprop-momentum", O.RMSprop, {"lr": 0.01, "momentum": 0.9, "weight_decay": 0.1}),
+    Rule("rmsprop-centered", O.RMSprop,
+         {"lr": 0.01, "momentum": 0.8, "centered": True, "eps": 1e-3}),
+    Rule("adagrad", O.Adagrad, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1}),
+]  # fmt: skip
+BY_NAME = {rule.name: rule for rule in RULES}
+
+
+def task(**parts):
+    """Return a task with a small smooth model."""
+    generator = torch.Generator().manual_seed(5)
+    x = torch.randn(TRAIN + TEST, 4, generator=generator, dtype=torch.float64)
+    y = torch.randint(0, 3, (TRAIN + TEST,), generator=generator)
+    data = list(zip(x, y, strict=True))
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).double()
+
+    return Task(model, cross_entropy, data[:TRAIN], data[TRAIN:], **parts)
+
+
+@dataclass
+class Run:
+    """A traced run and what torch had in it.
+
+    Attributes:
+        denominators: By step and parameter, ``1 / D`` as torch had it; absent for SGD.
+        first: The momentum buffers before the log began, by parameter.
+        counts: By step and parameter, ``state["step"]``.
+    """
+
+    rule: Rule
+    task: Task
+    path: object
+    denominators: list = field(default_factory=list)
+    counts: list = field(default_factory=list)
+    first: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Loop:
+    """A training loop.
+
+    Attributes:
+        scheduled: The learning rate moves.
+        clip: Norm to which gradients are clipped, by the optimizer and by other means in turns.
+        accumulate: Two micro-batches of unequal size.
+        settle: Called with (t, optimizer, model) before a step's backward.
+        hook: Called with (t, optimizer, model) between backward and step.
+    """
+
+    scheduled: bool = False
+    clip: float | None = None
+    accumulate: bool = False
+    settle: object = None
+    hook: object = None
+
+    def step(self, t, run, model, optimizer, generator):
+        """Take a step; t is negative before the log begins."""
+        traced = isinstance(optimizer, TracingOptimizer)
+        for group in optimizer.param_groups if self.scheduled else ():
+            group["lr"] = run.rule.options["lr"] * (1 + 0.5 * np.sin(t))
+        if self.settle is not None:
+            self.settle(t, optimizer, model)
+        optimizer.zero_grad()
+        parts = [torch.randperm(TRAIN, generator=generator)[: 4 - k].tolist() for k in range(2)]
+        parts = parts if self.accumulate else parts[:1]
+        for part in parts:
+            batch = run.task.collate([run.task.train[i] for i in part])
+            objective = run.task.loss(model, batch).mean()
+            if run.task.penalty is not None:
+                objective = objective + run.task.penalty(model)
+            (objective / len(parts)).backward()
+            if traced and self.accumulate:
+                optimizer.observe(part)
+        self._clip(optimizer.clip_grad_norm_ if traced and t % 2 else None, model)
+        if self.hook is not None:
+            self.hook(t, optimizer, model)
+        optimizer.step(**({"batch_ids": parts[0]} if traced and not self.accumulate else {}))
+
+    def _clip(self, recorded, model):
+        if self.clip and recorded:
+            recorded(self.clip)
+        elif self.clip:
+            nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+
+
+def trace(
+    path, rule, *, before=0, steps=6, groups=None, state_every=None, parts=None, base=None, **loop
+):
+    """Trace ``steps`` steps after ``before`` untraced ones.
+
+    Args:
+        groups: Makes parameter groups from a model.
+        parts: More of the task.
+        base: Another task, with 12 training and 2 test examples.
+    """
+    run, loop = Run(rule, base or task(**(parts or {})), path), Loop(**loop)
+    model = run.task.model()
+    inner = rule.kind(groups(model) if groups else model.parameters(), **rule.options)
+    names = {id(p): n for n, p in model.named_parameters()}
+    generator = torch.Generator().manual_seed(3)
+    for t in range(-before, 0):
+        loop.step(t, run, model, inner, generator)
+    run.first = {names[id(p)]: _buffer(s) for p, s in inner.state.items()}
+    with TracingOptimizer(inner, model, path, state_every=state_every) as optimizer:
+        for t in range(steps):
+            loop.step(t, run, model, optimizer, generator)
+            numbers = {names[id(p)]: g for g in inner.param_groups for p in g["params"]}
+            state = {names[id(p)]: s for p, s in inner.state.items()}
+            run.denominators.append({n: denominator(s, numbers[n]) for n, s in state.items()})
+            run.counts.append({n: float(s.get("step", 0)) for n, s in state.items()})
+    return run
+
+
+def _buffer(state):
+    found = state.get("exp_avg", state.get("momentum_buffer"))
+    return None if found is None else found.clone()
+
+
+def denominator(state, group):
+    """Return ``1 / D`` as torch has it; None for SGD."""
+    if "exp_avg_sq" in state:
+        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
+        correction = 1 - group["betas"][1] ** float(state["step"])
+        return (v / correction).sqrt() + group["eps"]
+    if "square_avg" in state:
+        mean = state["grad_avg"] if group["centered"] else torch.zeros(())
+        return (state["square_avg"] - mean**2).sqrt() + group["eps"]
+    if "sum" in state:
+        return state["sum"].sqrt() + group["eps"]
+    return None
+
+
+class _Account:
+    """One vector's way through the optimizer: what it moved so far lies in ``buffer``."""
+
+    def __init__(self, rule, buffer=None):
+        self.rule, self.buffer = rule, buffer
+
+    def move(self, u, numbers, denominator, count, *, fresh):
+        """Return the move of one parameter when ``u`` comes in; ``fresh``: torch's first buffer."""
+        lr, kind = numbers["lr"], self.rule.kind
+        b = torch.zeros_like(u) if self.buffer is None else self.buffer
+        if kind is O.SGD:
+            mu = numbers["momentum"]
+            if mu == 0:
+                return lr * u
+            self.buffer = u.clone() if fresh else mu * b + (1 - numbers["dampening"]) * u
+            return lr * (u + mu * self.buffer) if numbers["nesterov"] else lr * self.buffer
+        if kind in (O.Adam, O.AdamW):
+            b1 = numbers["betas.0"]
+            self.buffer = b1 * b + (1 - b1) * u
+            return lr / (1 - b1**count) * self.buffer / denominator
+        if kind is O.RMSprop:
+            if numbers["momentum"] == 0:
+                return lr * u / denominator
+            self.buffer = numbers["momentum"] * b + u / denominator
+            return lr * self.buffer
+        return lr / (1 + (count - 1) * numbers["lr_decay"]) * u / denominator
+
+
+class _Parameter:
+    """Every account of one parameter: of each visit, of history and of the regulariser."""
+
+    def __init__(self, rule, before):
+        self.rule, self.started = rule, before is not None
+        self.accounts = {"history": _Account(rule, before), "regulariser": _Account(rule)}
+
+    def forget_decay(self):
+        """Count what decay left in the buffer as history."""
+        history, decay = self.accounts["history"], self.accounts["regulariser"]
+        if decay.buffer is not None:
+            old = 0 if history.buffer is None else history.buffer
+            history.buffer, decay.buffer = old + decay.buffer, None
+
+    def moves(self, w, gradients, start, factor, numbers, denominator, count, penalty):
+        """Return each account's move when the step's gradients come in, numbered from ``start``."""
+        fresh = self.rule.kind is O.SGD and not self.started
+        self.started |= numbers.get("momentum", 0) != 0
+        decay, apart = numbers["weight_decay"], self.rule.kind is O.AdamW
+        sign = -1 if numbers["maximize"] else 1
+        zero = torch.zeros_like(w)
+        inputs = dict.fromkeys(self.accounts, zero)
+        inputs["regulariser"] = sign * factor * penalty + (0 if apart else decay * w)
+        for k, g in enumerate(gradients):
+            self.accounts[start + k] = _Account(self.rule)
+            inputs[start + k] = sign * factor * g
+        found = {
+            key: account.move(inputs[key], numbers, denominator, count, fresh=fresh)
+            for key, account in self.accounts.items()
+        }
+        if apart:
+            found["regulariser"] = found["regulariser"] + numbers["lr"] * decay * w
+        return found
+
+
+def moves(run, log, factor, window=None):
+    """Yield each step's moves: by visit so far, of regulariser and history.
+
+    Args:
+        run: The run.
+        log: Its log.
+        factor: ``κ`` of each step, by parameter.
+        window: Steps whose visits count as data; earlier ones are history.
+    """
+    window = window or range(len(log))
+    parameters, visits = {}, []
+    for t in range(len(log)):
+        step, w = log.step(t), log.parameters(t)
+        gradients = reference.train_gradients(run.task, log, t)
+        penalty = reference.penalty_gradient(run.task, w)
+        start = len(visits)
+        visits += [(t, z) for z in step.batch_ids]
+        named = {}
+        for mine in parameters.values() if t == window.start else ():
+            mine.forget_decay()
+        for group in step.groups:
+            for n in set(group.names) - step.without_gradient:
+                mine = parameters.setdefault(n, _Parameter(run.rule, run.first.get(n)))
+                numbers, rows = group.hyperparameters, [g[n] for g in gradients]
+                denominator, count = run.denominators[t].get(n), run.counts[t].get(n, 0.0)
+                known = (numbers, denominator, count, penalty.get(n, 0 * w[n]))
+                found = mine.moves(w[n], rows, start, factor[t][n], *known)
+                for key, move in found.items():
+                    early = isinstance(key, int) and visits[key][0] not in window
+                    into = named.setdefault("history" if early else key, {})
+                    into[n] = into.get(n, 0) + move
+        if t in window:
+            yield t, visits, named
+
+
+def expected(run, factor, *, nodes, window=None, names=None):
+    """Return scores ``(m, N)``, their scale, and per-step terms, straight from the definition.
+
+    Args:
+        run: The run.
+        factor: ``κ`` of each step, by parameter.
+        nodes: Gauss-Legendre nodes along each step; 0 takes the gradient at its beginning.
+        window: See ``moves``.
+        names: Parameters whose products count.
+    """
+    points, weights = np.polynomial.legendre.leggauss(nodes) if nodes else ([-1.0], [2.0])
+    along = torch.tensor([*(1 + np.array(points)) / 2, 0.0, 1.0], dtype=torch.float64)
+    scores, scale = np.zeros((TEST, TRAIN)), np.zeros((TEST, TRAIN))
+    terms = {k: [] for k in ("data", "regulariser", "history", "slope", "measured")}
+    with open_log(run.path) as log:
+        for t, visits, named in moves(run, log, factor, window):
+            w, after = log.parameters(t), log.parameters(t + 1)
+            delta = {n: w[n] - after[n] for n in w}
+            rows = {k: np.zeros(TEST) for k in terms}
+            for j in range(TEST):
+                gradients, values = _along(run.task, w, delta, along, j)
+                mean = {
+                    n: torch.einsum("k,k...->...", torch.tensor(weights) / 2, g[: len(weights)])
+                    for n, g in gradients.items()
+                    if names is None or n in names
+                }
+                norm = sum(float((q**2).sum()) for q in mean.values()) ** 0.5
+                for key, move in named.items():
+                    product = _dot(mean, move)
+                    if isinstance(key, int):
+                        z = visits[key][1]
+                        scores[j, z] += product
+                        scale[j, z] += norm * sum(float((v**2).sum()) for v in move.values()) ** 0.5
+                        rows["data"][j] += product
+                    else:
+                        rows[key][j] += product
+                rows["slope"][j] = _dot(mean, delta)
+                rows["measured"][j] = values[-2] - values[-1]
+            for k, row in rows.items():
+                terms[k].append(row)
+    return scores, scale, {k: np.stack(v) for k, v in terms.items()}
+
+
+def _along(task, w, delta, along, j):
+    """Return gradients and values of φ at ``w - u Δ`` for each u, of one test example."""
+    model, batch = task.model().eval(), task.collate([task.test[j]])
+
+    def value(parameters):
+        called = lambda *x: torch.func.functional_call(model, parameters, x)  # noqa: E731
+        return (task.measure or task.loss)(called, batch)[0]
+
+    at = {n: w[n] - torch.einsum("k,...->k...", along, delta[n]) for n in w}
+    return torch.func.vmap(torch.func.grad_and_value(value))(at)
+
+
+def _dot(q, move):
+    return sum(float((q[n] * move[n]).sum()) for n in q if n in move)
+
+
+def clip_factors(run, clip):
+    """Return ``κ`` of each step from the definition: by the gradient's own norm."""
+    found = []
+    with open_log(run.path) as log:
+        for t in range(len(log)):
+            rows = reference.train_gradients(run.task, log, t)
+            extra = reference.penalty_gradient(run.task, log.parameters(t))
+            whole = {n: sum(row[n] for row in rows) + extra.get(n, 0) for n in rows[0]}
+            norm = sum(float((g**2).sum()) for g in whole.values()) ** 0.5
+            kappa = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+            found.append(dict.fromkeys(whole, kappa))
+    return found

@@ -1,0 +1,77 @@
+"""Looking at a log or a task without replaying."""
+
+from __future__ import annotations
+
+import json
+
+import h5py
+import numpy as np
+
+from tests.helpers.command import run, trace
+
+
+def test_log_without_a_task(folder, capsys):
+    trace(folder / "bare.h5", None)
+    code, _, err = run(capsys, "--log", "bare.h5", "--test", "ids.txt")
+    assert code == 2
+    assert "names no task; pass one" in err
+
+
+def test_inspect_imports_nothing(folder, capsys):
+    (folder / "work.py").write_text("raise SystemExit('imported')")
+    code, out, _ = run(capsys, "inspect", "run.h5")
+    assert code == 0
+    for part in ("torch.optim.SGD", "4, epochs not set", "5 different, 8 visits", "work.py:task"):
+        assert part in out
+    assert "learning rate 0.1 " in out
+    assert "0.1 to" not in out  # a range only where there is one
+    code, out, _ = run(capsys, "inspect", "run.h5", "--json")
+    assert json.loads(out)["steps"] == 4
+
+
+def test_inspect_shows_metadata_as_it_is(folder, capsys):
+    with h5py.File("run.h5", "r+") as file:
+        for name in ("task", "model", "optimizer", "run_uuid", "device"):
+            file.attrs[name] = np.bytes_(f"[/red]{name}[bold]")
+    code, out, err = run(capsys, "inspect", "run.h5")
+    assert code == 0, err
+    for name in ("task", "model", "optimizer", "run_uuid", "device"):
+        assert f"[/red]{name}[bold]" in out
+
+
+def test_inspect_follow_prints_lines(folder, capsys):
+    code, out, _ = run(capsys, "inspect", "run.h5", "--follow")
+    assert code == 0
+    step, end = out.splitlines()
+    assert step.startswith("step 3  lr 0.1  gradient norm ")
+    assert end == "run.h5: closed, 4 steps"
+    code, _, err = run(capsys, "inspect", "run.h5", "-f", "--json")
+    assert (code, "--follow prints lines, --json one object" in err) == (2, True)
+
+
+def test_inspect_with_a_task_shows_the_plan(folder, capsys):
+    code, out, _ = run(capsys, "inspect", "run.h5", "--task", "work.py:task", "--json")
+    assert code == 0
+    plan = {row["name"]: row for row in json.loads(out)["plan"]}
+    assert plan["0.weight"] == {
+        "name": "0.weight",
+        "shape": [5, 4],
+        "train": "linear",
+        "test": "linear",
+    }
+    code, out, _ = run(capsys, "inspect", "run.h5", "--task", "work.py:task")
+    assert "How gradients are computed" in out
+    assert "2.bias" in out
+
+
+def test_dry_run_writes_nothing(folder, capsys):
+    before = sorted(folder.iterdir())
+    code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
+    assert code == 0
+    assert out.startswith("about ")
+    assert "peak memory" in out
+    code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
+    assert set(json.loads(out)) == {"seconds", "peak_bytes"}
+    assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
+        "__pycache__"
+    }

@@ -1,0 +1,125 @@
+"""Where the command line may write: never over its inputs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from replay import Replay
+from tests.helpers.command import TASK, run, trace
+from tracer.errors import InputError, OutputExistsError
+
+
+def test_existing_output_is_an_error_before_the_work(folder, capsys):
+    (folder / "run.influence.h5").write_text("precious")
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
+    assert code == 2
+    assert "run.influence.h5 exists; choose another path or overwrite it" in err
+    assert "work.py" not in err
+    assert (folder / "run.influence.h5").read_text() == "precious"
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--overwrite")
+    assert code == 0, err
+
+
+COMMANDS = {
+    "main": ("--log", "run.h5", "--test", "ids.txt", "--method", "tracin"),
+    "self": ("self", "run.h5"),
+}
+DISGUISES = {
+    "itself": lambda path: path,
+    "another spelling": lambda path: path.parent / "sub" / ".." / path.name,
+    "symbolic link": lambda path: link(path, os.symlink),
+    "hard link": lambda path: link(path, os.link),
+    "partial": lambda path: path.rename(path.with_name("x.partial")).with_name("x"),
+}
+
+
+def link(path, how):
+    how(path, path.with_name("link.h5"))
+    return path.with_name("link.h5")
+
+
+@pytest.mark.parametrize("disguise", DISGUISES.values(), ids=DISGUISES.keys())
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_the_log_is_never_replaced(folder, capsys, command, disguise):
+    (folder / "sub").mkdir()
+    kept = (folder / "run.h5").read_bytes()
+    out = disguise(folder / "run.h5")
+    log = "run.h5" if (folder / "run.h5").exists() else "x.partial"
+    command = [log if part == "run.h5" else part for part in command]
+    before = sorted(folder.iterdir())
+    code, _, err = run(capsys, *command, "--out", out, "--overwrite")
+    assert code == 2
+    assert f"which is the input {log}; choose another path." in err
+    assert "work.py" not in err
+    assert (folder / log).read_bytes() == kept
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_log_of_another_run_is_not_replaced(folder, capsys):
+    trace(folder / "other.h5", None)
+    kept = (folder / "other.h5").read_bytes()
+    code, _, err = run(capsys, *COMMANDS["self"], "--out", "other.h5", "--overwrite")
+    assert code == 2
+    assert err.endswith("would replace other.h5, a run log; choose another path.\n")
+    assert (folder / "other.h5").read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [
+        ("ids.txt", ()),
+        ("work.py", ()),
+        ("work.py", ("--task", "work.py:task")),
+        ("alone.py", ("--task", "alone:task")),
+    ],
+)
+def test_other_inputs_are_never_replaced(folder, capsys, name, task):
+    (folder / "alone.py").write_text(TASK)
+    kept = (folder / name).read_text()
+    code, _, err = run(capsys, *COMMANDS["main"], *task, "--out", name, "--overwrite")
+    assert code == 2
+    assert err.startswith(f"Error: the result would replace {name}, which is the input")
+    assert (folder / name).read_text() == kept
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS.keys())
+def test_unusable_places_are_found_before_the_work(folder, capsys, command):
+    (folder / "sub").mkdir()
+    os.mkfifo(folder / "pipe")
+    for out, message in {
+        "none/x.h5": "is to stand in none, which is no folder; make it or choose another path.",
+        "ids.txt/x.h5": "is to stand in ids.txt, which is no folder",
+        "sub": "can only replace a regular file, and sub is a folder; choose another path.",
+        "": "and . is a folder",
+        "pipe": "and pipe is a device or pipe; choose another path.",
+        "x" * 250: "cannot be written: File name too long; choose another path.",
+    }.items():
+        code, _, err = run(capsys, *command, "--out", out, "--overwrite")
+        assert code == 2, out
+        assert message in err
+        assert "work.py" not in err
+        assert "Traceback" not in err
+    code, _, err = run(capsys, *command, "--out", "ids.txt")
+    assert code == 2
+
+
+def test_saving_in_python_replaces_no_input(folder):
+    replay = Replay("run.h5")
+    kept = (folder / "run.h5").read_bytes()
+    os.link("run.h5", "link.h5")
+    os.mkfifo("pipe")
+    for found in (
+        replay.influence(["a14"], methods=["tracin"], progress=False),
+        replay.self_influence(progress=False),
+    ):
+        for name in ("run.h5", "link.h5", "work.py"):
+            with pytest.raises(InputError, match="which is the input"):
+                found.save(name, overwrite=True)
+        with pytest.raises(InputError, match="can only replace a regular file, and pipe"):
+            found.save("pipe", overwrite=True)
+        found.save("study.h5", overwrite=True)
+        with pytest.raises(OutputExistsError):
+            found.save("study.h5")
+    assert (folder / "run.h5").read_bytes() == kept

@@ -1,0 +1,91 @@
+"""Both ways to multiply sums of outer products, and which one is taken."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from replay.gradients.engine import Engine
+from replay.gradients.forms import products
+from replay.gradients.forms.outer import Outer, formed, ghost
+from replay.gradients.forms.piece import Rows
+from replay.vectors.workspace import temporaries
+from tests.helpers.layers import complete, losses_of, rows_of, vectors
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (5, 40)])
+@pytest.mark.parametrize(("left", "right"), [(1, 1), (1, 3), (4, 4), (60, 50)])
+@pytest.mark.parametrize(("d", "p"), [(3, 2), (2, 7), (3, 3)])
+def test_both_ways_of_outer_products(n, m, left, right, d, p):
+    torch.manual_seed(n + m)
+    a = Outer(torch.randn(n, left, d).double(), torch.randn(n, left, p).double(), 0, p)
+    b = Outer(torch.randn(m, right, d).double(), torch.randn(m, right, p).double(), 0, p)
+    g = torch.einsum("ntp,ntd->npd", a.deltas, a.inputs)
+    h = torch.einsum("ntp,ntd->npd", b.deltas, b.inputs)
+    expected = torch.einsum("npd,mpd->nm", g, h)
+    assert torch.allclose(ghost(a, b), expected, rtol=1e-11)
+    for room in (1 << 30, 96 * min(d, p) * (n + m)):  # all at once; one of the longer side
+        with temporaries(room):
+            assert torch.allclose(formed(a, b), expected, rtol=1e-11)
+    rows = [Rows(x.flatten(1), (p, d)) for x in (g, h)]
+    assert torch.allclose(products.inner_pieces([a], [rows[1]]), expected, rtol=1e-11)
+    assert torch.allclose(products.inner_pieces([rows[0]], [b]), expected, rtol=1e-11)
+    assert torch.allclose(a.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
+
+
+class Multiplications(TorchFunctionMode):
+    """Counts those of matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.total = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function.__name__ in ("matmul", "__matmul__", "bmm"):
+            self.total += args[0].numel() * args[1].shape[-1]
+        return function(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(
+    ("n", "m", "rows", "columns", "d", "p", "cheaper"),
+    [
+        *((5, 7, 1, 1, d, p, "ghost") for d, p in ((8, 8), (2, 90))),
+        *((4, 3, rows, rows, 64, 64, name) for rows, name in ((2, "ghost"), (40, "formed"))),
+        *((n, 30, 12, 12, 64, 64, name) for n, name in ((1, "ghost"), (30, "formed"))),
+        *((6, 6, 1, 9, 40, p, name) for p, name in ((40, "ghost"), (2, "formed"))),
+    ],
+)
+def test_the_way_of_fewer_operations_is_taken(monkeypatch, n, m, rows, columns, d, p, cheaper):
+    """Both ways are counted as they run."""
+    left = Outer(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
+    right = Outer(torch.randn(m, columns, d), torch.randn(m, columns, p), 0, p)
+    operations = {}
+    for way in (ghost, formed):
+        with Multiplications() as counted:
+            way(left, right)
+        operations[way.__name__] = counted.total
+    assert min(operations, key=operations.get) == cheaper, operations
+    taken = []
+    for name in operations:
+        monkeypatch.setattr(products, name, lambda *_, name=name: taken.append(name))
+    products.inner_pieces([left], [right])
+    assert taken == [cheaper]
+
+
+def test_half_precision_is_multiplied_in_float32():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 3))
+    model, x = model.to(torch.bfloat16), vectors(6).bfloat16()
+    parameters = dict(model.named_parameters())
+    engine = Engine()
+    found = engine.of_independent(
+        parameters, lambda: losses_of(model, x), lambda i: losses_of(model, x[i : i + 1])
+    )
+    assert not complete(engine)
+    tensors = [t for pieces in found.pieces.values() for piece in pieces for t in piece.tensors]
+    assert {t.dtype for t in tensors} == {torch.float32}
+    r = rows_of(losses_of(model, x), parameters).double()
+    gram = products.inner(found, found, dict.fromkeys(parameters, 1.0))
+    assert (gram - r @ r.T).norm() <= 3e-2 * (r @ r.T).norm()

@@ -1,0 +1,144 @@
+"""Parameters that were touched between steps, however little, and rules that no replay divides."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from replay import Replay
+from replay.evaluate.state import State, Transition
+from replay.steps import effective_gradient
+from replay.steps.checking import Checks
+from replay.steps.displacement import split
+from replay.vectors import blocks
+from tests.helpers.cases import cross_entropy
+from tests.helpers.replaying import TASK, changed, influence, trained
+from tracer import TracingOptimizer
+from tracer.errors import MismatchError, UnsupportedRuleError
+from tracer.records import ParameterGroup, Step
+from tracer.rules.filter import Filter
+
+
+def test_changed_data_does_not_reproduce(path):
+    trained(path, TASK)
+    other = {k: (x + 0.1, y) for k, (x, y) in TASK.train.items()}
+    with pytest.raises(MismatchError, match="step 0 of .* does not reproduce.*Look at the task"):
+        influence(path, changed(TASK, train=other))
+    found = influence(path, changed(TASK, train=other), allow_mismatch=True)
+    assert np.abs(found.terms["tracin"]["rounding"]).max() > 1e-6
+
+
+def test_parameters_touched_between_steps(path):
+    def clamp(t, model, _):
+        if t == 2:
+            with torch.no_grad():
+                model[0].weight.clamp_(-0.1, 0.1)
+
+    trained(path, TASK, between=clamp)
+    with pytest.raises(MismatchError, match=r"step 1 of .*'0.weight'.*changed between steps"):
+        influence(path, TASK)
+
+
+@pytest.mark.parametrize("block", [3, 1 << 16])
+@pytest.mark.parametrize("element", [0, 5, -1])
+@pytest.mark.parametrize("value", [0.5, torch.nan])
+def test_one_element_touched_between_steps(monkeypatch, block, element, value):
+    monkeypatch.setattr(blocks, "_BLOCK", block)
+    w, gradient = torch.linspace(-1, 1, 8).view(2, 4), torch.ones(2, 4)
+    moved = w - 0.1 * gradient
+    moved.view(-1)[element] += value
+    before, after = State({"w": w}, {}), State({"w": moved}, {})
+    group = ParameterGroup(("w",), {"lr": 0.1}, math.nan)
+    step = Step(0, None, (), (group,), math.nan, 1.0, frozenset(), frozenset())
+    now = Transition(step, before, after)
+    driven = {"w": effective_gradient.Drive(gradient, None, w, 1.0, 0.0)}
+    rule = {"w": Filter(direct=0.1)}
+    divided = split(now, driven, rule, {}, w.device)
+    assert not divided.largest["w"] <= 0.4
+    with pytest.raises(MismatchError, match="step 0 of run.h5 does not reproduce"):
+        Checks("run.h5", True, False).step(now, rule, divided, {}, lambda: 1.0)
+    lenient, _ = Checks("run.h5", True, True).step(now, rule, divided, {}, lambda: 1.0)
+    assert lenient.keys() == {"w"}
+
+
+class SignSGD(torch.optim.Optimizer):
+    """Not linear in its gradients."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters, {"lr": 0.01})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for p in self.param_groups[0]["params"]:
+            p.sub_(0.01 * p.grad.sign())
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda m: torch.optim.NAdam(m.parameters()), "NAdam"),
+        (lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2]), "Muon"),
+        (lambda m: SignSGD(m.parameters()), r"(tests\.)?test_replay_errors\.SignSGD"),
+    ],
+    ids=["nadam", "muon", "sign"],
+)
+def test_other_rules_refuse_by_name_but_measure(path, make, named):
+    trained(path, TASK, make, wrapper=TracingOptimizer)
+    with pytest.raises(UnsupportedRuleError, match=f"run.h5 were made by {named}, whose update"):
+        influence(path, TASK)
+    run = Replay(path, task=TASK)
+    drops = run.drops([0, 2], progress=False)
+    value = [
+        cross_entropy(_at(run.log, t), TASK.collate([TASK.test[i] for i in (0, 2)])).detach()
+        for t in range(4)
+    ]
+    assert np.allclose(drops, -np.diff(np.stack(value), axis=0), rtol=1e-10, atol=1e-13)
+    found = run.influence([0], methods=("tracincp",), progress=False)
+    assert np.isfinite(found.scores["tracincp"]).all()
+
+
+def test_lbfgs_is_logged_and_refuses_by_name(path):
+    model = TASK.model()
+    inner = torch.optim.LBFGS(model.parameters(), lr=0.1, max_iter=1)
+    with TracingOptimizer(inner, model, path) as optimizer:
+        for t in range(3):
+            ids = [t, t + 1]
+
+            def closure():
+                optimizer.zero_grad()
+                loss = TASK.loss(model, TASK.collate([TASK.train[i] for i in ids])).mean()  # noqa: B023
+                loss.backward()
+                return loss
+
+            optimizer.step(closure, batch_ids=ids)
+    with pytest.raises(UnsupportedRuleError, match="were made by LBFGS, whose update"):
+        influence(path, TASK)
+    run = Replay(path, task=TASK)
+    assert (run.drops([0], progress=False) != 0).all()
+    found = run.influence([0], methods=("tracincp",), progress=False)
+    assert np.isfinite(found.scores["tracincp"]).all()
+
+
+def _at(log, t):
+    model = TASK.model()
+    model.load_state_dict(log.parameters(t))
+    return model
+
+
+def test_rounding_of_one_dtype_does_not_excuse_another():
+    """A bfloat16 layer stands before a float32 one that was touched."""
+    w = {"a": torch.ones(4).bfloat16(), "b": torch.ones(4)}
+    gradient = {name: torch.ones_like(p) for name, p in w.items()}
+    moved = {name: p - 0.5 * gradient[name] for name, p in w.items()}
+    moved["a"] += 0.02
+    moved["b"] += 0.01
+    step = Step(0, None, (), (), math.nan, 1.0, frozenset(), frozenset())
+    now = Transition(step, State(w, {}), State(moved, {}))
+    driven = {name: effective_gradient.Drive(gradient[name], None, w[name], 1.0, 0.0) for name in w}
+    rules = {name: Filter(direct=0.5) for name in w}
+    divided = split(now, driven, rules, {}, w["b"].device)
+    with pytest.raises(MismatchError, match="logged change of 'b' differ"):
+        Checks("run.h5", True, False).step(now, rules, divided, {}, lambda: 3.0)

@@ -1,0 +1,170 @@
+"""Gradients or optimizer state changed behind the log's back: an error that names the step."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from replay import Replay
+from tests.helpers.cases import Case
+from tests.helpers.comparing import replayed
+from tests.helpers.rules import BY_NAME, trace
+from tracer import TracingOptimizer
+from tracer.errors import MismatchError, UnsupportedRuleError
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_value_clipping_is_an_error_that_names_the_step(tmp_path, name):
+    def clip(t, _optimizer, model):
+        if t == 2:
+            nn.utils.clip_grad_value_(model.parameters(), 0.05)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=clip)
+    said = r"step 2 of .*gradient of '.*' as applied had the norm [\d.e-]+, the .*value clipping"
+    with pytest.raises(MismatchError, match=said):
+        replayed(run)
+    found = replayed(run, allow_mismatch=True)
+    rounding = np.abs(found.terms["tracin"]["rounding"]).max(1)
+    assert rounding[2] > 1e-6 > 1e-12 > rounding[:2].max()
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_gradients_changed_without_their_norm_are_an_error(tmp_path, name):
+    def turn(t, _optimizer, model):
+        for parameter in model.parameters():
+            parameter.grad *= 1 - 2 * (t == 2)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=turn)
+    with pytest.raises(
+        MismatchError, match=r"step 2 of .*differ by [\d.e-]+ of the gradient's norm"
+    ):
+        replayed(run)
+
+
+def test_optimizer_state_cleared_in_the_middle_is_an_error(tmp_path):
+    def clear(t, optimizer, _model):
+        if t == 2:
+            optimizer.state.clear()
+
+    run = trace(tmp_path / "run.h5", BY_NAME["heavy-ball"], settle=clear, steps=3)
+    with pytest.raises(MismatchError, match=r"step 2 of .*at the optimizer's state \(loaded or cl"):
+        replayed(run)
+
+
+def test_gradients_made_larger_are_an_error(tmp_path):
+    def double(t, _optimizer, model):
+        for parameter in model.parameters():
+            parameter.grad *= 1 + (t == 1)
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=double)
+    with pytest.raises(MismatchError, match="step 1 of .*as applied had the norm .* never larger"):
+        replayed(run)
+
+
+def test_optimizer_state_loaded_in_the_middle_is_an_error(tmp_path):
+    def settle(t, optimizer, model):
+        if t == 3:
+            for parameter in model.parameters():
+                optimizer.state[parameter]["exp_avg_sq"] *= 4
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], settle=settle)
+    with pytest.raises(MismatchError, match="step 3 of .* does not reproduce"):
+        replayed(run)
+
+
+def test_sparse_gradients_refuse_by_name(tmp_path):
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.top = nn.Embedding(12, 4, sparse=True), nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.top(self.table(x))
+
+    task = Case("sparse", Sparse).task()
+    data = {k: (torch.tensor(k), torch.tensor(k % 3)) for k in range(12)}
+    task = type(task)(lambda: Sparse().double(), task.loss, data, data)
+    model = task.model()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        task.loss(model, task.collate([data[k] for k in (1, 4)])).mean().backward()
+        optimizer.step(batch_ids=[1, 4])
+    run = Replay(tmp_path / "run.h5", task=task)
+    with pytest.raises(
+        UnsupportedRuleError, match="step 0: the gradient of 'table.weight' is spar"
+    ):
+        run.influence([0], methods=("tracin",), progress=False)
+    assert np.isfinite(run.drops([0, 2], progress=False)).all()
+    found = run.influence([0], methods=("tracincp",), progress=False)
+    assert np.isfinite(found.scores["tracincp"]).all()
+
+
+def by_value(model):
+    nn.utils.clip_grad_value_(model.parameters(), 0.02)
+
+
+def each_alone(model):
+    for parameter in model.parameters():
+        nn.utils.clip_grad_norm_(parameter, 0.02)
+
+
+@pytest.mark.parametrize("changed", [by_value, each_alone])
+@pytest.mark.parametrize("name", ["nesterov", "adam", "adamw", "rmsprop", "adagrad"])
+@pytest.mark.parametrize("at", [0, 2])
+def test_gradients_changed_by_no_factor_are_an_error(tmp_path, name, changed, at):
+    """Also where the update hides it: Adam's first step is the gradient's sign."""
+
+    def hook(t, _optimizer, model):
+        if t == at:
+            changed(model)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=at + 1)
+    with pytest.raises(MismatchError, match=rf"step {at} of .*: the gradient of '.*' as"):
+        replayed(run)
+    replayed(run, allow_mismatch=True)
+
+
+def test_so_they_are_however_little(tmp_path):
+    """Beyond rounding: a millionth of one parameter's gradient, in Adam's first step."""
+
+    def shrink(t, _optimizer, model):
+        model[0].weight.grad.mul_(1 - 1e-6)
+
+    run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=shrink, steps=1)
+    with pytest.raises(MismatchError, match="step 0 of .*: the gradient of '.*' as applied had"):
+        replayed(run)
+
+
+@pytest.mark.parametrize("name", ["heavy-ball", "adam"])
+def test_so_they_are_at_a_step_with_learning_rate_0(tmp_path, name):
+    def hook(t, optimizer, model):
+        optimizer.param_groups[0]["lr"] = 0.0 if t == 1 else 0.01
+        if t == 1:
+            by_value(model)
+
+    run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=2)
+    with pytest.raises(MismatchError, match="step 1 of .*: the gradient of '.*' as applied had"):
+        replayed(run)
+
+
+@pytest.mark.parametrize("last", [True, False], ids=["at the end", "on the way"])
+@pytest.mark.parametrize(
+    ("name", "key"), [("adamw", "exp_avg_sq"), ("nesterov", "momentum_buffer"), ("adam", "exp_avg")]
+)
+def test_stored_states_are_compared(tmp_path, name, key, last):
+    """A state in the log that steps with learning rate 0 hide."""
+
+    def settle(t, optimizer, model):
+        optimizer.param_groups[0]["lr"] = 0.0
+        if t == 2:
+            optimizer.state[next(model.parameters())][key].mul_(1.5)
+
+    every = 100 if last else 3  # the state at the end is written by close()
+    run = trace(tmp_path / "run.h5", BY_NAME[name], settle=settle, steps=5, state_every=every)
+    with pytest.raises(MismatchError, match=f"step {5 if last else 3} .*recomputed {key} of '0.w"):
+        replayed(run)
+    with pytest.raises(MismatchError, match=f"recomputed {key} of '0.weight' differs"):
+        Replay(run.path, task=run.task).verify(progress=False)
+    replayed(run, allow_mismatch=True)

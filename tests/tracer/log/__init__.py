@@ -1,0 +1,1 @@
+"""Tests of the log's format, of reading and of writing it."""

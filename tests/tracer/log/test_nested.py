@@ -1,0 +1,81 @@
+"""Nested values come back as they were; whatever the bytes, nothing else is read."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from tracer.codec.nested import NestedError, decode, encode
+
+NESTED = {"a": [torch.arange(3), (1.5, None, True)], 7: "text", "e": torch.zeros(0, 2)}
+
+
+def test_nested_round_trip():
+    found = decode(encode(NESTED, "it"))
+    assert list(found) == ["a", 7, "e"]
+    assert torch.equal(found["a"][0], torch.arange(3))
+    assert found["a"][1] == (1.5, None, True)
+    assert found["e"].shape == (0, 2)
+    for dtype in (torch.bfloat16, torch.float64, torch.bool, torch.complex64, torch.int8):
+        value = torch.tensor([[0, 1], [1, 0]]).to(dtype).T
+        again = decode(encode(value, "it"))
+        assert again.dtype == dtype
+        assert torch.equal(again, value)
+    assert torch.equal(decode(encode(torch.tensor(2.5), "it")), torch.tensor(2.5))
+    assert decode(encode([np.float64(0.1), np.int64(3)], "it")) == [0.1, 3]
+    array = decode(encode(np.arange(6.0).reshape(2, 3).T, "it"))
+    assert isinstance(array, np.ndarray)
+    assert (array == np.arange(6.0).reshape(2, 3).T).all()
+    assert np.isnan(decode(encode(float("nan"), "it")))
+    number = decode(encode(np.array(3.0), "it"))
+    assert isinstance(number, np.ndarray)
+    assert number.shape == ()
+    assert number == 3
+
+
+def test_nested_views():
+    """Values that are not what lies in memory are stored as they are."""
+    value = torch.tensor([1 + 2j, 3j], dtype=torch.complex64)
+    assert torch.equal(decode(encode(value.conj(), "it")), value.conj().resolve_conj())
+    assert torch.equal(decode(encode(value.conj().imag, "it")), torch.tensor([-2.0, -3.0]))
+    for dtype in (">f4", ">i8"):
+        array = np.arange(3).astype(dtype)
+        array.flags.writeable = False
+        again = decode(encode(array, "it"))
+        assert again.dtype == array.dtype.newbyteorder("=")
+        assert (again == array).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"x": [1, object()]}, r"it\['x'\]\[1\] is a object; a log stores dense tensors, arrays"),
+        ({(1, 2): 3}, "it is a dict; a log stores"),
+        (torch.zeros(2, 2).to_sparse(), "it is a Tensor"),
+        (torch.zeros(2, device="meta"), "it is a Tensor of torch.float32; a log stores"),
+        (np.array(["a"]), "it is a ndarray of <U1"),
+        (np.ones(2, np.longdouble), "it is a ndarray of float128"),
+        (np.longdouble(1), "it is a longdouble"),
+    ],
+)
+def test_what_cannot_be_stored(value, message):
+    with pytest.raises(NestedError, match=message):
+        encode(value, "it")
+
+
+def test_mutated_nested_values():
+    rng, data = random.Random(0), encode(NESTED, "it")
+    for _ in range(2000):
+        broken = bytearray(data)
+        for _ in range(rng.choice([1, 2, 8])):
+            broken[rng.randrange(len(broken))] = rng.randrange(256)
+        try:
+            decode(bytes(broken))
+        except NestedError:
+            continue
+    deep = b'{"list":[' * 3000 + b"]}" * 3000
+    with pytest.raises(NestedError, match="not a stored value: .*recursion"):
+        decode(len(deep).to_bytes(8, "little") + deep)

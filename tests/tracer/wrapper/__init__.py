@@ -1,0 +1,1 @@
+"""Tests of the wrapped optimizer and what it logs."""

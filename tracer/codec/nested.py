@@ -1,0 +1,126 @@
+"""Nested tuples, lists and dicts of tensors and plain values as bytes: data, never code.
+
+The bytes are the length of a JSON header (8 bytes, little-endian), the header, zeros up to a
+multiple of 8, then the tensors. In the header a tensor is its dtype, shape and offset.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracer.codec.layout import dtype_name, torch_dtype
+
+_ALIGN = 8
+_NUMPY = [np.dtype(f"{kind}{size}") for kind in "iuf" for size in (2, 4, 8)]
+_NUMPY += [np.dtype(name) for name in ("?", "i1", "u1")]
+
+
+class NestedError(ValueError):
+    """A value cannot be stored, or bytes are no stored value."""
+
+
+def encode(value: Any, called: str) -> bytes:
+    """Return a nested value as bytes.
+
+    Args:
+        value: Tensors, numpy arrays, None, bool, int, float, str in dicts, lists and tuples.
+        called: What messages call it.
+
+    Raises:
+        NestedError: Something in it is of another type; says where.
+    """
+    arrays: list[bytes] = []
+    header = json.dumps(_describe(value, called, arrays, [0])).encode()
+    start = len(header).to_bytes(8, "little") + header
+    return b"".join([start, bytes(-len(start) % _ALIGN), *arrays])
+
+
+def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> Any:
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    known = isinstance(value, (np.ndarray, np.generic)) and value.dtype.newbyteorder("=") in _NUMPY
+    if isinstance(value, np.generic) and known:
+        return value.item()  # a schedule computed by numpy
+    if isinstance(value, np.ndarray) and known:
+        native = value.astype(value.dtype.newbyteorder("="), order="C")  # a copy: writeable
+        node = _describe(torch.from_numpy(native), where, arrays, end)
+        return {"array": node["tensor"]}
+    if _is_plain(value):
+        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+        data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+        node = {"tensor": [dtype_name(value.dtype), list(value.shape), end[0]]}
+        arrays.append(data + bytes(-len(data) % _ALIGN))
+        end[0] += len(arrays[-1])
+        return node
+    if type(value) in (list, tuple):
+        nodes = [_describe(v, f"{where}[{k}]", arrays, end) for k, v in enumerate(value)]
+        return {type(value).__name__: nodes}
+    if isinstance(value, dict) and all(type(key) in (int, str) for key in value):
+        pairs = [[k, _describe(v, f"{where}[{k!r}]", arrays, end)] for k, v in value.items()]
+        return {"dict": pairs}
+    dtype = f" of {value.dtype}" if isinstance(value, (Tensor, np.ndarray)) else ""
+    raise NestedError(
+        f"{where} is a {type(value).__name__}{dtype}; a log stores dense tensors, arrays, numbers, "
+        "text and None, in dicts (keys int or str), lists and tuples."
+    )
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is a tensor whose elements' bytes are all that it is."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and not (value.is_meta or value.is_quantized)
+    )
+
+
+def decode(data: bytes) -> Any:
+    """Return what ``encode`` was given; tensors are on the CPU.
+
+    Raises:
+        NestedError: The bytes are no such thing.
+    """
+    try:
+        size = int.from_bytes(data[:8], "little")
+        if size > len(data) - 8:
+            raise NestedError("the header is longer than the data")
+        start = 8 + size + (-(8 + size) % _ALIGN)
+        return _build(json.loads(data[8 : 8 + size]), memoryview(data)[start:])
+    except NestedError:
+        raise
+    except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
+        raise NestedError(f"not a stored value: {error}") from error
+
+
+def _build(node: Any, data: memoryview) -> Any:
+    if not isinstance(node, dict):
+        return node
+    ((kind, inner),) = node.items()
+    if kind == "tensor":
+        return _tensor(inner, data)
+    if kind == "array":
+        return _tensor(inner, data).numpy()
+    if kind == "dict":
+        return {key: _build(value, data) for key, value in inner}
+    if kind not in ("list", "tuple"):
+        raise NestedError(f"unknown kind {kind!r}")
+    values = [_build(value, data) for value in inner]
+    return values if kind == "list" else tuple(values)
+
+
+def _tensor(described: Any, data: memoryview) -> Tensor:
+    name, shape, offset = described
+    dtype = torch_dtype(name)
+    size = math.prod(shape) * dtype.itemsize
+    if min((*shape, offset), default=0) < 0 or offset + size > len(data):
+        raise NestedError("a tensor lies outside the data")
+    if not size:
+        return torch.empty(shape, dtype=dtype)
+    raw = bytearray(data[offset : offset + size])
+    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape)

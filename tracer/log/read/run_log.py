@@ -1,0 +1,249 @@
+"""RunLog: reads a run log, checks every sum, never imports the task that it names."""
+
+from __future__ import annotations
+
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from tracer.codec.layout import read_layout, row_bytes, shapes, unpack
+from tracer.errors import LogError, LogWarning
+from tracer.log import schema
+from tracer.log.locking import is_being_written
+from tracer.log.opening import attributes, open_file
+from tracer.log.read.full_states import FullStates
+from tracer.log.read.snapshots import Snapshots
+from tracer.log.read.step_reader import StepReader
+from tracer.log.read.tables import LogTables, require_filters
+from tracer.records import ID, Step
+
+
+def open_log(path: str | Path) -> RunLog:
+    """Open a run log for reading, also while training writes it or after it was killed.
+
+    A log that its writer did not close is repaired in place, or read as if it were where it may
+    not be written; a ``LogWarning`` says so and names the last whole step.
+
+    Args:
+        path: The file.
+
+    Raises:
+        LogError: It is missing, unreadable, not a run log, or of a newer format.
+    """
+    return RunLog(path)
+
+
+class RunLog:
+    """A traced run: steps ``0..T−1`` and parameters ``w_0..w_T``.
+
+    Attributes:
+        path: The file.
+        live: Whether training writes it; ``refresh`` then finds new steps.
+        tables: The file's tables.
+        snapshots: Its rows of parameters.
+        full_states: Its full states.
+        parameter_layout: Shape and dtype of every parameter of the model, by name.
+        buffer_layout: Likewise for buffers.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        opened = open_file(self.path)
+        self._file, self.live = opened.file, opened.live
+        try:
+            self._attributes = attributes(self._file)
+            self.tables = LogTables(self.path, self._file)
+            require_filters(self.path, self._file)
+            self._fields = self._layout(schema.PARAMETERS, schema.WEIGHTS)
+            self._buffer_fields = self._layout(schema.BUFFERS, schema.SNAP_BUFFERS)
+            self._steps = StepReader(
+                self.path, self.tables, [field.name for field in self._fields], self._attributes
+            )
+            coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
+            self.snapshots = Snapshots(self.tables, self._fields, coding)
+            self.full_states = FullStates(self.path, self.tables)
+            self._length = self._count()
+        except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
+            self.close()
+            raise LogError(
+                f"{self.path} is a damaged run log: {error}; restore it from a copy."
+            ) from error
+        except BaseException:
+            self.close()
+            raise
+        torn = 0 if self.live else max(0, self.tables.length(schema.META) - len(self))
+        if opened.repair or torn:
+            done = [opened.repair] if opened.repair else []
+            done += [f"{torn} torn steps at its end are left out"] if torn else []
+            warnings.warn(
+                f"{self.path} was not closed by its writer: {', '.join(done)}. It holds "
+                f"{len(self)} whole steps.",
+                LogWarning,
+                stacklevel=3,
+            )
+        self.parameter_layout = shapes(self._fields)
+        self.buffer_layout = shapes(self._buffer_fields)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def refresh(self) -> int:
+        """See what a live writer has added; return the number of steps."""
+        if self.live:
+            self.tables.refresh()
+            self.snapshots.forget()
+            self._length = max(self._length, self._count())
+        return self._length
+
+    def is_being_written(self) -> bool:
+        """Return whether a live process has the log open for writing."""
+        return is_being_written(self.path)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """Return the run's metadata; ``closed`` says whether the log was ended cleanly."""
+        found = dict(self._attributes)
+        found["task"] = found.get("task") or None
+        status = self._steps.status()
+        found["closed"] = bool(status["closed"])
+        found["id_type"] = "str" if status["strings"] else "int"
+        return found
+
+    def batch_ids(self, t: int) -> list[ID]:
+        """Return the IDs of step ``t``, in order, with repeats."""
+        return self.step(t).batch_ids
+
+    def learning_rate(self, t: int) -> tuple[float, ...]:
+        """Return the learning rate that step ``t`` used, one for each group."""
+        return self.step(t).learning_rate
+
+    def parameters(self, t: int) -> dict[str, Tensor]:
+        """Return ``w_t``, the parameters before step ``t``; ``t = T`` gives the final ones.
+
+        Raises:
+            IndexError: There is no such state.
+            LogError: The row does not match its checksum.
+        """
+        self._check_index(t, len(self) + 1)
+        row = self.snapshots.read(t, self._parameters_crc(t), last=t == len(self))
+        if row is None:
+            raise LogError(
+                f"{self.path}: the parameters before step {t} ({schema.WEIGHTS}) do not match "
+                "their checksum; the file is damaged, restore it from a copy."
+            )
+        return unpack(row, self._fields)
+
+    def buffers(self, t: int) -> dict[str, Tensor]:
+        """Return ``β_t``, the buffers before step ``t``'s first forward; ``T``: the final ones."""
+        self._check_index(t, len(self) + 1)
+        if not self._buffer_fields or not len(self):
+            return {}
+        found = self._steps.buffers(min(t, len(self) - 1), after=t == len(self))
+        return unpack(found, self._buffer_fields)
+
+    def steps(self) -> Iterator[Step]:
+        """Yield every step, in order."""
+        for t in range(len(self)):
+            yield self.step(t)
+
+    def step(self, t: int) -> Step:
+        """Return step ``t``.
+
+        Raises:
+            IndexError: There is no such step.
+            LogError: The record does not match its checksums; names the table.
+        """
+        self._check_index(t, len(self))
+        return self._steps.step(t)
+
+    def states(self) -> list[int]:
+        """Return the steps before which the full state is on file, in order."""
+        return [int(row["step"]) for row in self.full_states.rows() if row["step"] <= len(self)]
+
+    def state(self, t: int) -> dict[str, Any]:
+        """Return the full state before step ``t``, one of ``states()``.
+
+        Returns:
+            ``parameters`` and ``buffers`` by name, ``optimizer`` (its ``state_dict``), ``random``
+            (``cpu``, and ``cuda`` by device), ``epoch``.
+
+        Raises:
+            LogError: There is none, or it does not match its checksum.
+        """
+        return self.full_states.read(t)
+
+    def segments(self) -> list[tuple[int, str]]:
+        """Return where each process that wrote the log began: the step, and when."""
+        return self._steps.segments()
+
+    def ever_used(self, hyperparameter: str) -> bool:
+        """Return whether any step had a group in which a number was there and not zero."""
+        names = str(self._attributes["hyperparameters"]).split("\n")
+        rows = self.tables.rows(schema.HYPER, 0, self.tables.length(schema.HYPER), "all steps")
+        used = rows[:, [k for k, name in enumerate(names) if name == hyperparameter]]
+        return bool((np.nan_to_num(used) != 0).any())
+
+    def string_ids(self, count: int | None = None) -> list[str]:
+        """Return every string ID so far, in the order of their first visits.
+
+        Args:
+            count: How many of them must be there, if not all.
+        """
+        return self._steps.strings.all(count)
+
+    def _layout(self, name: str, rows: str) -> list[Any]:
+        table = self.tables.layout(name)
+        if zlib.crc32(table.tobytes()) != self._attributes[name.replace("/", "_") + "_crc"]:
+            raise self.tables.damage(name, "does not match its checksum")
+        return read_layout(table, self.tables.width(rows))
+
+    def _count(self) -> int:
+        """Return how many steps are whole: all of a closed log, else up to the last valid one."""
+        status = self._steps.status()
+        rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
+        snapshots = snapshots if row_bytes(self._fields) else rows + 1
+        if status["closed"] and not self.live:
+            if rows != status["steps"] or snapshots < rows + min(rows, 1):
+                raise self.tables.damage(
+                    schema.META, f"has {rows} of {status['steps']} steps that were closed with it"
+                )
+            return rows
+        steps = max(0, min(rows, snapshots - 1))
+        while steps > 0 and not self._is_whole(steps - 1):
+            steps -= 1
+        synced = steps if self.live else max(0, steps - int(self._attributes.get("sync_every", 0)))
+        return next((t for t in range(synced, steps) if not self._is_whole(t)), steps)
+
+    def _is_whole(self, t: int) -> bool:
+        """Return whether a step and the parameters after it match their checksums."""
+        try:
+            self._steps.require_whole(t)
+            crc = int(self._steps.meta(t)["parameters_after_crc"])
+            return self.snapshots.read(t + 1, crc, last=True) is not None
+        except LogError:
+            return False
+
+    def _parameters_crc(self, t: int) -> int | None:
+        if not len(self):
+            return None
+        meta = self._steps.meta(min(t, len(self) - 1))
+        return int(meta["parameters_after_crc" if t == len(self) else "parameters_crc"])
+
+    def _check_index(self, t: int, count: int) -> None:
+        if not 0 <= t < count:
+            raise IndexError(f"{self.path} holds {len(self)} steps; there is no number {t}.")

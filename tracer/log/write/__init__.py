@@ -1,0 +1,1 @@
+"""A run log that is written, or gone on with."""

@@ -1,0 +1,209 @@
+"""Going on with a run: back to its last full state, and the log cut back to it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tracer.errors import LogError, LogWarning, TracingError
+from tracer.log import schema
+from tracer.log.read.run_log import RunLog
+from tracer.log.write.tables import sync
+from tracer.log.write.writer import LogWriter, abandon
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on.
+
+    Attributes:
+        step: Number of the next step.
+        dropped: Whole steps behind the state, which are taken again.
+        state: The full state before it.
+    """
+
+    step: int
+    dropped: int
+    state: dict[str, Any]
+
+
+def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
+    """Find the last full state of a log, None if it holds no step.
+
+    The caller holds the lock and has repaired the log.
+
+    Args:
+        path: The log.
+        expected: Metadata that the log must share with the run that goes on.
+
+    Raises:
+        TracingError: The log is of another run, or holds no whole state.
+    """
+    with RunLog(path) as log:
+        for name, value in expected.items():
+            found = log.metadata.get(name)
+            if (found or "") != value:
+                raise TracingError(
+                    f"cannot resume {path}: its {name} is {found!r}, now it is {value!r}; resume "
+                    "with what the run was started with."
+                )
+        states = sorted(set(log.states()))
+        since = len(log) - int(log.metadata.get("sync_every", 0))
+        last = None
+        for t in (t for t in states if t >= since):
+            if (state := _whole_state(log, t)) is None:
+                break  # torn by a power cut: those behind it are not kept either
+            last = Resumption(t, len(log) - t, state)
+        for t in (t for t in reversed(states) if t < since and last is None):
+            if (state := _whole_state(log, t)) is not None:
+                last = Resumption(t, len(log) - t, state)
+        if last is not None:
+            return last
+        if len(log) == 0:  # ended before it began
+            return None
+        raise TracingError(
+            f"cannot resume {path}: it holds no whole state; pass overwrite=True to begin anew."
+        )
+
+
+def _whole_state(log: RunLog, t: int) -> dict[str, Any] | None:
+    """Return a full state, None if it does not match its checksum."""
+    try:
+        return log.state(t)
+    except LogError:
+        return None
+
+
+def whole_steps(path: Path) -> int:
+    """Return how many steps a log holds; none if there is no log."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", LogWarning)
+            with RunLog(path) as log:
+                return len(log)
+    except LogError:
+        return 0
+
+
+def unwritable(path: Path, error: OSError) -> TracingError:
+    """Return the error for a log that cannot be written; the caller holds no lock any more."""
+    return TracingError(
+        f"cannot resume {path}: it holds {whole_steps(path)} whole steps but cannot be written "
+        f"({error}); nothing was changed. Make the file and its folder writable, or copy it to a "
+        "place that is and resume the copy."
+    )
+
+
+def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
+    """Open a log for writing, cut back to the state before ``step``.
+
+    Raises:
+        TracingError: A reader has the file open.
+        OSError, RuntimeError: It cannot be written; the steps before ``step`` are readable.
+    """
+    with RunLog(path) as log:
+        lengths = _lengths(log, step)
+        names = list(log.parameter_layout)
+        groups = [group.names for group in log.step(step - 1).groups]
+        strings = log.string_ids(lengths[schema.STRING_ENDS])[: lengths[schema.STRING_ENDS]]
+        hyperparameters = str(log.metadata["hyperparameters"]).split("\n")
+        meta = log.tables.rows(schema.META, step - 1, 1, f"step {step - 1}")
+        crc = int(meta[0]["parameters_after_crc"])
+        replaced = step == len(log) and log.snapshots.is_replaced(step, crc)
+    try:
+        file = h5py.File(path, "r+", libver="latest", **schema.UNCACHED)
+    except OSError as error:
+        if not isinstance(error, BlockingIOError) and "already open" not in str(error):
+            raise
+        raise TracingError(
+            f"cannot resume {path}: a reader has it open ({error}); close it and resume again."
+        ) from error
+    try:
+        if sync_every:
+            sync(file)  # that it is open, before anything else is changed
+        _cut(file, lengths, step if replaced else None)
+        file.attrs["sync_every"] = sync_every
+        file.flush()
+        if sync_every:
+            sync(file)  # what is cut off, before its space is another's
+        writer = LogWriter(file, names, hyperparameters, sync_every=sync_every)
+        writer.restore(meta, groups, strings, torch.get_num_threads())
+    except BaseException:
+        abandon(file)
+        raise
+    return writer
+
+
+def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> None:
+    """Cut tables off so that a kill, at any moment, leaves the steps that stay readable.
+
+    Args:
+        file: The log.
+        lengths: What is left of each table.
+        replaced: A row of parameters that is to be taken from its spare, the row behind.
+    """
+    status = file[schema.STATUS][:]
+    status["closed"] = 0  # a closed log must have all its steps
+    file[schema.STATUS][:] = schema.sealed(status)
+    file.flush()
+    meta, end = file[schema.META], lengths[schema.META]
+    # HDF5 fills what is cut off a chunk with zeros at once and drops whole ones later: from the
+    # end, chunk by chunk, so that no step behind a gap is taken for the last one
+    for length in (
+        *range((len(meta) - 1) // meta.chunks[0] * meta.chunks[0], end, -meta.chunks[0]),
+        end,
+    ):
+        meta.resize(length, axis=0)
+        file.flush()
+    if replaced is not None:
+        file[schema.WEIGHTS][replaced] = file[schema.WEIGHTS][replaced + 1]
+        file.flush()
+    for name, length in lengths.items():
+        file[name].resize(length, axis=0)
+    file.flush()
+
+
+def _lengths(log: RunLog, step: int) -> dict[str, int]:
+    """Return the length that each table has before ``step``."""
+    tables = log.tables
+    meta = tables.rows(schema.META, 0, step, "the steps")
+    last = meta[-1]
+    micro = tables.rows(schema.MICRO, 0, int(last["micro"] + last["micro_count"]), "the steps")
+    state, data = log.full_states.find(step)
+    batches = _end(micro["batch"], -(-micro["batch_bytes"] // schema.WORD.itemsize))
+    chunk = schema.TABLES[schema.SNAP_BATCHES].chunk
+    ids = tables.rows(schema.IDS, 0, int(last["ids"] + last["count"]), "the steps")
+    strings = int(ids.max(initial=-1)) + 1 if log.metadata["id_type"] == "str" else 0
+    ends = tables.rows(schema.STRING_ENDS, 0, strings, "the string IDs")
+    return {
+        schema.META: step,
+        **({schema.NORMS: step} if tables.has(schema.NORMS) else {}),
+        schema.WEIGHTS: step + 1,
+        schema.IDS: len(ids),
+        schema.MICRO: len(micro),
+        schema.HYPER: int(last["hyper"] + last["groups"]),
+        schema.GROUPS: int(last["members"] + last["member_count"]),
+        schema.MASKS: _end(meta["mask"]),
+        schema.SNAP_BUFFERS: max(_end(meta["buffers"]), _end(meta["buffers_after"])),
+        schema.SNAP_RANDOM: _end(micro["rng"]),
+        schema.COEFFICIENTS: _end(micro["coef"], micro["count"]),
+        schema.SNAP_BATCHES: min(batches + -batches % chunk, tables.length(schema.SNAP_BATCHES)),
+        schema.STRING_ENDS: strings,
+        schema.STRINGS: int(ends[-1]) if strings else 0,
+        schema.STATES: state + 1,
+        schema.SNAP_STATE: int(log.full_states.rows()[state]["offset"]) + len(data),
+    }
+
+
+def _end(starts: NDArray[Any], counts: NDArray[Any] | int = 1) -> int:
+    """Return where the last of some rows ends; ``NONE`` is no row."""
+    ends = np.where(starts == schema.NONE, 0, starts + counts)
+    return int(ends.max(initial=0))

@@ -1,0 +1,1 @@
+"""What is seen of a model and its optimizer while they train."""

@@ -1,0 +1,167 @@
+"""Full states: what a killed run goes on from. Parameters, buffers, optimizer, random state."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tracer.codec.nested import NestedError, encode
+from tracer.errors import TracingError, TracingWarning
+from tracer.records import RandomState
+
+_AT_LEAST = 100  # steps between states
+
+
+class States:
+    """Says when a full state is due, and takes it.
+
+    Args:
+        model: Its parameters and buffers belong to the state.
+        optimizer: Likewise its state and groups.
+        every: Steps between states; None is what takes under 1 % of the log, at least 100.
+        row_bytes: What a step adds to the log.
+    """
+
+    def __init__(
+        self, model: nn.Module, optimizer: Optimizer, every: int | None, row_bytes: int
+    ) -> None:
+        self._model, self._optimizer = model, optimizer
+        self._every, self._row_bytes = every, row_bytes
+        self._complained = False
+
+    @property
+    def every(self) -> int:
+        """Steps between states; asked for when the optimizer has its state."""
+        if self._every is None:
+            tensors = [*self._model.parameters(), *self._model.buffers(), torch.get_rng_state()]
+            size = sum(t.nbytes for t in tensors) + _bytes(dict(self._optimizer.state))
+            self._every = max(_AT_LEAST, math.ceil(100 * size / max(1, self._row_bytes)))
+        return self._every
+
+    def due(self, step: int) -> bool:
+        """Return whether the state before a step is one of the regular ones."""
+        return step == 0 or step % self.every == 0
+
+    def capture(
+        self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor] | None
+    ) -> bytes | None:
+        """Return the state, encoded; None, with one warning, if a log cannot store it.
+
+        Args:
+            random: The generators.
+            epoch: Of the last step.
+            buffers: The model's, if they have moved on.
+        """
+        try:
+            whole = {
+                "parameters": dict(self._model.named_parameters()),
+                "buffers": dict(self._model.named_buffers() if buffers is None else buffers),
+                "optimizer": self._optimizer_state(),
+                "random": {"cpu": random.cpu, "cuda": random.cuda},
+                "epoch": epoch,
+            }
+            return encode(whole, "the state")
+        except NestedError as error:
+            if not self._complained:
+                warnings.warn(f"this run cannot be resumed: {error}", TracingWarning, stacklevel=6)
+            self._complained = True
+            return None
+
+    def _optimizer_state(self) -> dict[str, Any]:
+        """Return what ``state_dict`` does, without calling the user's hooks."""
+        groups = self._optimizer.param_groups
+        number = {id(p): k for k, p in enumerate(p for g in groups for p in g["params"])}
+        state: dict[Any, Any] = {}
+        for key, entry in self._optimizer.state.items():
+            plain = dict(entry) if isinstance(entry, Mapping) else entry
+            if isinstance(key, str):
+                state[key] = plain
+            elif id(key) in number:
+                state[number[id(key)]] = plain
+            elif not isinstance(key, Tensor):  # a tensor's group was removed: nothing reads it
+                raise NestedError(f"the optimizer's state has the key {key!r}; a log takes text.")
+        return {
+            "state": state,
+            "param_groups": [
+                {**group, "params": [number[id(p)] for p in group["params"]]} for group in groups
+            ],
+        }
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, Mapping):
+        return sum(_bytes(item) for item in value.values())
+    return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+@torch.no_grad()
+def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
+    """Give model, optimizer and torch's random generators a full state.
+
+    Raises:
+        TracingError: It does not fit the model or the optimizer; nothing was changed.
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    stored = {**state["parameters"], **state["buffers"]}
+    if list(tensors) != list(stored) and tensors.keys() == stored.keys():
+        raise TracingError(
+            "cannot resume: the model has its parameters or buffers in another order than the log; "
+            "build the model of the logged run."
+        )
+    for name in [*tensors, *stored]:
+        found = [None if t is None else (t.shape, t.dtype) for t in _pair(name, tensors, stored)]
+        if found[0] != found[1]:
+            raise TracingError(
+                f"cannot resume: {name!r} is {_shown(found[0])} in the model and "
+                f"{_shown(found[1])} in the log; build the model of the logged run."
+            )
+    try:
+        optimizer.load_state_dict(state["optimizer"])
+    except (ValueError, KeyError) as error:
+        raise TracingError(
+            f"cannot resume: the optimizer's state does not fit ({error}); build the optimizer, "
+            "with all its groups, as in the logged run."
+        ) from error
+    _restore_exactly(optimizer, state["optimizer"])
+    optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
+    for name, tensor in tensors.items():
+        tensor.copy_(stored[name])
+    torch.set_rng_state(state["random"]["cpu"])
+    for device, cuda in state["random"]["cuda"].items():
+        torch.cuda.set_rng_state(cuda, device)
+
+
+def _restore_exactly(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:
+    """Undo what torch's ``load_state_dict`` does to dtypes: it casts to that of the parameter."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entry in stored["state"].items():
+        if not isinstance(number, str):  # text keys are loaded as they are
+            parameter = parameters[number]
+            optimizer.state[parameter] = _of_dtype(entry, optimizer.state[parameter])
+
+
+def _of_dtype(stored: Any, loaded: Any) -> Any:
+    """Return what was loaded, its tensors as stored where their dtype was changed."""
+    if isinstance(stored, Tensor) and isinstance(loaded, Tensor):
+        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
+    if isinstance(stored, dict) and isinstance(loaded, dict):
+        return {key: _of_dtype(stored[key], value) for key, value in loaded.items()}
+    if isinstance(stored, (list, tuple)) and isinstance(loaded, (list, tuple)):
+        return type(loaded)(_of_dtype(a, b) for a, b in zip(stored, loaded, strict=True))
+    return loaded
+
+
+def _pair(name: str, *tables: Mapping[str, Tensor]) -> list[Tensor | None]:
+    return [table.get(name) for table in tables]
+
+
+def _shown(found: Any) -> str:
+    return "missing" if found is None else f"{found[1]} {tuple(found[0])}".removeprefix("torch.")

@@ -1,0 +1,1 @@
+"""``TracingOptimizer``: what a training loop talks to."""

@@ -1,0 +1,110 @@
+"""What ``TracingOptimizer`` is given: checked, and named."""
+
+from __future__ import annotations
+
+from operator import index
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tracer.codec.delta import ENCODINGS
+from tracer.errors import OutputExistsError, TracingError
+from tracer.hdf5.filters import has_zstd
+from tracer.wrapper.delegation import Delegating
+
+CODED_FROM = 1_000_000  # parameters
+
+
+def check_path(path: Path, *, overwrite: bool, resume: bool) -> None:
+    """Raise an error if a log cannot be written there."""
+    if overwrite and resume:
+        raise TracingError("overwrite=True begins anew, resume=True goes on; pass one of them.")
+    if path.exists() and not (overwrite or resume):
+        raise OutputExistsError(
+            f"the log {path} exists; choose another path, pass overwrite=True to replace it, or "
+            "resume=True to go on with it."
+        )
+    if not path.absolute().parent.is_dir():
+        raise TracingError(f"there is no directory {path.absolute().parent} for the log.")
+
+
+def qualified(kind: type) -> str:
+    """Return a class's full name, torch's own as users know them."""
+    module = "torch.optim" if _is_torch(kind) else kind.__module__
+    return f"{module}.{kind.__qualname__}"
+
+
+def rule(kind: type) -> str:
+    """Return the name of an update rule: exact types only, since AdamW subclasses Adam."""
+    return kind.__name__ if _is_torch(kind) else qualified(kind)
+
+
+def _is_torch(kind: type) -> bool:
+    return getattr(torch.optim, kind.__name__, None) is kind
+
+
+def check_arguments(
+    optimizer: Any,
+    model: Any,
+    task: Any,
+    reduction: str,
+    snapshot_every: int,
+    record: str,
+) -> None:
+    """Raise TracingError for arguments of ``TracingOptimizer`` that are of no use."""
+    if isinstance(optimizer, Delegating) or not isinstance(optimizer, Optimizer):
+        raise TracingError(f"expected a torch optimizer to wrap, found {type(optimizer).__name__}.")
+    if not isinstance(model, nn.Module):
+        raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
+    if task is not None and not (isinstance(task, str) and ":" in task):
+        raise TracingError(f'task must be "package.module:name" or "file.py:name", found {task!r}.')
+    if reduction not in ("mean", "sum"):
+        raise TracingError(f'reduction must be "mean" or "sum", found {reduction!r}.')
+    if record not in ("ids", "batches"):
+        raise TracingError(f'record must be "ids" or "batches", found {record!r}.')
+    if snapshot_every != 1:
+        raise TracingError("snapshot_every other than 1 is not available in this version.")
+
+
+def check_numbers(**numbers: Any) -> None:
+    """Raise TracingError unless each is None or a positive whole number."""
+    for name, value in numbers.items():
+        if value is not None and not (type(value) is int and value > 0):
+            raise TracingError(f"{name} must be a positive whole number, found {value!r}.")
+
+
+def checked_compression(compression: str | None, elements: int) -> str:
+    """Return how rows are coded; by default plain below a million parameters."""
+    if compression is None:
+        return "delta" if elements >= CODED_FROM and has_zstd() else "none"
+    if compression not in ENCODINGS:
+        raise TracingError(f'compression must be "none" or "delta", found {compression!r}.')
+    return compression
+
+
+def checked_epoch(epoch: Any) -> int | None:
+    """Return an epoch as a plain number."""
+    try:
+        number = None if epoch is None else index(epoch)
+    except TypeError:
+        number = -1
+    if number is not None and not 0 <= number < 2**63:
+        raise TracingError(f"epoch must be None or a whole number from 0 on, found {epoch!r}.")
+    return number
+
+
+def checked_group(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
+    """Return a parameter group with its parameters as a list; all must be logged."""
+    found = group["params"]
+    found = [found] if isinstance(found, Tensor) else list(found)
+    for one in found:
+        parameter = one[1] if isinstance(one, tuple) else one  # torch takes (name, parameter), too
+        if id(parameter) not in names:
+            raise TracingError(
+                "add_param_group got a parameter that the traced model does not have, or had not "
+                "when the wrapper was made: a log's rows have one layout; make every layer first."
+            )
+    return {**group, "params": found}

@@ -1,0 +1,167 @@
+"""The micro-batches of the step to come: announced, checked, turned into records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.codec.nested import NestedError, encode
+from tracer.errors import TracingError
+from tracer.log import schema
+from tracer.log.read.run_log import RunLog
+from tracer.records import ID, MicroBatch, RandomState
+from tracer.watch.forwards import Recorder
+from tracer.wrapper.batch_ids import plain_ids
+
+
+@dataclass(frozen=True)
+class Observed:
+    """IDs and weights of a micro-batch; ``seen`` once its random state is known."""
+
+    ids: tuple[ID, ...]
+    weights: Tensor | None
+    payload: bytes | None = None
+    seen: bool = False
+    random_state: RandomState | None = None
+
+
+class Observations:
+    """Collects what the user says of the next step.
+
+    Args:
+        recorder: Knows the random state of the forward passes.
+        reduction: ``"mean"`` or ``"sum"``.
+        record: ``"ids"`` or ``"batches"``.
+
+    Attributes:
+        recording: Whether batches are recorded.
+    """
+
+    def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
+        self._recorder, self._reduction, self.recording = recorder, reduction, record == "batches"
+        self._observed: list[Observed] = []
+        self._step = recorder.step  # which they are of
+        self._type: type | None = None
+        self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
+        self._bytes = self._steps = 0  # of recorded batches, in how many steps
+
+    def go_on(self, path: Path, step: int) -> None:
+        """Take IDs of the type that a log has, if it is resumed at a step."""
+        if step:
+            with RunLog(path) as log:
+                self._type = str if log.metadata["id_type"] == "str" else int
+                count = log.tables.length(schema.MICRO)
+                micro = log.tables.rows(schema.MICRO, 0, count, "the steps")
+            self._bytes, self._steps = int(micro["batch_bytes"].sum()), step
+
+    @property
+    def bytes_per_step(self) -> int | None:
+        """What the recorded batches of a step took so far; None if nobody knows yet."""
+        if not self.recording:
+            return 0
+        return self._bytes // self._steps if self._steps else None
+
+    def clear(self) -> None:
+        """Forget what was announced."""
+        self._observed.clear()
+
+    def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
+        """Announce a micro-batch; raises TracingError if it cannot be one."""
+        checked = self._checked(batch_ids, weights, batch)
+        self._recorder.begin()
+        self._drop_skipped()
+        state = self._recorder.take(observing=True)
+        self._observed.append(replace(checked, seen=True, random_state=state))
+
+    def announced(self, batch_ids: Any, batch: Any) -> list[Observed]:
+        """Return the step's micro-batches, checked.
+
+        Random state of one that was not observed follows once a closure has run its forward.
+        """
+        self._drop_skipped()
+        observed = list(self._observed)
+        if observed and batch_ids is not None:
+            raise TracingError(
+                "step() got batch_ids and micro-batches were observed: use one way, "
+                "step(batch_ids=ids) or observe(ids) before step()."
+            )
+        if not observed:
+            observed = [self._checked(batch_ids, None, batch)]
+        if len({type(one.ids[0]) for one in observed}) > 1:
+            raise TracingError("batch IDs must be all integers or all strings; found both.")
+        self._check_type(observed[0].ids[0])
+        self._observed.clear()
+        return observed
+
+    def _drop_skipped(self) -> None:
+        """Forget what was announced for a step that a GradScaler left out."""
+        if self._step != self._recorder.step:
+            self._step = self._recorder.step
+            self.clear()
+
+    def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
+        ids = plain_ids(batch_ids)
+        payload = self._payload(batch)
+        if weights is not None:
+            weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
+            if weights.shape != (len(ids),):
+                raise TracingError(
+                    f"observe() got weights of shape {tuple(weights.shape)} for {len(ids)} IDs; "
+                    "give one weight each."
+                )
+        return Observed(ids, weights, payload)
+
+    def _payload(self, batch: Any) -> bytes | None:
+        """Return the batch as bytes, copied before anybody changes it."""
+        if (batch is not None) != self.recording:
+            raise TracingError(
+                'record="batches" needs batch=, what task.loss takes, at every step or observe.'
+                if batch is None
+                else 'batch= is for record="batches"; pass that to the optimizer, or leave it out.'
+            )
+        if batch is None:
+            return None
+        try:
+            return encode(batch, "batch")
+        except NestedError as error:
+            raise TracingError(f"the batch cannot be recorded: {error}") from error
+
+    def finished(self, observed: list[Observed]) -> list[MicroBatch]:
+        """Return records of a step's micro-batches, once its forward passes are over."""
+        self._recorder.require_seen()
+        k = len(observed)
+        self._steps += 1
+        self._bytes += sum(len(one.payload or b"") for one in observed)
+        return [
+            MicroBatch(
+                one.ids,
+                self._coefficients(one.ids, one.weights, k),
+                one.random_state if one.seen else self._recorder.take(observing=False),
+                None if one.payload is None else partial(bytes, one.payload),
+            )
+            for one in observed
+        ]
+
+    def _coefficients(self, ids: tuple[Any, ...], weights: Tensor | None, k: int) -> Tensor:
+        if weights is not None:
+            return weights
+        alike = self._alike.get((k, len(ids)))
+        if alike is None:
+            value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
+            alike = torch.tensor(value, dtype=torch.float64).expand(len(ids))
+            self._alike[k, len(ids)] = alike
+        return alike
+
+    def _check_type(self, identity: ID) -> None:
+        if self._type is None:
+            self._type = type(identity)
+        if type(identity) is not self._type:
+            raise TracingError(
+                f"batch IDs were {self._type.__name__} so far and are now "
+                f"{type(identity).__name__}; use one type for the whole run."
+            )

@@ -1,0 +1,249 @@
+"""TracingOptimizer: a torch optimizer that logs every step it takes.
+
+To every torch tool the wrapper is the optimizer: parameter groups, state and hooks are the
+wrapped one's, and training is bitwise what it is without tracing.
+"""
+
+from __future__ import annotations
+
+import warnings
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tracer.errors import TracingError, TracingWarning
+from tracer.watch.forwards import Recorder
+from tracer.watch.measurement import check_parameters
+from tracer.watch.model_layout import unwrapped
+from tracer.wrapper.arguments import (
+    check_arguments,
+    check_path,
+    checked_epoch,
+    checked_group,
+)
+from tracer.wrapper.delegation import Delegating
+from tracer.wrapper.forecast import Forecast
+from tracer.wrapper.micro_batches import Observations
+from tracer.wrapper.setup import Outlook, begin, step_logger
+from tracer.wrapper.step_logger import StepLogger
+
+
+class TracingOptimizer(Delegating):
+    """Wraps any torch optimizer and logs each step to one HDF5 file.
+
+    Args:
+        optimizer: The optimizer; it does the steps.
+        model: The module whose parameters it moves; may be compiled or wrapped.
+        log: Path of the log.
+        task: ``"package.module:name"`` or ``"file.py:name"`` of the replay task, kept in the log.
+        reduction: ``"mean"`` or ``"sum"``: how the training loss joins the examples' losses.
+        snapshot_every: Steps between parameter snapshots; this version writes every step's.
+        record: ``"ids"``, or ``"batches"``: the batches' tensors go into the log, too, and a
+            replay takes them from there (random augmentation, streamed data).
+        resume: Go on with the log, if there is one: model, optimizer and torch's random state are
+            put back to its last full state, and what it holds behind that is dropped.
+        overwrite: Replace an existing log.
+        steps: How many steps the run will have, if you know: the line printed at the start then
+            says what the log will take.
+        compression: ``"none"``, or ``"delta"``: each snapshot as its difference to the one
+            before; default: ``"delta"`` from a million parameters on where the extra
+            ``compress`` is installed.
+        sync_every: Steps between forced writes to the disk itself, against power cuts; 0 (the
+            default) leaves that to the operating system.
+        state_every: Steps between full states, from which a killed run resumes; default: what
+            takes under 1 % of the log, at least 100.
+
+    Attributes:
+        epoch: Set it in the loop to enable ``checkpoints="epochs"`` at replay.
+
+    Raises:
+        TracingError: An argument is of no use, or the log cannot be resumed; says which and why.
+        OutputExistsError: The log exists.
+        LogError: Somebody else is writing the log.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        model: nn.Module,
+        log: str | Path,
+        *,
+        task: str | None = None,
+        reduction: str = "mean",
+        snapshot_every: int = 1,
+        record: str = "ids",
+        resume: bool = False,
+        overwrite: bool = False,
+        steps: int | None = None,
+        compression: str | None = None,
+        sync_every: int = 0,
+        state_every: int | None = None,
+    ) -> None:
+        path = Path(log).absolute()
+        self._require(optimizer)
+        check_arguments(optimizer, model, task, reduction, snapshot_every, record)
+        check_path(path, overwrite=overwrite, resume=resume)
+        inner = unwrapped(model)
+        self._names = {id(p): name for name, p in inner.named_parameters()}
+        check_parameters(optimizer, self._names)
+        super().__init__(optimizer)
+        self._recorder = Recorder(model, inner)
+        self._observations = Observations(self._recorder, reduction, record)
+        self._log = step_logger(
+            path,
+            optimizer,
+            inner,
+            self._recorder,
+            compression=compression,
+            sync_every=sync_every,
+            state_every=state_every,
+            task=task or "",
+            reduction=reduction,
+            snapshot_every=snapshot_every,
+            record=record,
+        )
+        weakref.finalize(self, _close, self._log)
+        try:
+            self._epoch = begin(self._log, resume=resume, steps=steps)
+            self._observations.go_on(path, self._log.steps)
+            self._outlook = Outlook(self._log, self._observations, steps)
+            self._recorder.watch()  # last: a constructor that fails leaves the model as it was
+        except BaseException:
+            self._log.give_up()
+            raise
+
+    def _require(self, optimizer: Optimizer) -> None:
+        """Raise TracingError if this class does not wrap that optimizer."""
+
+    @property
+    def epoch(self) -> int | None:
+        """The epoch of the steps to come."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int | None) -> None:
+        self._epoch = checked_epoch(value)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """A GradScaler asks this first; if no step follows, it left the step out."""
+        self._recorder.offered = True
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    def __enter__(self) -> TracingOptimizer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.optimizer!r}, log={str(self._log.path)!r})"
+
+    def step(
+        self,
+        closure: Callable[[], Any] | None = None,
+        *,
+        batch_ids: Any = None,
+        batch: Any = None,
+    ) -> Any:
+        """Take one optimizer step and log it.
+
+        Args:
+            closure: As for any torch optimizer.
+            batch_ids: ID of each example in the batch, ``(b,)``, in order; not together with
+                ``observe``.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
+
+        Raises:
+            TracingError: The IDs are missing or wrong; nothing was stepped nor written.
+        """
+        self._log.require_open()
+        observed = self._observations.announced(batch_ids, batch)
+        self._recorder.offered = False
+        result = self._log.run(
+            closure,
+            lambda: self._observations.finished(observed),
+            epoch=self.epoch,
+            clip_factor=lambda: self._recorder.clip_factor,
+        )
+        self._recorder.step_ended()
+        self._outlook.step_taken()
+        return result
+
+    def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
+        """Announce one micro-batch of the next step.
+
+        Args:
+            batch_ids: ID of each example, ``(b,)``, in order.
+            weights: ``c_i``, each loss's weight in the step's objective, ``(b,)``; default:
+                ``1/(k b)`` with k micro-batches for a mean, 1 for a sum.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
+
+        Raises:
+            TracingError: The IDs or weights are wrong.
+        """
+        self._log.require_open()
+        self._observations.observe(batch_ids, weights, batch)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Reset gradients and drop pending observations."""
+        self._observations.clear()
+        self._recorder.gradients_dropped()
+        self.optimizer.zero_grad(set_to_none)
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Clip the gradient of all groups together and record the factor.
+
+        Args:
+            max_norm: Largest norm.
+            norm_type: As for ``torch.nn.utils.clip_grad_norm_``.
+
+        Returns:
+            The norm before clipping, a scalar tensor.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        self._recorder.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
+        return norm
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters of the model."""
+        super().add_param_group(checked_group(param_group, self._names))
+
+    def forecast(self, steps: int) -> Forecast:
+        """Return what a run of so many steps takes on the disk, with batches as large as so far.
+
+        Args:
+            steps: How many.
+
+        Warns:
+            TracingWarning: It will not fit.
+        """
+        return self._outlook.forecast(steps)
+
+    def flush(self) -> None:
+        """Return when every step so far is on file."""
+        self._log.flush()
+
+    def close(self) -> None:
+        """End the log; further steps are errors."""
+        _close(self._log)
+
+    @property
+    def position(self) -> tuple[int, int | None]:
+        """(steps taken, also after tracing ended, epoch); where a resumed run goes on."""
+        return self._log.steps, self.epoch
+
+
+def _close(log: StepLogger) -> None:
+    try:
+        log.close()
+    except TracingError as error:  # the model has changed
+        text = f"tracing stopped: {error} The log is closed without its last step."
+        warnings.warn(text, TracingWarning, stacklevel=3)
