@@ -3,21 +3,39 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
-.PHONY: help demo test soak lint bench clean
+.PHONY: help demo test test-oldest soak lint bench docs constraints clean
 help:
-	@echo "make demo   trace a real training run, replay it, print the tables"
-	@echo "make test   run the test suite"
-	@echo "make soak   kill 200 training runs and look at what they leave (minutes)"
-	@echo "make lint   check style and types"
-	@echo "make bench  run every benchmark"
-	@echo "make clean  remove .venv and what demo made"
+	@echo "make demo         trace a real training run, replay it, print the tables"
+	@echo "make test         run the test suite"
+	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
+	@echo "make soak         kill 200 training runs and look at what they leave (minutes)"
+	@echo "make lint         check style and types: what .pre-commit-config.yaml lists"
+	@echo "make bench        run every benchmark"
+	@echo "make docs         build the documentation into site/"
+	@echo "make constraints  pin what pyproject.toml asks for (needs uv and the network)"
+	@echo "make clean        remove what these targets made"
+
+# $(call install,CONSTRAINTS,EXTRA): this package, editable, into the folder of the target.
+# The build back end is installed first: with build isolation pip would take its newest version.
+# What is pinned stands in the target for tests/house/test_packaging.py.
+define install
+	@echo "== installing into $(@D) (once) =="
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --constraint $(1) setuptools
+	$(@D)/bin/python -m pip install --quiet --constraint $(1) --no-build-isolation --editable ".[$(2)]"
+	@echo $(1) > $@
+endef
 
 $(STAMP): pyproject.toml constraints.txt
-	@echo "== installing into $(VENV) (once) =="
-	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
-	$(RUN) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-	@touch $@
+	$(call install,constraints.txt,dev)
+
+$(VENV)/.docs: $(STAMP)
+	$(call install,constraints.txt,docs)
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	$(call install,constraints-oldest.txt,dev)
 
 demo: $(STAMP)
 	@mkdir -p demo
@@ -29,16 +47,28 @@ demo: $(STAMP)
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
 
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2
+
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200
 
 lint: $(STAMP)
-	$(VENV)/bin/ruff check .
-	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy
+	$(VENV)/bin/pre-commit run --all-files
 
 bench: $(STAMP)
 	@for file in benchmarks/*.py; do echo "== $$file =="; $(RUN) $$file || exit 1; done
 
+docs: $(VENV)/.docs
+	$(VENV)/bin/mkdocs build --strict
+
+# A pin stays while it fits; `make constraints UPGRADE=--upgrade` takes the newest of everything.
+# One resolution holds for all Pythons from 3.10; the back end comes from [build-system].
+PIN := sed -n 's/^requires = \["\(.*\)"\]/\1/p' pyproject.toml | uv pip compile --quiet \
+	--universal --python-version 3.10 --no-annotate --custom-compile-command "make constraints"
+constraints:
+	$(PIN) --all-extras $(UPGRADE) --output-file constraints.txt - pyproject.toml
+	$(PIN) --extra dev --resolution lowest-direct --output-file constraints-oldest.txt - pyproject.toml
+
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(OLDEST) demo site

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from replay.session.replay import Replay
     from replay.task import Task, load_task
 
-__all__ = ["Influence", "Replay", "Task", "load_task"]
+    __version__: str
+
+__all__ = ["Influence", "Replay", "Task", "__version__", "load_task"]
 
 _HOMES = {
     "Influence": "results.influence",
@@ -20,6 +22,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import what is asked for: torch takes seconds, which the command line spends guarded."""
+    if name == "__version__":
+        return import_module("importlib.metadata").version("tracin-replay")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,5 +1,7 @@
 """Trace a torch training run: every step's batch IDs, learning rate and parameters in one file."""
 
+from importlib.metadata import version
+
 from tracer.errors import TracinError
 from tracer.log.read.run_log import RunLog, open_log
 from tracer.records import Step
@@ -13,7 +15,10 @@ __all__ = [
     "TracinError",
     "TracingOptimizer",
     "TracingSGD",
+    "__version__",
     "collate_with_ids",
     "open_log",
     "with_ids",
 ]
+
+__version__ = version("tracin-replay")
