@@ -6,7 +6,8 @@
 #   set draws from torch's generator and what the model draws come in another order: same seed, another run.
 # Output seen:
 #   accelerate 1.15.0, torch 2.13.0
-#   @SEEN@
+#   plain: data0 model0 data1 model1 data2 model2 data3 model3 | prepared: data0 data1 model0 data2 model1 data3
+#   model2 model3 | same draws: False
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -6,7 +6,7 @@
 #   mean. transformers' Trainer, built upon Accelerate, divides by 3.
 # Output seen:
 #   lightning 2.6.6, accelerate 1.15.0, transformers 5.24.0, torch 2.13.0
-#   @SEEN@
+#   step taken where the mean gradient is 2: Lightning 1.5, Accelerate 1.5, Trainer 2.0
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

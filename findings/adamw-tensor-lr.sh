@@ -6,7 +6,7 @@
 #   with each step. Float32 weights and a float64 tensor show no difference.
 # Output seen:
 #   torch 2.13.0
-#   @SEEN@
+#   relative error after 1000 steps: 2.9e-05; with a float64 tensor 0.0; float32 weights 0.0
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -5,7 +5,7 @@
 # What happens: it gives the products of the weight's gradients alone. Signs and ranks change too.
 # Output seen:
 #   captum 0.9.0, torch 2.13.0
-#   @SEEN@
+#   TracInCP off by 1e-16, TracInCPFast by 0.75; without the bias by 2e-16
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -6,7 +6,7 @@
 #   each attributor are merged into the module's own table of defaults, so proj_dim=2 stays for the next ones.
 # Output seen:
 #   dattri 0.3.0, torch 2.13.0
-#   @SEEN@
+#   defaults off by 0.11; proj_dim=2 by 1.01; defaults again by 1.01
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

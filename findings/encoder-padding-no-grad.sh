@@ -7,7 +7,7 @@
 #   gradient one takes, and finite differences disagree with autograd.
 # Output seen:
 #   torch 2.13.0
-#   @SEEN@
+#   real places differ by 2e-07; padded places up to 2.38 with gradients, 0.0 without; mean square 1.000 and 0.700
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

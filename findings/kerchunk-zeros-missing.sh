@@ -6,7 +6,8 @@
 #   in zarr format 2. A score of 0, the ID 0 and the flag False are lost.
 # Output seen:
 #   kerchunk 0.2.10, xarray 2026.9.0, zarr 3.1.6, h5py 3.16.0
-#   @SEEN@
+#   direct [[0.0, 0.5, 0.0], [0, 1, 2], [False, True, True]]; by reference [[nan, 0.5, nan], [nan, 1.0, 2.0], [nan,
+#   True, True]]
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

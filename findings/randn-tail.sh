@@ -6,7 +6,7 @@
 #   already given. One more row in a batch changes the noise of rows before it.
 # Output seen:
 #   torch 2.13.0
-#   @SEEN@
+#   places that differ from randn(64): {16: 'none', 20: '4 to 19', 32: 'none', 33: '17 to 32', 48: 'none'}
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT

@@ -6,7 +6,7 @@
 #   The step is half as long at two tokens a row, 5/6 at six. max_grad_norm=0 switches clipping off here.
 # Output seen:
 #   transformers 5.24.0, accelerate 1.15.0, torch 2.13.0
-#   @SEEN@
+#   gradient in the Trainer / gradient of the model's loss: 0.500 at T=2, 0.833 at T=6
 set -euo pipefail
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
