@@ -55,5 +55,5 @@ seen = [round(-float(net.w), 5) for net in nets]
 print(versions)
 print("step taken where the mean gradient is 2: Lightning {}, Accelerate {}, Trainer {}".format(*seen))
 expected = "lightning 2.6.6, accelerate 1.15.0, transformers 5.24.0, torch 2.13.0"
-sys.exit(versions != expected or seen != [1.5, 1.5, 2.0])
+sys.exit("the finding no longer holds" if versions != expected or seen != [1.5, 1.5, 2.0] else 0)
 PY

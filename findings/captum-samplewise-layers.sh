@@ -2,7 +2,7 @@
 # Captum's option sample_wise_grads_per_batch=True changes which parameters TracInCP scores, without a warning.
 # Versions: captum 0.9.0, torch 2.13.0.
 # One would guess: it is about speed; the scores are those of the default to rounding.
-# What happens: LayerNorm's parameters are dropped, since only linear layers and convolutions are read.
+# What happens: LayerNorm's parameters are dropped, since only Linear and Conv2d are read.
 #   The default counts all parameters.
 # Output seen:
 #   captum 0.9.0, torch 2.13.0
