@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tracer.errors import TracingWarning
 from tracer.log.write.creation import LogOptions
-from tracer.rules.momentum import momentum_of
+from tracer.rules.table import momentum_of
 from tracer.watch.forwards import Recorder
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
 from tracer.wrapper.forecast import Forecast
@@ -37,7 +37,7 @@ def step_logger(
     elements = sum(p.numel() for p in model.parameters())
     options = LogOptions(
         checked_compression(compression, elements),
-        momentum_of(optimizer.defaults),
+        momentum_of(rule(type(optimizer)), optimizer.defaults),
         sync_every,
         state_every,
     )
