@@ -18,6 +18,13 @@
 A message says what was expected, what was found, where, and what to do.
 """
 
+from __future__ import annotations
+
+import sys
+import warnings
+
+_BETWEEN = ("tracer", "torch")  # packages whose frames a warning does not point at
+
 
 class TracinError(Exception):
     """Base of every error raised on purpose by ``tracer`` and ``replay``."""
@@ -69,3 +76,15 @@ class LogWarning(UserWarning):
 
 class TracingWarning(UserWarning):
     """Tracing stopped or cannot do all that was asked for, while training goes on."""
+
+
+def warn(text: str) -> None:
+    """Give a TracingWarning that points at the line of the user's program that led to it."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and _package(frame.f_globals) in _BETWEEN:
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(text, TracingWarning, stacklevel=depth)
+
+
+def _package(names: dict[str, object]) -> str:
+    return str(names.get("__name__", "")).partition(".")[0]

@@ -104,3 +104,14 @@ class Step:
     def learning_rate(self) -> tuple[float, ...]:
         """The learning rate that each group used."""
         return tuple(group.hyperparameters["lr"] for group in self.groups)
+
+    @property
+    def learning_rates(self) -> dict[str, float]:
+        """The learning rate of each parameter, by name, in the order of the groups."""
+        return {name: group.hyperparameters["lr"] for group in self.groups for name in group.names}
+
+    @property
+    def moved(self) -> list[str]:
+        """Names of the parameters that the step moved, in the order of the groups."""
+        left_out = self.without_gradient | self.frozen
+        return [name for group in self.groups for name in group.names if name not in left_out]

@@ -66,7 +66,7 @@ def _immediate(recorded: Recorded) -> Tensor:
             if name not in batch.names or not rule.immediate:
                 continue
             diagonal = rule.immediate * recorded.factors[name]
-            sides = [d.flatten() for d in (rule.inside, rule.outside) if d is not None]
+            sides = [d.flatten() for d in rule.diagonals if d is not None]
             weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
         total += products.weighted_squares(batch, weights)
         c = micro.coefficients.to(total)  # gradients are those of c_i l_i

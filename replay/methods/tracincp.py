@@ -76,9 +76,8 @@ def checkpoint(log: RunLog, k: int, names: frozenset[str] | None = None) -> Chec
     """Read checkpoint ``k`` from a log; products are taken over ``names``, by default all."""
     step = log.step(min(k, len(log) - 1))
     scale = {
-        name: group.hyperparameters["lr"]
-        for group in step.groups
-        for name in group.names
+        name: rate
+        for name, rate in step.learning_rates.items()
         if name not in step.frozen and (names is None or name in names)
     }
     return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)

@@ -142,7 +142,7 @@ class Adjoint:
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
     def _can_wait(self, name: str, rule: Filter, pieces: list[list[Piece]]) -> bool:
-        return rule.inside is None and self._asked[name].can_wait(pieces)
+        return rule.pre is None and self._asked[name].can_wait(pieces)
 
     def _gradient(self, mean: Sequence[Weighted], name: str, rows: slice) -> Tensor | None:
         """Return gradients of one parameter; None where nothing is or was asked of it."""

@@ -149,13 +149,8 @@ class Line:
     @property
     def scale(self) -> dict[str, float]:
         """``±κ`` times the learning rate of every parameter that moved."""
-        step, factors = self.recorded.transition.step, self.recorded.factors
-        return {
-            name: group.hyperparameters["lr"] * factors[name]
-            for group in step.groups
-            for name in group.names
-            if name in factors
-        }
+        rates, factors = self.recorded.transition.step.learning_rates, self.recorded.factors
+        return {name: rate * factors[name] for name, rate in rates.items() if name in factors}
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
         if self.keeps:

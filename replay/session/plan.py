@@ -9,7 +9,6 @@ from replay.evaluate.state import Transition
 from replay.evaluate.test_side import Models
 from replay.evaluate.train_side import replay_step
 from replay.states.logged import state
-from replay.steps.replayed_step import moved_parameters
 from replay.task import Task, example_ids
 from tracer.log.read.run_log import RunLog
 
@@ -61,7 +60,7 @@ def paths_of_run(
 
 def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:
     """Say how gradients of training examples are computed, or why there are none."""
-    step, names = now.step, moved_parameters(now.step)
+    step, names = now.step, now.step.moved
     without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
     paths: dict[str, dict[str, None]] = {}
     for micro in step.micro_batches:  # each may use other parameters

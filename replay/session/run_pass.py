@@ -204,11 +204,9 @@ def _ignoring_the_optimizer(
     recorded: Recorded, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
 ) -> Tensor:
     """Return ``η_t c_i ⟨q_t, g_i⟩``, the paper's formula whatever the optimizer, ``(b, m)``."""
-    step = recorded.transition.step
     rates = {
-        name: group.hyperparameters["lr"]
-        for group in step.groups
-        for name in group.names
+        name: rate
+        for name, rate in recorded.transition.step.learning_rates.items()
         if name in recorded.filters and (names is None or name in names)
     }
     return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()

@@ -62,7 +62,7 @@ class Checks:
             w, moved = transition.before.parameters[name], transition.after.parameters[name]
             move: Tensor | float = 0.0
             share = tolerance(w.dtype, self.same_dtype)
-            outside = filters[name].outside if name in filters else None
+            outside = filters[name].post if name in filters else None
             if name in filters:
                 size = share * found.norm
                 unit = max(unit, size)
@@ -148,6 +148,6 @@ def _carried(
     rule: Filter, size: float, noise: Tensor | float
 ) -> tuple[Tensor | float, Tensor | float]:
     """Return how far a gradient off by ``size`` puts off the move, but for ``outside``, and b."""
-    each = size if rule.inside is None else rule.inside * size
+    each = size if rule.pre is None else rule.pre * size
     later = abs(rule.keep) * noise + abs(rule.gain) * each
     return abs(rule.direct) * each + abs(rule.through) * later, later

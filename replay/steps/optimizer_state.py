@@ -11,7 +11,7 @@ from replay.steps.checking import Checks
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
 from tracer.log.read.run_log import RunLog
-from tracer.rules.torch_rules import State, UpdateRule
+from tracer.rules.rule import State, UpdateRule
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from replay.evaluate.train_side import TENSOR, TrainedStep
 from replay.steps.displacement import Displacement
 from tracer.records import Step
 from tracer.rules.filter import Filter
-from tracer.rules.torch_rules import Numbers
+from tracer.rules.rule import Numbers
 
 _STEP = 4 << 10  # bytes that a step takes besides its tensors, about
 _VISIT = 128  # ... an ID and its coefficient
@@ -42,23 +42,12 @@ class Recorded:
         tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
         tensors += [v for part in self.parts.parts for v in part.values()]
         for rule in self.filters.values():
-            tensors += [d for d in (rule.inside, rule.outside) if d is not None]
+            tensors += [d for d in rule.diagonals if d is not None]
         tensors += [batch.coefficients for batch in batches]
         random = [batch.random_state for batch in batches if batch.random_state is not None]
         tensors += [t for one in random for t in (one.cpu, *one.cuda.values())]
         visits = sum(len(batch.ids) for batch in batches)
         return _STEP + visits * _VISIT + sum(t.nbytes + TENSOR for t in tensors)
-
-
-def moved_parameters(step: Step) -> list[str]:
-    """Return the parameters that a step moved."""
-    left_out = step.without_gradient | step.frozen
-    return [name for group in step.groups for name in group.names if name not in left_out]
-
-
-def coupled_decay(numbers: Numbers) -> float:
-    """Return the weight decay that drives a parameter together with its gradient."""
-    return 0.0 if numbers.get("decoupled_weight_decay") else numbers.get("weight_decay", 0.0)
 
 
 def settings(step: Step, kappas: Sequence[float]) -> tuple[dict[str, Numbers], dict[str, float]]:
@@ -70,7 +59,7 @@ def settings(step: Step, kappas: Sequence[float]) -> tuple[dict[str, Numbers], d
     """
     numbers: dict[str, Numbers] = {}
     factors = {}
-    moved = set(moved_parameters(step))
+    moved = set(step.moved)
     for group, kappa in zip(step.groups, kappas, strict=True):
         for name in group.names:
             if name in moved:

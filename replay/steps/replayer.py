@@ -15,12 +15,12 @@ from replay.steps.clipping import ClipFactors
 from replay.steps.displacement import Displacement, split
 from replay.steps.effective_gradient import drives
 from replay.steps.optimizer_state import Memory, StoredStates
-from replay.steps.replayed_step import Recorded, coupled_decay, moved_parameters, settings
+from replay.steps.replayed_step import Recorded, settings
 from replay.task import Task
 from tracer.log.read.run_log import RunLog
 from tracer.rules.filter import Filter
-from tracer.rules.torch_rules import State as Moments
-from tracer.rules.torch_rules import UpdateRule
+from tracer.rules.rule import State as Moments
+from tracer.rules.rule import UpdateRule
 
 
 class StepRecorder:
@@ -82,7 +82,7 @@ class StepRecorder:
         if self._rule is None:
             filters = dict.fromkeys(numbers, Filter())
             return Recorded(now, filters, factors, Displacement({}, {}, {}, {}), examples), memory
-        decays = {name: coupled_decay(n) for name, n in numbers.items()}
+        decays = {name: self._rule.coupled_decay(n) for name, n in numbers.items()}
         driven = drives(now, trained, decays, factors, self._models.device)
         moments: dict[str, Moments] = dict(memory.moments)
         filters = {}
@@ -119,7 +119,7 @@ class StepRecorder:
             self._task,
             now,
             models.train,
-            moved_parameters(now.step),
+            now.step.moved,
             device=models.device,
             budget=self._budget,
         )
@@ -129,7 +129,7 @@ class StepRecorder:
         t = now.step.index
         if t not in self._sums:
             batches = trained.batches or self.train(now).batches
-            names = set(moved_parameters(now.step))
+            names = set(now.step.moved)
             norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
             self._sums[t] = float(sum(norms))
         return self._sums[t]

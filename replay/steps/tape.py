@@ -22,7 +22,7 @@ from replay.steps.schedule import Outlook, Room, cuts, outlook, room_for
 from replay.task import Task
 from tracer.errors import UnsupportedRuleError
 from tracer.log.read.run_log import RunLog
-from tracer.rules.torch_rules import RULES
+from tracer.rules.table import RULES
 
 
 class Tape:
@@ -59,17 +59,19 @@ class Tape:
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         name = str(log.metadata["update_rule"])
-        if splits and name not in RULES:
+        rule = RULES.get(name)
+        if splits and rule is None:
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
                 f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
                 "(Replay.drops) work for every optimizer."
             )
         self._window, self._budget, self.stop = window, budget, window.stop
-        self.plain = name not in RULES or (name == "SGD" and not log.ever_used("momentum"))
+        self.plain = rule is None or not rule.remembers(log.ever_used)
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
-        known, rule = (log, task, models), RULES.get(name)
-        self._recorder = StepRecorder(*known, rule, audited=ends, budget=budget, lenient=lenient)
+        self._recorder = StepRecorder(
+            log, task, models, rule, audited=ends, budget=budget, lenient=lenient
+        )
         self._test = models.test.engine
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None

@@ -1,12 +1,12 @@
-r"""One step of an optimizer as a linear map of what drives it.
+r"""One step of an optimizer as a linear map of the effective gradient.
 
 With its non-linear factors (Adam's denominator) taken as they were in the run, a step of a
-parameter is linear in ``u``, the signed, clipped gradient plus decay:
+parameter is linear in ``u``, the signed and clipped gradient plus coupled decay:
 
-    b' = keep b + gain D u,      w - w' = E (direct D u + through b') + decoupled w,
+    b' = keep b + gain D u,      w − w' = E (direct D u + through b') + decoupled w,
 
-``b`` the momentum buffer, ``D`` (``inside``) and ``E`` (``outside``) diagonal. ``forward`` splits
-steps, ``backward``, its transpose, carries gradients of later steps to earlier ones.
+``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal. ``forward`` splits
+steps. ``backward``, its transpose, carries gradients of later steps to earlier ones.
 """
 
 from __future__ import annotations
@@ -29,23 +29,25 @@ class Filter:
     """One step of one parameter as a linear map; see the module.
 
     Attributes:
-        direct: Weight of what drives this step.
-        through: Weight of the buffer after it.
-        keep: What stays of the buffer.
-        gain: What enters it.
-        inside: ``D``, the parameter's shape; None is 1.
-        outside: ``E``, likewise.
-        coupled: Weight decay that is part of ``u``.
-        decoupled: Weight decay beside it (AdamW).
+        direct: Weight of ``u`` in the move.
+        through: Weight of the buffer after the step.
+        keep: Share of the buffer that stays.
+        gain: Weight with which ``u`` enters it.
+        pre: ``D``, in the parameter's shape; None is 1.
+        post: ``E``, likewise.
+        decoupled: Weight decay that is no part of ``u`` (AdamW).
+
+    >>> step = Filter(through=0.1, keep=0.5, gain=1.0)
+    >>> step.forward(torch.tensor(4.0), torch.tensor(2.0))  # b' = 0.5 · 2 + 4, then 0.1 b'
+    (tensor(0.5000), tensor(5.))
     """
 
     direct: float = 0.0
     through: float = 0.0
     keep: float = 1.0
     gain: float = 0.0
-    inside: Tensor | None = None
-    outside: Tensor | None = None
-    coupled: float = 0.0
+    pre: Tensor | None = None
+    post: Tensor | None = None
     decoupled: float = 0.0
 
     def forward(
@@ -54,79 +56,77 @@ class Filter:
         """Return the move ``w - w'`` (without ``decoupled``) and ``b'``; None is zero.
 
         Args:
-            u: What drives the step.
-            b: The buffer before it.
+            u: The effective gradient.
+            b: The buffer before the step.
             move: Gives the tensor in which the move is to be, or None; called if it is not zero.
             buffer: Likewise for ``b'``.
         """
-        u = u if u is None or self.inside is None else u * self.inside
+        u = u if u is None or self.pre is None else u * self.pre
         b = _sum(self.keep, b, self.gain, u, buffer)
         moved = _sum(self.direct, u, self.through, b, move)
-        return moved if moved is None or self.outside is None else moved.mul_(self.outside), b
+        return moved if moved is None or self.post is None else moved.mul_(self.post), b
 
     @property
     def adds_plainly(self) -> bool:
-        """Whether all that ``backward`` needs of ``q`` is ``through`` times it in ``asked``."""
-        return bool(self.through) and not self.direct and self.outside is None
+        """Whether ``backward`` needs nothing of ``q`` but ``through * q`` in ``adjoint``."""
+        return bool(self.through) and not self.direct and self.post is None
 
-    def backward(self, q: Tensor | None, asked: Tensor | None) -> tuple[Tensor, float]:
-        """Return ``λ``: what ``q`` and, through the buffer, all later steps ask of ``u``.
+    def backward(self, q: Tensor | None, adjoint: Tensor | None) -> tuple[Tensor, float]:
+        """Return ``λ``, the gradient of this step's and all later moves with respect to ``u``.
 
-        Of the buffer before this step they then ask ``keep`` times what ``asked`` has become.
+        Afterwards the adjoint of the buffer before this step is ``keep * adjoint``.
 
         Args:
             q: Gradients at this step, ``(m, ...)``; None only where ``adds_plainly`` and the
-                caller has added them to ``asked``.
-            asked: What later steps ask of the buffer after it, likewise; ``q``'s part is added.
-                None is zero, and possible only where ``through`` is 0.
+                caller has added them to ``adjoint``.
+            adjoint: That of the buffer after the step, by later steps, likewise; ``q``'s part is
+                added in place. None is zero, and possible only where ``through`` is 0.
 
         Returns:
-            A tensor, which may be ``asked`` itself, and a number; ``λ`` is their product.
+            A tensor, which may be ``adjoint`` itself, and a number; ``λ`` is their product.
         """
-        if asked is not None and self.through and q is not None:
-            if self.outside is None:
-                asked.add_(q, alpha=self.through)
+        if adjoint is not None and self.through and q is not None:
+            if self.post is None:
+                adjoint.add_(q, alpha=self.through)
             else:
-                asked.addcmul_(q, self.outside, value=self.through)
-        if asked is not None and not self.direct:
-            return (asked, self.gain) if self.inside is None else (asked * self.inside, self.gain)
+                adjoint.addcmul_(q, self.post, value=self.through)
+        if adjoint is not None and not self.direct:
+            return (adjoint, self.gain) if self.pre is None else (adjoint * self.pre, self.gain)
         assert q is not None
-        result = q * self.direct if self.outside is None else q * self.outside * self.direct
-        if asked is not None and self.gain:
-            result.add_(asked, alpha=self.gain)
-        return (result if self.inside is None else result.mul_(self.inside)), 1.0
+        result = q * self.direct if self.post is None else q * self.post * self.direct
+        if adjoint is not None and self.gain:
+            result.add_(adjoint, alpha=self.gain)
+        return (result if self.pre is None else result.mul_(self.pre)), 1.0
 
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""
-        inside, outside = (
-            None if d is None else d.flatten().to(dtype) for d in (self.inside, self.outside)
-        )
-        return self.with_diagonals(inside, outside)
+        pre, post = (None if d is None else d.flatten().to(dtype) for d in (self.pre, self.post))
+        return self.with_diagonals(pre, post)
 
     def rescaled(self, scale: float) -> Filter:
-        """Return the filter whose ``backward`` takes ``1 / scale`` times what is asked."""
+        """Return the filter whose ``backward`` takes ``1 / scale`` times the adjoint."""
         return replace(self, through=self.through / scale, gain=self.gain * scale)
 
     @property
     def diagonals(self) -> tuple[Tensor | None, Tensor | None]:
         """``D`` and ``E``."""
-        return self.inside, self.outside
+        return self.pre, self.post
 
-    def with_diagonals(self, inside: Tensor | None, outside: Tensor | None) -> Filter:
+    def with_diagonals(self, pre: Tensor | None, post: Tensor | None) -> Filter:
         """Return the filter for other elements, by their ``D`` and ``E``."""
-        if inside is None and outside is None:
+        if pre is None and post is None:
             return self
-        return replace(self, inside=inside, outside=outside)
+        return replace(self, pre=pre, post=post)
 
     @property
     def numbers(self) -> tuple[float, ...]:
         """All but the diagonals."""
         buffer = (self.through, self.keep, self.gain)
-        return (self.direct, *buffer, self.coupled, self.decoupled)
+        return (self.direct, *buffer, self.decoupled)
 
     @property
     def immediate(self) -> float:
-        """What a step's own ``u`` moves at once, but for ``inside`` and ``outside``."""
+        """Share of a step's own ``u`` in its move, without ``pre`` and ``post``."""
         return self.direct + self.through * self.gain
 
 

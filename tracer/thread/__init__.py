@@ -1,1 +1,1 @@
-"""The way from the training thread to the file: a ring of rows and a writer thread."""
+"""The channel from the training thread to the file: a ring of rows and a writer thread."""

@@ -1,20 +1,19 @@
-"""The way from the training thread to the log: its lock, its ring of rows, its writer thread.
+"""The channel from the training thread to the log: its lock, its ring of rows, its writer thread.
 
-When the log cannot be written any more, the way ends with one warning and training goes on.
+When the log cannot be written any more, the channel ends with one warning and training goes on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from tracer.codec.layout import Row, fields
-from tracer.errors import TracingError, TracingWarning
+from tracer.errors import TracingError, warn
 from tracer.hdf5.patches import DamagedError
 from tracer.hdf5.repair import repair
 from tracer.log import schema
@@ -23,11 +22,11 @@ from tracer.log.opening import require_writable
 from tracer.log.write.resumption import unwritable, whole_steps
 from tracer.log.write.writer import LogWriter
 from tracer.thread.ring import Ring, Slot
-from tracer.thread.writer_thread import Background, Job
+from tracer.thread.writer_thread import Job, WriterThread
 
 
-class Feed:
-    """Feeds one log.
+class LogChannel:
+    """Takes rows and jobs to one log.
 
     Args:
         path: The log.
@@ -44,7 +43,7 @@ class Feed:
         self.stopped = False
         self.refused: OSError | None = None
         self._path = path
-        self._background: Background | None = None
+        self._thread: WriterThread | None = None
         self._parameters: list[Tensor] = []
         self._lock: WriterLock | None = None
         try:
@@ -55,7 +54,7 @@ class Feed:
     @property
     def started(self) -> bool:
         """Whether there is a writer thread."""
-        return self._background is not None
+        return self._thread is not None
 
     def require_writable(self) -> None:
         """Raise TracingError unless the log that is there can be gone on with; repair it."""
@@ -83,9 +82,9 @@ class Feed:
         """
         self._parameters = list(parameters.values())
         pinned = any(p.is_cuda for p in self._parameters)
-        self._background = Background(open_writer, Ring(fields(parameters), pinned=pinned))
+        self._thread = WriterThread(open_writer, Ring(fields(parameters), pinned=pinned))
 
-    def go_on(self, reopen: Callable[[], LogWriter], parameters: Mapping[str, Tensor]) -> None:
+    def resume(self, reopen: Callable[[], LogWriter], parameters: Mapping[str, Tensor]) -> None:
         """Start with a log that is there; if it cannot be written, training goes on without."""
         try:
             writer = reopen()
@@ -96,74 +95,72 @@ class Feed:
 
     def take(self) -> Slot:
         """Return a place for a copy of the parameters; may wait for the writer."""
-        assert self._background is not None
-        return self._background.take()
+        assert self._thread is not None
+        return self._thread.take()
 
     def put(self, slot: Slot, job: Callable[[LogWriter, Row], None]) -> None:
         """Copy the parameters as they are, and have a job done with the copy."""
-        assert self._background is not None
+        assert self._thread is not None
         slot.fill(self._parameters)
-        self._background.submit(lambda writer: job(writer, slot.row()), slot)
+        self._thread.submit(lambda writer: job(writer, slot.row()), slot)
 
     def submit(self, job: Job) -> None:
         """Have a job done after those before."""
-        assert self._background is not None
-        self._background.submit(job)
+        assert self._thread is not None
+        self._thread.submit(job)
 
     def flush(self) -> None:
         """Return when everything so far is on file."""
-        if self._background is not None:
-            self._background.flush()
+        if self._thread is not None:
+            self._thread.flush()
             self.report()
 
     def close(self) -> None:
         """Close the log, if there is one; others may write it then."""
         try:
-            if self._background is not None:
-                self._background.close()
+            if self._thread is not None:
+                self._thread.close()
                 self.report()
         finally:
             self.release()
 
     def report(self) -> None:
         """Say once that the log cannot be written."""
-        failure = self.refused if self._background is None else self._background.failure
+        failure = self.refused if self._thread is None else self._thread.failure
         if failure is not None:
             self.fail(failure)
 
     def fail(self, error: Exception) -> None:
         """End the log, which cannot be written."""
-        self.stop(f"{self._path} cannot be written ({error})", depth=6)
+        self.stop(f"{self._path} cannot be written ({error})")
 
     def release(self) -> None:
         """Let others write the log, as soon as the writer thread has ended."""
         if self._lock is None:
             return
-        if self._background is None:
+        if self._thread is None:
             self._lock.release()
         else:
-            self._background.at_end(self._lock.release)
+            self._thread.at_end(self._lock.release)
 
-    def stop(self, why: str, depth: int = 4) -> None:
+    def stop(self, why: str) -> None:
         """End the log at its last whole step, with one warning; training goes on."""
         if self.stopped:
             return
         self.stopped = True
         steps = 0
         try:
-            if self._background is not None:
-                self._background.close()
-                steps = self._background.committed
+            if self._thread is not None:
+                self._thread.close()
+                steps = self._thread.committed
             if self._lock is not None:
                 with contextlib.suppress(OSError, DamagedError):
                     repair(self._path, schema.TABLES)
         finally:
             self.release()
-        if self._background is None:  # it may hold what was there before
+        if self._thread is None:  # it may hold what was there before
             steps = whole_steps(self._path)
-        warnings.warn(
-            f"tracing stopped: {why}. It holds {steps} whole steps and is closed; training goes "
-            "on untraced.",
-            TracingWarning,
-            stacklevel=depth,
+        warn(
+            f"tracing stopped: {why}. The log {self._path} is closed with {steps} complete steps; "
+            "training continues without tracing."
         )

@@ -20,7 +20,7 @@ Job: TypeAlias = Callable[[LogWriter], None]
 _BURST = 0.05  # seconds that jobs are collected for; what a kill may cost, about
 
 
-class Background:
+class WriterThread:
     """Runs jobs on a writer, in order, in a thread of its own.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training forwards since the last micro-batch, and which of them its random state is that of."""
+"""Forward passes seen since the last micro-batch, and which one's random state belongs to it."""
 
 from __future__ import annotations
 

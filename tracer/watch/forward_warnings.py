@@ -1,14 +1,14 @@
-"""What is said where a model runs that no hook can look at."""
+"""Warnings for forward passes that hooks cannot see."""
 
 from __future__ import annotations
 
 COMPILED = (
-    "the model runs inside torch.compile, so random state and buffers before its forward are not "
-    "logged, and a run with dropout does not replay: give the wrapper what torch.compile returned, "
-    "or call model.compile() before the wrapper is made."
+    "the model runs inside torch.compile, where the wrapper cannot see it: random state and "
+    "buffers before its forward are not logged, and a run with dropout does not replay. Give the "
+    "wrapper what torch.compile returned, or call model.compile() before the wrapper is made."
 )
 BY_METHOD = (
-    "no forward of the model was seen before this step (a method or a part of it was called "
-    "instead), so its buffers are logged as they are after it, and random state is not: let "
-    "model(...) do what the training loss needs."
+    "the wrapper did not see a forward of the model before this step: a method or a part of the "
+    "model was called instead. Its buffers are logged as they are after the step, and random state "
+    "is not logged. Call model(...) for what the training loss needs."
 )

@@ -7,7 +7,6 @@ batch was skipped, or a second one in the same micro-batch, does no harm.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -16,39 +15,41 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from tracer.errors import TracingError, TracingWarning
+from tracer.errors import TracingError, warn
 from tracer.records import RandomState
 from tracer.watch.captures import Captures
 from tracer.watch.forward_warnings import BY_METHOD, COMPILED
 from tracer.watch.model_layout import ModelLayout
+from tracer.watch.skipped_steps import SkippedSteps
+from tracer.watch.state_capture import random_state
 
 
-class Recorder:
-    """Watches one model.
+class ForwardWatch:
+    """Watches the forward passes of one model.
 
     Args:
         model: The object whose forwards count; may be compiled or wrapped.
         inner: The module that owns parameters and buffers.
+        skips: Knows which steps a GradScaler skipped.
 
     Attributes:
         captures: Forwards since the last micro-batch.
-        step: How many steps were taken or left out.
-        offered: Whether a GradScaler has taken the step up; it is over if no step follows.
+        step: How many steps were taken or skipped.
         clip_factor: What the gradient was multiplied with.
     """
 
-    def __init__(self, model: nn.Module, inner: nn.Module) -> None:
+    def __init__(self, model: nn.Module, inner: nn.Module, skips: SkippedSteps) -> None:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
-        self._model, self._layout = model, ModelLayout(inner)
+        self._model, self._layout, self._skips = model, ModelLayout(inner), skips
         self._buffers: dict[str, Tensor] | TracingError | None = None
         self.captures = Captures(inner.parameters())
-        self._observe_first = self.offered = False
+        self._observe_first = False
         self.step, self.clip_factor = 0, 1.0
         self._handles: list[RemovableHandle] = []
         self._hook = _Hook(self, model)
         self._complained = False
 
-    def watch(self) -> None:
+    def attach(self) -> None:
         """Put the hooks on."""
         marker = _Marker(self._hook)
         self._handles = [
@@ -68,7 +69,7 @@ class Recorder:
         compiled = self._hook.compiled or late
         if compiled or (self._layout.has_buffers and self._model.training):
             self._complained = True
-            warnings.warn(COMPILED if compiled else BY_METHOD, TracingWarning, stacklevel=6)
+            warn(COMPILED if compiled else BY_METHOD)
 
     @property
     def buffers(self) -> dict[str, Tensor] | None:
@@ -81,7 +82,7 @@ class Recorder:
             raise self._buffers
         return self._buffers
 
-    def close(self) -> None:
+    def detach(self) -> None:
         """Take the hooks off."""
         for handle in self._handles:
             handle.remove()
@@ -91,7 +92,7 @@ class Recorder:
 
     def forward_begins(self) -> None:
         """Catch the state of a training forward."""
-        self.begin()
+        self.begin_step()
         self.clip_factor = 1.0  # of gradients that were dropped; else the norm tells
         if self._buffers is None:
             try:
@@ -100,7 +101,7 @@ class Recorder:
                 self._buffers = error
         self.captures.forget_dropped()
         if not self._observe_first:
-            self.captures.add(self.random_state())
+            self.captures.add(random_state(self.devices))
 
     def take(self, *, observing: bool) -> RandomState | None:
         """Return the state of the micro-batch that ends (or, observed first, begins) here."""
@@ -109,7 +110,7 @@ class Recorder:
             self.captures.forget_over()
         if observing and not self.captures:
             self._observe_first = True
-            return self.random_state()
+            return random_state(self.devices)
         return self.captures.take()
 
     def gradients_dropped(self) -> None:
@@ -119,29 +120,24 @@ class Recorder:
 
     def clipped(self, factor: float) -> None:
         """Note that the gradient was multiplied."""
-        self.begin()
+        self.begin_step()
         self.clip_factor *= factor
 
-    def begin(self) -> None:
-        """Begin anew if a GradScaler left the last step out."""
-        if self.offered:
+    def begin_step(self) -> None:
+        """Begin anew if a GradScaler skipped the last step."""
+        if self._skips.take():
             self.step_ended()
 
     def step_ended(self) -> None:
         """Begin anew after a step."""
         self.captures.clear()
         self._observe_first, self._buffers = False, None
-        self.step, self.offered, self.clip_factor = self.step + 1, False, 1.0
+        self.step, self.clip_factor = self.step + 1, 1.0
         self._hook.compiled = False
 
     def current_buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers; raises TracingError if the model changed."""
         return self._layout.buffers()
-
-    def random_state(self) -> RandomState:
-        """Return torch's generators as they are now."""
-        cuda = {device: torch.cuda.get_rng_state(device) for device in self.devices}
-        return RandomState(torch.get_rng_state(), cuda)
 
 
 class _Hook:
@@ -151,27 +147,27 @@ class _Hook:
         compiled: Whether a training forward ran inside a compiled function.
     """
 
-    def __init__(self, recorder: Recorder | None, model: nn.Module | None) -> None:
+    def __init__(self, watch: ForwardWatch | None, model: nn.Module | None) -> None:
         self.compiled = False
-        self.recorder = None if recorder is None else weakref.ref(recorder)
+        self.watch = None if watch is None else weakref.ref(watch)
         self.model = (lambda: None) if model is None else weakref.ref(model)
 
-    def active(self, module: nn.Module) -> Recorder | None:
-        """Return the recorder if this forward counts."""
-        if self.recorder is None or self.model() is not module:
+    def active(self, module: nn.Module) -> ForwardWatch | None:
+        """Return the watch if this forward counts."""
+        if self.watch is None or self.model() is not module:
             return None
         looks = torch.compiler.is_compiling() or torch._C._get_tracing_state()
         counts = module.training and torch.is_grad_enabled() and not looks
-        return self.recorder() if counts else None
+        return self.watch() if counts else None
 
     def __call__(self, module: nn.Module, arguments: Any) -> None:
         if torch.compiler.is_compiling():
             if module.training and torch.is_grad_enabled():
                 self.compiled = True  # compiled, too: it is set whenever the function runs
             return
-        recorder = self.active(module)
-        if recorder is not None:
-            recorder.forward_begins()
+        watch = self.active(module)
+        if watch is not None:
+            watch.forward_begins()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
         return _Hook(None, None)
@@ -187,11 +183,11 @@ class _Marker:
         self._hook = hook
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        recorder = self._hook.active(module)
-        capture = recorder.captures.last if recorder is not None else None
-        if recorder is None or capture is None or capture.used:
+        watch = self._hook.active(module)
+        capture = watch.captures.last if watch is not None else None
+        if watch is None or capture is None or capture.used:
             return
-        captures = recorder.captures
+        captures = watch.captures
 
         def mark(_: Tensor) -> None:
             captures.use(capture)

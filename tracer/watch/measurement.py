@@ -4,35 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from numbers import Real
 from operator import is_
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from tracer.errors import TracingError
-from tracer.records import GRADIENT_NORM, ParameterGroup, Step
+from tracer.records import GRADIENT_NORM, ParameterGroup
+from tracer.watch.gradients import Gradients, measured
 from tracer.watch.model_layout import ModelLayout
 
-
-@dataclass(frozen=True)
-class Gradients:
-    """Gradients as a step applies them.
-
-    Attributes:
-        norms: Gives the Euclidean norm of each parameter's, group by group, None where it has
-            none; waits for the device, so not in the training thread.
-        without: Parameters of the optimizer that have none.
-    """
-
-    norms: Callable[[], list[tuple[float | None, ...]]]
-    without: frozenset[str]
+Measured = TypeVar("Measured")
 
 
 class Measurement:
@@ -80,29 +67,11 @@ class Measurement:
         return frozenset([name for name, p in self.parameters.items() if not p.requires_grad])
 
     def gradients(self) -> Gradients:
-        """Return what is to be known of the gradients; inside ``torch.no_grad()``."""
+        """Return what a log says of the gradients as they are; inside ``torch.no_grad()``."""
         parameters = self._grouped()
-        found = [p.grad for p in parameters]
-        without = frozenset(
-            [self._names[id(p)] for p, g in zip(parameters, found, strict=True) if g is None]
-        )
-        norms = _norms([_dense(g) for g in found if g is not None])
+        names = [name for group in self._names_by_group for name in group]
         scale = getattr(self._optimizer, "grad_scale", None)
-        scale = scale.clone() if isinstance(scale, Tensor) else scale
-        has, sizes = [g is not None for g in found], self._sizes
-
-        def by_group() -> list[tuple[float | None, ...]]:
-            factor = 1.0 if scale is None else float(scale)
-            values = iter([float(norm) / factor for norm in norms])
-            each = iter([next(values) if one else None for one in has])
-            return [tuple(islice(each, size)) for size in sizes]
-
-        return Gradients(by_group, without)
-
-    def skipped(self) -> bool:
-        """Return whether AMP left the step out."""
-        found_inf = getattr(self._optimizer, "found_inf", None)
-        return found_inf is not None and bool(found_inf)
+        return measured(names, [p.grad for p in parameters], scale)
 
     def _grouped(self) -> list[Tensor]:
         """Return the parameters of all groups; looks up again who they are if they changed."""
@@ -160,32 +129,43 @@ def check_parameters(optimizer: Optimizer, names: dict[int, str]) -> None:
                 )
 
 
-def step_measured(optimizer: Optimizer, measure: Callable[[], None]) -> Any:
-    """Take an optimizer's step; ``measure`` is called when its own hooks, which may clip, have run.
+def step_measured(
+    optimizer: Optimizer, closure: Callable[[], Any] | None, measure: Callable[[], Measured]
+) -> tuple[Any, Measured]:
+    """Take an optimizer's step, and measure once what it is about to do.
+
+    Args:
+        optimizer: The optimizer.
+        closure: As for any torch optimizer.
+        measure: Called when the closure has run for the first time or, without one, when the
+            optimizer's own hooks, which may clip, have run.
 
     Returns:
-        What the step returned.
+        What the step returned, and what ``measure`` did.
     """
+    found: list[Measured] = []
+
+    def look(*_: object) -> None:
+        if not found:
+            found.append(measure())
+
+    def evaluate() -> Any:
+        assert closure is not None
+        loss = closure()
+        look()
+        return loss
+
+    if closure is not None:
+        return optimizer.step(evaluate), found[0]
     hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
     if hooks is None or not (hooks or _global_optimizer_pre_hooks):
-        measure()
-        return optimizer.step()
-    last = optimizer.register_step_pre_hook(lambda *_: measure())
+        look()
+        return optimizer.step(), found[0]
+    last = optimizer.register_step_pre_hook(look)
     try:
-        return optimizer.step()
+        return optimizer.step(), found[0]
     finally:
         last.remove()
-
-
-def fill_in(step: Step, by_group: list[tuple[float | None, ...]]) -> None:
-    """Give a step that nobody has seen yet the norms of its gradients, by group."""
-    for group, each in zip(step.groups, by_group, strict=True):
-        found = [norm for norm in each if norm is not None]
-        norms = tuple(math.nan if norm is None else norm for norm in each)
-        object.__setattr__(group, "norms", norms)
-        object.__setattr__(group, GRADIENT_NORM, math.hypot(*found))
-    whole = math.hypot(*(group.gradient_norm for group in step.groups))
-    object.__setattr__(step, GRADIENT_NORM, whole)
 
 
 def _number(value: Any) -> float | None:
@@ -202,19 +182,3 @@ def _unchanging(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_unchanging(one) for one in value)
     return value is None or isinstance(value, (bool, int, float, str))
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.coalesce().values() if gradient.is_sparse else gradient
-
-
-def _norms(gradients: list[Tensor]) -> list[Tensor]:
-    """Return the norm of each gradient, in float32 at least."""
-    kinds = {(g.device, g.dtype) for g in gradients}
-    if len(kinds) <= 1 and not any(dtype.itemsize < 4 for _, dtype in kinds):
-        return list(torch._foreach_norm(gradients)) if gradients else []
-    return [torch.linalg.vector_norm(g, dtype=_wide(g.dtype)) for g in gradients]
-
-
-def _wide(dtype: torch.dtype) -> torch.dtype:
-    return torch.float32 if dtype.itemsize < 4 else dtype

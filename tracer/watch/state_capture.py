@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,50 +11,77 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.codec.nested import NestedError, encode
-from tracer.errors import TracingError, TracingWarning
+from tracer.errors import TracingError, warn
 from tracer.records import RandomState
 
 _AT_LEAST = 100  # steps between states
 
 
-class States:
-    """Says when a full state is due, and takes it.
+class RunState:
+    """What a run is between two steps, beside what its log has of every step.
 
     Args:
-        model: Its parameters and buffers belong to the state.
+        model: Its parameters and buffers belong to a full state.
         optimizer: Likewise its state and groups.
-        every: Steps between states; None is what takes under 1 % of the log, at least 100.
+        devices: CUDA devices whose random generators belong to it.
+        every: Steps between full states; None is what takes under 1 % of the log, at least 100.
         row_bytes: What a step adds to the log.
+
+    Attributes:
+        steps: How many steps were taken, also after tracing has ended.
+        epoch: That of the last step.
+        random: The generators after it.
     """
 
     def __init__(
-        self, model: nn.Module, optimizer: Optimizer, every: int | None, row_bytes: int
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        devices: Sequence[int],
+        *,
+        every: int | None,
+        row_bytes: int,
     ) -> None:
         self._model, self._optimizer = model, optimizer
+        self._devices = tuple(devices)
+        self.steps, self.random = 0, random_state(devices)
+        self.epoch: int | None = None
         self._every, self._row_bytes = every, row_bytes
         self._complained = False
 
+    def step_taken(self, epoch: int | None) -> None:
+        """Note what the run is after one more step."""
+        self.steps, self.epoch = self.steps + 1, epoch
+        self.random = random_state(self._devices)
+
+    def restore(self, steps: int, state: Mapping[str, Any]) -> None:
+        """Go to a full state of the log, and give it to model, optimizer and torch's generators.
+
+        Raises:
+            TracingError: It does not fit the model or the optimizer; nothing was changed.
+        """
+        restore(state, self._model, self._optimizer)
+        self.steps, self.epoch = steps, state["epoch"]
+        self.random = random_state(self._devices)
+
     @property
     def every(self) -> int:
-        """Steps between states; asked for when the optimizer has its state."""
+        """Steps between full states; first read when the optimizer has its state."""
         if self._every is None:
             tensors = [*self._model.parameters(), *self._model.buffers(), torch.get_rng_state()]
             size = sum(t.nbytes for t in tensors) + _bytes(dict(self._optimizer.state))
             self._every = max(_AT_LEAST, math.ceil(100 * size / max(1, self._row_bytes)))
         return self._every
 
-    def due(self, step: int) -> bool:
-        """Return whether the state before a step is one of the regular ones."""
-        return step == 0 or step % self.every == 0
+    @property
+    def is_due(self) -> bool:
+        """Whether the full state before the next step is one of the regular ones."""
+        return self.steps == 0 or self.steps % self.every == 0
 
-    def capture(
-        self, random: RandomState, epoch: int | None, buffers: Mapping[str, Tensor] | None
-    ) -> bytes | None:
-        """Return the state, encoded; None, with one warning, if a log cannot store it.
+    def capture(self, buffers: Mapping[str, Tensor] | None) -> bytes | None:
+        """Return the full state, encoded; None, with one warning, if a log cannot store it.
 
         Args:
-            random: The generators.
-            epoch: Of the last step.
             buffers: The model's, if they have moved on.
         """
         try:
@@ -63,13 +89,13 @@ class States:
                 "parameters": dict(self._model.named_parameters()),
                 "buffers": dict(self._model.named_buffers() if buffers is None else buffers),
                 "optimizer": self._optimizer_state(),
-                "random": {"cpu": random.cpu, "cuda": random.cuda},
-                "epoch": epoch,
+                "random": {"cpu": self.random.cpu, "cuda": self.random.cuda},
+                "epoch": self.epoch,
             }
             return encode(whole, "the state")
         except NestedError as error:
             if not self._complained:
-                warnings.warn(f"this run cannot be resumed: {error}", TracingWarning, stacklevel=6)
+                warn(f"this run cannot be resumed: {error}")
             self._complained = True
             return None
 
@@ -100,6 +126,12 @@ def _bytes(value: Any) -> int:
     if isinstance(value, Mapping):
         return sum(_bytes(item) for item in value.values())
     return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0
+
+
+def random_state(devices: Sequence[int]) -> RandomState:
+    """Return torch's generators as they are now, those of some CUDA devices with the CPU's."""
+    cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
+    return RandomState(torch.get_rng_state(), cuda)
 
 
 @torch.no_grad()

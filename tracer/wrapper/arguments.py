@@ -54,7 +54,7 @@ def check_arguments(
     snapshot_every: int,
     record: str,
 ) -> None:
-    """Raise TracingError for arguments of ``TracingOptimizer`` that are of no use."""
+    """Raise TracingError for invalid arguments of ``TracingOptimizer``."""
     if isinstance(optimizer, Delegating) or not isinstance(optimizer, Optimizer):
         raise TracingError(f"expected a torch optimizer to wrap, found {type(optimizer).__name__}.")
     if not isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""An optimizer that to every torch tool is another one."""
+"""An optimizer that passes everything torch tools touch on to the optimizer it wraps."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from tracer.errors import TracingError
 from tracer.log import schema
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID, MicroBatch, RandomState
-from tracer.watch.forwards import Recorder
+from tracer.watch.forwards import ForwardWatch
 from tracer.wrapper.batch_ids import plain_ids
 
 
@@ -34,7 +34,7 @@ class Observations:
     """Collects what the user says of the next step.
 
     Args:
-        recorder: Knows the random state of the forward passes.
+        forwards: Knows the random state of the forward passes.
         reduction: ``"mean"`` or ``"sum"``.
         record: ``"ids"`` or ``"batches"``.
 
@@ -42,15 +42,15 @@ class Observations:
         recording: Whether batches are recorded.
     """
 
-    def __init__(self, recorder: Recorder, reduction: str, record: str) -> None:
-        self._recorder, self._reduction, self.recording = recorder, reduction, record == "batches"
+    def __init__(self, forwards: ForwardWatch, reduction: str, record: str) -> None:
+        self._forwards, self._reduction, self.recording = forwards, reduction, record == "batches"
         self._observed: list[Observed] = []
-        self._step = recorder.step  # which they are of
+        self._step = forwards.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
         self._bytes = self._steps = 0  # of recorded batches, in how many steps
 
-    def go_on(self, path: Path, step: int) -> None:
+    def resume(self, path: Path, step: int) -> None:
         """Take IDs of the type that a log has, if it is resumed at a step."""
         if step:
             with RunLog(path) as log:
@@ -73,9 +73,9 @@ class Observations:
     def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
         """Announce a micro-batch; raises TracingError if it cannot be one."""
         checked = self._checked(batch_ids, weights, batch)
-        self._recorder.begin()
-        self._drop_skipped()
-        state = self._recorder.take(observing=True)
+        self._forwards.begin_step()
+        self._drop_old()
+        state = self._forwards.take(observing=True)
         self._observed.append(replace(checked, seen=True, random_state=state))
 
     def announced(self, batch_ids: Any, batch: Any) -> list[Observed]:
@@ -83,7 +83,7 @@ class Observations:
 
         Random state of one that was not observed follows once a closure has run its forward.
         """
-        self._drop_skipped()
+        self._drop_old()
         observed = list(self._observed)
         if observed and batch_ids is not None:
             raise TracingError(
@@ -98,10 +98,10 @@ class Observations:
         self._observed.clear()
         return observed
 
-    def _drop_skipped(self) -> None:
-        """Forget what was announced for a step that a GradScaler left out."""
-        if self._step != self._recorder.step:
-            self._step = self._recorder.step
+    def _drop_old(self) -> None:
+        """Forget what was announced for an earlier step: a GradScaler skipped it."""
+        if self._step != self._forwards.step:
+            self._step = self._forwards.step
             self.clear()
 
     def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
@@ -133,7 +133,7 @@ class Observations:
 
     def finished(self, observed: list[Observed]) -> list[MicroBatch]:
         """Return records of a step's micro-batches, once its forward passes are over."""
-        self._recorder.require_seen()
+        self._forwards.require_seen()
         k = len(observed)
         self._steps += 1
         self._bytes += sum(len(one.payload or b"") for one in observed)
@@ -141,7 +141,7 @@ class Observations:
             MicroBatch(
                 one.ids,
                 self._coefficients(one.ids, one.weights, k),
-                one.random_state if one.seen else self._recorder.take(observing=False),
+                one.random_state if one.seen else self._forwards.take(observing=False),
                 None if one.payload is None else partial(bytes, one.payload),
             )
             for one in observed

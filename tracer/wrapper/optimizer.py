@@ -6,7 +6,6 @@ wrapped one's, and training is bitwise what it is without tracing.
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -15,20 +14,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.errors import TracingError, TracingWarning
-from tracer.watch.forwards import Recorder
+from tracer.errors import TracingError, warn
 from tracer.watch.measurement import check_parameters
 from tracer.watch.model_layout import unwrapped
-from tracer.wrapper.arguments import (
-    check_arguments,
-    check_path,
-    checked_epoch,
-    checked_group,
-)
+from tracer.wrapper.arguments import check_arguments, check_path, checked_epoch, checked_group
 from tracer.wrapper.delegation import Delegating
 from tracer.wrapper.forecast import Forecast
-from tracer.wrapper.micro_batches import Observations
-from tracer.wrapper.setup import Outlook, begin, step_logger
+from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
 
 
@@ -61,7 +53,7 @@ class TracingOptimizer(Delegating):
         epoch: Set it in the loop to enable ``checkpoints="epochs"`` at replay.
 
     Raises:
-        TracingError: An argument is of no use, or the log cannot be resumed; says which and why.
+        TracingError: An argument is invalid, or the log cannot be resumed; says which and why.
         OutputExistsError: The log exists.
         LogError: Somebody else is writing the log.
     """
@@ -87,34 +79,18 @@ class TracingOptimizer(Delegating):
         self._require(optimizer)
         check_arguments(optimizer, model, task, reduction, snapshot_every, record)
         check_path(path, overwrite=overwrite, resume=resume)
-        inner = unwrapped(model)
-        self._names = {id(p): name for name, p in inner.named_parameters()}
+        self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
         super().__init__(optimizer)
-        self._recorder = Recorder(model, inner)
-        self._observations = Observations(self._recorder, reduction, record)
-        self._log = step_logger(
-            path,
-            optimizer,
-            inner,
-            self._recorder,
-            compression=compression,
-            sync_every=sync_every,
-            state_every=state_every,
-            task=task or "",
-            reduction=reduction,
-            snapshot_every=snapshot_every,
-            record=record,
-        )
-        weakref.finalize(self, _close, self._log)
-        try:
-            self._epoch = begin(self._log, resume=resume, steps=steps)
-            self._observations.go_on(path, self._log.steps)
-            self._outlook = Outlook(self._log, self._observations, steps)
-            self._recorder.watch()  # last: a constructor that fails leaves the model as it was
-        except BaseException:
-            self._log.give_up()
-            raise
+        known = task, reduction, snapshot_every, record
+        settings = Settings(*known, resume, steps, compression, sync_every, state_every)
+        self._tracing = begin(path, optimizer, model, settings)
+        self._epoch = self._log.state.epoch
+        weakref.finalize(self, _close, self._tracing.log)
+
+    @property
+    def _log(self) -> StepLogger:
+        return self._tracing.log
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
@@ -130,8 +106,8 @@ class TracingOptimizer(Delegating):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """A GradScaler asks this first; if no step follows, it left the step out."""
-        self._recorder.offered = True
+        """A GradScaler asks this first; if no step follows, it skipped the step."""
+        self._tracing.skips.scaler_asks()
         return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
     def __enter__(self) -> TracingOptimizer:
@@ -162,17 +138,16 @@ class TracingOptimizer(Delegating):
         Raises:
             TracingError: The IDs are missing or wrong; nothing was stepped nor written.
         """
-        self._log.require_open()
-        observed = self._observations.announced(batch_ids, batch)
-        self._recorder.offered = False
-        result = self._log.run(
-            closure,
-            lambda: self._observations.finished(observed),
-            epoch=self.epoch,
-            clip_factor=lambda: self._recorder.clip_factor,
-        )
-        self._recorder.step_ended()
-        self._outlook.step_taken()
+        now = self._tracing
+        now.log.require_open()
+        announced = now.observations.announced(batch_ids, batch)
+        now.skips.step_begins()
+        result, measured = now.log.step(closure)
+        if measured is not None:
+            batches, factor = now.observations.finished(announced), now.forwards.clip_factor
+            now.log.keep(measured, batches, epoch=self.epoch, clip_factor=factor)
+        now.forwards.step_ended()
+        now.forecasts.step_taken()
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
@@ -189,12 +164,12 @@ class TracingOptimizer(Delegating):
             TracingError: The IDs or weights are wrong.
         """
         self._log.require_open()
-        self._observations.observe(batch_ids, weights, batch)
+        self._tracing.observations.observe(batch_ids, weights, batch)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset gradients and drop pending observations."""
-        self._observations.clear()
-        self._recorder.gradients_dropped()
+        self._tracing.observations.clear()
+        self._tracing.forwards.gradients_dropped()
         self.optimizer.zero_grad(set_to_none)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
@@ -209,7 +184,7 @@ class TracingOptimizer(Delegating):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        self._recorder.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
+        self._tracing.forwards.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
         return norm
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -225,7 +200,7 @@ class TracingOptimizer(Delegating):
         Warns:
             TracingWarning: It will not fit.
         """
-        return self._outlook.forecast(steps)
+        return self._tracing.forecasts.forecast(steps)
 
     def flush(self) -> None:
         """Return when every step so far is on file."""
@@ -238,12 +213,11 @@ class TracingOptimizer(Delegating):
     @property
     def position(self) -> tuple[int, int | None]:
         """(steps taken, also after tracing ended, epoch); where a resumed run goes on."""
-        return self._log.steps, self.epoch
+        return self._log.state.steps, self.epoch
 
 
 def _close(log: StepLogger) -> None:
     try:
         log.close()
     except TracingError as error:  # the model has changed
-        text = f"tracing stopped: {error} The log is closed without its last step."
-        warnings.warn(text, TracingWarning, stacklevel=3)
+        warn(f"tracing stopped: {error} The log {log.path} is closed without its last step.")

@@ -1,61 +1,115 @@
-"""The beginning of a traced run: what its log says of it, where it goes on, what it will cost."""
+"""The beginning of a traced run: what its log says of it, and where it goes on."""
 
 from __future__ import annotations
 
-import contextlib
-import sys
-import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from tracer.errors import TracingWarning
 from tracer.log.write.creation import LogOptions
-from tracer.rules.momentum import momentum_of
-from tracer.watch.forwards import Recorder
+from tracer.rules.table import momentum_of
+from tracer.watch.forwards import ForwardWatch
+from tracer.watch.model_layout import unwrapped
+from tracer.watch.skipped_steps import SkippedSteps
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
-from tracer.wrapper.forecast import Forecast
+from tracer.wrapper.forecast_lines import ForecastLines, say
+from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
 from tracer.wrapper.step_logger import StepLogger
 
 
-def step_logger(
-    path: Path,
-    optimizer: Optimizer,
-    model: nn.Module,
-    recorder: Recorder,
-    *,
-    compression: str | None,
-    sync_every: int,
-    state_every: int | None,
-    **attributes: Any,
-) -> StepLogger:
-    """Return what logs an optimizer's steps; attributes go into the log."""
-    check_numbers(sync_every=sync_every or None, state_every=state_every)
-    elements = sum(p.numel() for p in model.parameters())
+@dataclass(frozen=True)
+class Settings:
+    """What ``TracingOptimizer`` was given beside optimizer, model and log; see there."""
+
+    task: str | None
+    reduction: str
+    snapshot_every: int
+    record: str
+    resume: bool
+    steps: int | None
+    compression: str | None
+    sync_every: int
+    state_every: int | None
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """The parts of a traced run.
+
+    Attributes:
+        skips: Knows which steps a GradScaler skipped.
+        forwards: Watches the model.
+        observations: Collects what the user says of the next step.
+        log: Steps the optimizer and logs it.
+        forecasts: Says what the log will take.
+    """
+
+    skips: SkippedSteps
+    forwards: ForwardWatch
+    observations: Observations
+    log: StepLogger
+    forecasts: ForecastLines
+
+
+def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings) -> Tracing:
+    """Put the parts of a traced run together; resume the run if asked to, and say so.
+
+    Args:
+        path: The log.
+        optimizer: Does the steps.
+        model: The object whose forwards count.
+        settings: Checked as far as they have nothing to do with the log.
+    """
+    inner, skips = unwrapped(model), SkippedSteps(optimizer)
+    forwards = ForwardWatch(model, inner, skips)
+    observations = Observations(forwards, settings.reduction, settings.record)
+    file = _log_file(path, optimizer, inner, forwards.devices, settings)
+    log = StepLogger(file, optimizer, inner, forwards, skips)
+    try:
+        check_numbers(steps=settings.steps)
+        _go_back(log, resume=settings.resume)
+        observations.resume(path, log.state.steps)
+        forecasts = ForecastLines(log, observations, settings.steps)
+        forwards.attach()  # last: a constructor that fails leaves the model as it was
+    except BaseException:
+        log.give_up()
+        raise
+    return Tracing(skips, forwards, observations, log, forecasts)
+
+
+def _log_file(
+    path: Path, optimizer: Optimizer, model: nn.Module, devices: list[int], settings: Settings
+) -> LogFile:
+    check_numbers(sync_every=settings.sync_every or None, state_every=settings.state_every)
+    kind, elements = type(optimizer), sum(p.numel() for p in model.parameters())
     options = LogOptions(
-        checked_compression(compression, elements),
-        momentum_of(optimizer.defaults),
-        sync_every,
-        state_every,
+        checked_compression(settings.compression, elements),
+        momentum_of(rule(kind), optimizer.defaults),
+        settings.sync_every,
+        settings.state_every,
     )
-    known = {
-        **attributes,
-        "optimizer": qualified(type(optimizer)),
-        "update_rule": rule(type(optimizer)),
+    attributes: Mapping[str, Any] = {
+        "task": settings.task or "",
+        "reduction": settings.reduction,
+        "snapshot_every": settings.snapshot_every,
+        "record": settings.record,
+        "optimizer": qualified(kind),
+        "update_rule": rule(kind),
         "model": type(model).__name__,
-        "cuda_devices": " ".join(map(str, recorder.devices)),
+        "cuda_devices": " ".join(map(str, devices)),
     }
-    return StepLogger(path, optimizer, model, recorder, known, options)
+    return LogFile(path, attributes, options)
 
 
-def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
-    """Resume the run if asked to, and say so; return the epoch that it is in."""
-    check_numbers(steps=steps)
+def _go_back(log: StepLogger, *, resume: bool) -> None:
+    """Go to the log's last full state if the run is to resume, and say so."""
     found = log.resume() if resume else None
-    log.feed.report()
+    log.channel.report()
     if found is not None:
         say(
             f"resuming {log.path} at step {found.step}, its last full state; {found.dropped} later "
@@ -63,46 +117,3 @@ def begin(log: StepLogger, *, resume: bool, steps: int | None) -> int | None:
         )
     elif resume:
         say(f"there is no step in {log.path} to resume from; a new run begins")
-    return None if found is None else found.state["epoch"]
-
-
-class Outlook:
-    """Says what a run's log will take: at the start, and once the size of its batches is known.
-
-    Args:
-        log: Knows what a step takes without its batches.
-        observations: Knows what its batches take.
-        steps: How many the run has, None if nobody knows.
-    """
-
-    def __init__(self, log: StepLogger, observations: Observations, steps: int | None) -> None:
-        self._log, self._observations, self._steps = log, observations, steps or 0
-        self._waits = observations.bytes_per_step is None
-        self._say()
-
-    def step_taken(self) -> None:
-        """Say it again once a step has shown what its batches take."""
-        if self._waits and self._observations.bytes_per_step is not None:
-            self._waits = False
-            with contextlib.suppress(OSError):  # a folder that is gone is said by whoever writes
-                self._say()
-
-    def _say(self) -> None:
-        say(f"tracing to {self.forecast(self._steps, depth=5)}")
-
-    def forecast(self, steps: int, depth: int = 3) -> Forecast:
-        """Return what a run of so many steps takes; warn if it will not fit."""
-        forecast = self._log.forecast(steps).with_batches(self._observations.bytes_per_step)
-        if not forecast.fits:
-            warnings.warn(
-                f"the log will not fit: {forecast}. When the disk is full, tracing ends and "
-                "training goes on.",
-                TracingWarning,
-                stacklevel=depth,
-            )
-        return forecast
-
-
-def say(line: str) -> None:
-    """Print a line for whoever watches the training."""
-    print(line, file=sys.stderr, flush=True)

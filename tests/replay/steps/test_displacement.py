@@ -23,7 +23,7 @@ def test_blocks(dtype):
         after=SimpleNamespace(parameters={"w": moved, "frozen": moved}),
     )
     d, e = (torch.rand(SIZE, dtype=torch.float64) for _ in range(2))
-    rule = Filter(0.1, 0.2, 0.9, 0.5, inside=d, outside=e, decoupled=0.01)
+    rule = Filter(0.1, 0.2, 0.9, 0.5, pre=d, post=e, decoupled=0.01)
     drive = Drive(g, h, w, -0.5, 0.3)
     buffer = before.double()
     found = split(

@@ -28,7 +28,7 @@ def test_forked_process_leaves_the_log_alone(tmp_path):
             with pytest.raises(TracingError, match="belongs to process"):
                 run.step()
             run.close()
-            number = run.optimizer._log.feed._background._writer._descriptor
+            number = run.optimizer._log.channel._thread._writer._descriptor
             assert str(Path(f"/proc/self/fd/{number}").readlink()) == os.devnull
             code = 0
         finally:

@@ -46,7 +46,7 @@ def check_stopped(done, path):
     assert done.returncode == 0, done.stderr
     assert "trained" in done.stdout
     assert done.stderr.count("TracingWarning: tracing stopped") == 1, done.stderr
-    assert "training goes on untraced" in done.stderr
+    assert "training continues without tracing" in done.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)
         with open_log(path) as log:
@@ -54,7 +54,7 @@ def check_stopped(done, path):
             assert 5 < steps < 400
             assert [step.index for step in log.steps()] == list(range(steps))
             log.parameters(steps)
-            said = int(done.stderr.split("It holds ")[1].split()[0])
+            said = int(done.stderr.split("is closed with ")[1].split()[0])
     assert steps >= said
 
 
@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         return opened(file, flags, *rest, **named)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.warns(TracingWarning, match=r"written .*Permission denied.*0 whole steps"):
+    with pytest.warns(TracingWarning, match=r"written .*Permission denied.*0 complete steps"):
         run = Run(tmp_path / "run.h5")
     run.train(3).close()
     assert not (tmp_path / "run.h5").exists()
@@ -116,7 +116,7 @@ def test_steps_are_counted_after_tracing_ended(tmp_path):
     model = torch.nn.Linear(2, 1)
     inner = torch.optim.SGD(model.parameters(), lr=0.1, fused=True)
     optimizer = TracingOptimizer(inner, model, tmp_path / "run.h5")
-    optimizer._log.feed.stopped = True
+    optimizer._log.channel.stopped = True
     scaler = torch.amp.GradScaler("cpu")
     for factor, taken in ((1.0, 1), (float("inf"), 1), (1.0, 2)):
         optimizer.zero_grad()
@@ -139,7 +139,7 @@ def test_a_log_that_ends_on_a_full_disk_is_closed(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(LogWriter, "append", full)
-    with pytest.warns(TracingWarning, match="No space left on device.*6 whole steps and is closed"):
+    with pytest.warns(TracingWarning, match="No space left on device.*with 6 complete steps"):
         run.train(8).optimizer.flush()
     assert not superblock.is_marked_open(superblock.read(path))
     with open_log(path) as log:  # no warning
@@ -152,7 +152,7 @@ def test_no_room_for_the_tables(tmp_path):
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        with pytest.warns(TracingWarning, match="written .*File too large.* holds 0 whole steps"):
+        with pytest.warns(TracingWarning, match="written .*File too large.* with 0 complete steps"):
             Run(tmp_path / "run.h5").train(2).close()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -12,9 +12,10 @@ from tests.helpers.training import Run
 from tracer import open_log
 from tracer.errors import LogError, TracingWarning
 from tracer.log.write.writer import LogWriter
-from tracer.thread.log_channel import Feed
+from tracer.thread.log_channel import LogChannel
 from tracer.thread.ring import Slot
-from tracer.watch.state_capture import States
+from tracer.watch.state_capture import RunState
+from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
 from tracer.wrapper.step_logger import StepLogger
 
@@ -69,14 +70,14 @@ def require_free(path, weights):
     ("owner", "name", "call", "steps"),
     [
         (Observations, "finished", 4, 3),  # parameters have moved, nothing is put down
-        (States, "capture", 2, 4),  # of step 4, which is due
+        (RunState, "capture", 2, 4),  # of step 4, which is due
         (StepLogger, "_buffers", 7, 3),
-        (Feed, "take", 4, 3),  # waiting for the writer before a step
-        (Feed, "put", 4, 2),  # what is pending may be written already, or not
+        (LogChannel, "take", 4, 3),  # waiting for the writer before a step
+        (LogChannel, "put", 4, 2),  # what is pending may be written already, or not
         (Slot, "fill", 4, 2),
-        (Feed, "submit", 2, 3),
-        (StepLogger, "_creation", 1, 0),  # in the first step
-        (States, "capture", 1, 0),
+        (LogChannel, "submit", 2, 3),
+        (LogFile, "creation", 1, 0),  # in the first step
+        (RunState, "capture", 1, 0),
     ],
 )
 def test_in_a_step(monkeypatch, tmp_path, weights, owner, name, call, steps):
@@ -100,7 +101,7 @@ def test_training_that_goes_on_after_it_is_not_logged_wrongly(monkeypatch, tmp_p
     run = Run(path)
     with pytest.raises(KeyboardInterrupt):
         run.train(STEPS)
-    with pytest.warns(TracingWarning, match="a step of .* was interrupted before .* holds 3"):
+    with pytest.warns(TracingWarning, match="a step of .* was interrupted .* with 3 complete"):
         run.train(STEPS)
     run.close()
     assert holds(path, weights) == 3
@@ -108,7 +109,7 @@ def test_training_that_goes_on_after_it_is_not_logged_wrongly(monkeypatch, tmp_p
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(threading.Thread, "join", 1), (Feed, "close", 1), (Feed, "put", 1)],
+    [(threading.Thread, "join", 1), (LogChannel, "close", 1), (LogChannel, "put", 1)],
 )
 def test_in_close(monkeypatch, tmp_path, weights, owner, name, call):
     path = tmp_path / "run.h5"
@@ -159,7 +160,7 @@ def test_close_interrupted_while_it_waits_for_the_writer(monkeypatch, tmp_path, 
     """The last step, which only close() puts down, is kept."""
     path = tmp_path / "run.h5"
     run = Run(path).train(STEPS)
-    interrupt(monkeypatch, Feed, "take", 1)
+    interrupt(monkeypatch, LogChannel, "take", 1)
     with pytest.raises(KeyboardInterrupt):
         run.close()
     monkeypatch.undo()
@@ -195,7 +196,7 @@ def test_close_left_while_the_log_is_being_written(monkeypatch, tmp_path, weight
 def test_a_wrapper_that_cannot_go_on_leaves_the_log(monkeypatch, tmp_path, weights):
     path = tmp_path / "run.h5"
     Run(path, state_every=4).train(6).close()
-    interrupt(monkeypatch, Observations, "go_on", 1)
+    interrupt(monkeypatch, Observations, "resume", 1)
     with pytest.raises(KeyboardInterrupt):
         Run(path, resume=True)
     monkeypatch.undo()

@@ -349,7 +349,7 @@ def test_what_is_cut_off_is_synced_before_its_space_is_used(tmp_path, monkeypatc
     monkeypatch.setattr(Tables, "cut", lambda *args: done.append("cut") or cut(*args))
     monkeypatch.setattr(resumption, "_cut", lambda *args: done.append("cut") or begin(*args))
     log = run.optimizer._log
-    log.feed.submit(lambda writer: writer.state(3, bytes(8), passing=True))  # a shorter one
+    log.channel.submit(lambda writer: writer.state(3, bytes(8), passing=True))  # a shorter one
     run.optimizer.flush()
     assert done == ["cut", "sync", "sync"]
     run.close()

@@ -361,7 +361,7 @@ LIMITED = """
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     run = Run(sys.argv[1], width=200, state_every=5, resume=True)
     assert run.t == 10
-    assert run.optimizer._log.feed.stopped is (sys.argv[2] == "0.5")
+    assert run.optimizer._log.channel.stopped is (sys.argv[2] == "0.5")
     run.train(40).close()
     plain = Run(width=200).train(40)
     left, right = run.model.state_dict(), plain.model.state_dict()
@@ -377,7 +377,7 @@ def test_a_file_size_limit(tmp_path, share, left):
     done = script(LIMITED, path, share)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("TracingWarning: tracing stopped") == 1, done.stderr
-    assert f"It holds {left} whole steps and is closed" in done.stderr
+    assert f"is closed with {left} complete steps" in done.stderr
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", LogWarning)
         with open_log(path) as log:

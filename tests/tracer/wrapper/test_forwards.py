@@ -177,7 +177,7 @@ def test_a_model_inside_a_compiled_function_is_said_once(path, late):
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 optimizer.step(batch_ids=range(12))
-            text = "give the wrapper what torch.compile returned, or call model.compile() before"
+            text = "Give the wrapper what torch.compile returned, or call model.compile() before"
             assert [text in str(one.message) for one in caught] == [True] * (t == 0)
             assert all(one.filename == __file__ for one in caught)
         function.eval()
@@ -197,7 +197,7 @@ def test_a_model_that_is_used_by_a_method_is_warned_of(tmp_path):
     model = Encoder()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
     with (
-        pytest.warns(TracingWarning, match="no forward of the model was seen before") as seen,
+        pytest.warns(TracingWarning, match="did not see a forward of the model before") as seen,
         TracingSGD(sgd, model, tmp_path / "run.h5") as optimizer,
     ):
         for _ in range(3):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -61,9 +63,24 @@ def test_norms_by_group(missing):
     with torch.no_grad():
         found = measurement.gradients()
     assert found.without == {missing} - {None}
-    for layer, norms in zip(model, found.norms(), strict=True):
-        for parameter, norm in zip(layer.parameters(), norms, strict=True):
+    groups = measurement.groups()
+    for layer, group, plain in zip(model, found.of(groups), groups, strict=True):
+        assert (group.names, group.hyperparameters) == (plain.names, plain.hyperparameters)
+        assert plain.norms == ()  # frozen: another record has them
+        there = [p.grad for p in layer.parameters() if p.grad is not None]
+        whole = float(torch.cat([g.flatten() for g in there]).norm())
+        assert group.gradient_norm == pytest.approx(whole, rel=1e-6)
+        for parameter, norm in zip(layer.parameters(), group.norms, strict=True):
             if parameter.grad is None:
-                assert norm is None
+                assert math.isnan(norm)
             else:
                 assert norm == pytest.approx(float(parameter.grad.norm()), rel=1e-6)
+
+
+def test_a_gradient_that_is_no_number_shows_in_the_norm():
+    model, _, measurement = measured(lr=0.1)
+    for p in model[0].parameters():
+        p.grad = torch.full_like(p, torch.nan)
+    with torch.no_grad():
+        (group,) = measurement.gradients().of(measurement.groups())
+    assert math.isnan(group.gradient_norm)

@@ -1,0 +1,54 @@
+r"""RMSprop, centered or not, with momentum behind the denominator.
+
+    v' = α v + (1 − α) u²,      D = 1 / (√v' + ε),
+    b' = μ b + D u,      w − w' = lr b'   (without momentum: lr D u);
+
+centered, ``v'`` loses the square of the mean gradient, ``g' = α g + (1 − α) u``. Source:
+torch.optim.RMSprop of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from tracer.rules.filter import Filter
+from tracer.rules.rule import Numbers, State
+
+
+class RMSprop:
+    """``torch.optim.RMSprop``."""
+
+    buffer, momentum, adapts = "momentum_buffer", "momentum", True
+
+    def remembers(self, used: Callable[[str], bool]) -> bool:
+        return True
+
+    def coupled_decay(self, numbers: Numbers) -> float:
+        return numbers.get("weight_decay", 0.0)
+
+    def initial(self, w: Tensor, numbers: Numbers) -> State:
+        state = {"step": torch.tensor(0.0), "square_avg": torch.zeros_like(w)}
+        return {**state, "grad_avg": torch.zeros_like(w)} if numbers.get("centered") else state
+
+    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
+        alpha = numbers["alpha"]
+        v = state["square_avg"].mul(alpha).addcmul_(u, u, value=1 - alpha)
+        after = {**state, "step": state["step"] + 1, "square_avg": v}
+        if numbers.get("centered"):
+            after["grad_avg"] = state["grad_avg"].lerp(u, 1 - alpha)
+        return after
+
+    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
+        lr, mu = numbers["lr"], numbers.get("momentum", 0.0)
+        pre = _denominator(state, numbers).double().reciprocal_()
+        return Filter(0.0, lr, mu, 1.0, pre) if mu > 0 else Filter(direct=lr, pre=pre)
+
+
+def _denominator(state: State, numbers: Numbers) -> Tensor:
+    v = state["square_avg"]
+    if numbers.get("centered"):
+        v = v.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
+    return v.sqrt().add_(numbers["eps"])

@@ -1,0 +1,60 @@
+"""What an update rule is: the one description of it that tracing and replay share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeAlias
+
+from torch import Tensor
+
+from tracer.rules.filter import Filter
+
+Numbers: TypeAlias = Mapping[str, float]  # hyperparameters of a group at a step
+State: TypeAlias = dict[str, Tensor]  # of one parameter, by torch.optim's names
+
+
+class UpdateRule(Protocol):
+    """How one class of ``torch.optim`` moves a parameter, given the gradient that it applies."""
+
+    @property
+    def buffer(self) -> str | None:
+        """Name of the momentum buffer in its state; None if it has none."""
+
+    @property
+    def momentum(self) -> str | None:
+        """Hyperparameter (``betas.0``: the first of a tuple) with the share that is kept of it."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it has second moments."""
+
+    def remembers(self, used: Callable[[str], bool]) -> bool:
+        """Return whether its steps depend on earlier ones.
+
+        Args:
+            used: Says whether a hyperparameter was anything but 0 in the run.
+        """
+
+    def coupled_decay(self, numbers: Numbers) -> float:
+        """Return the weight decay that is added to the gradient."""
+
+    def initial(self, w: Tensor, numbers: Numbers) -> State:
+        """Return the state before a parameter's first step, without the buffer."""
+
+    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
+        """Return the state after a step, without the buffer: counts and second moments.
+
+        Args:
+            state: Before the step.
+            u: The effective gradient, which is the applied one plus coupled decay.
+            numbers: The group's hyperparameters.
+        """
+
+    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
+        """Return the step as a linear map of ``u``.
+
+        Args:
+            state: After the step.
+            numbers: The group's hyperparameters.
+            first: There was no buffer before it.
+        """

@@ -1,0 +1,42 @@
+r"""SGD with momentum, dampening, Nesterov and weight decay.
+
+    b' = μ b + (1 − dampening) u   (first: b' = u),      w − w' = lr b'   (Nesterov: lr (u + μ b')).
+
+Source: torch.optim.SGD of torch 2.13.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from tracer.rules.filter import Filter
+from tracer.rules.rule import Numbers, State
+
+
+class SGD:
+    """``torch.optim.SGD``."""
+
+    buffer, momentum, adapts = "momentum_buffer", "momentum", False
+
+    def remembers(self, used: Callable[[str], bool]) -> bool:
+        return used("momentum")
+
+    def coupled_decay(self, numbers: Numbers) -> float:
+        return numbers.get("weight_decay", 0.0)
+
+    def initial(self, w: Tensor, numbers: Numbers) -> State:
+        return {}
+
+    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
+        return state
+
+    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
+        lr, mu = numbers["lr"], numbers.get("momentum", 0.0)
+        if mu == 0:  # the buffer is neither used nor changed
+            return Filter(direct=lr)
+        keep, gain = (0.0, 1.0) if first else (mu, 1 - numbers.get("dampening", 0.0))
+        if numbers.get("nesterov"):
+            return Filter(lr, lr * mu, keep, gain)
+        return Filter(0.0, lr, keep, gain)

@@ -1,0 +1,40 @@
+"""The update rules that can be split among examples, one row a rule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from tracer.rules.adagrad import Adagrad
+from tracer.rules.adam import Adam
+from tracer.rules.rmsprop import RMSprop
+from tracer.rules.rule import UpdateRule
+from tracer.rules.sgd import SGD
+
+RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
+    "SGD": SGD(),
+    "Adam": Adam(),
+    "AdamW": Adam(),
+    "RMSprop": RMSprop(),
+    "Adagrad": Adagrad(),
+}
+_GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to call theirs
+
+
+def momentum_of(name: str, defaults: Mapping[str, Any]) -> float:
+    """Return the share of its last move that an optimizer repeats, for predictions; 0 if unknown.
+
+    Args:
+        name: Its update rule.
+        defaults: Its hyperparameters, as torch has them.
+    """
+    spread = dict(defaults)
+    for key, value in defaults.items():
+        if isinstance(value, (tuple, list)):
+            del spread[key]
+            spread.update({f"{key}.{k}": one for k, one in enumerate(value)})
+    names = (RULES[name].momentum,) if name in RULES else _GUESSED
+    found = next((spread[one] for one in names if one in spread), 0.0)
+    return float(found) if isinstance(found, (int, float, torch.Tensor)) else 0.0

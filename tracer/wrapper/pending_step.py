@@ -1,0 +1,66 @@
+"""A step that was taken and is not written yet; its record is made when it is written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from tracer.codec.layout import Row
+from tracer.log.write.writer import LogWriter
+from tracer.records import MicroBatch, ParameterGroup, Step
+from tracer.watch.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class MeasuredStep:
+    """What a step was about to do, looked at before it.
+
+    Attributes:
+        index: ``t``.
+        groups: The optimizer's parameter groups, without norms.
+        gradients: What they applied.
+    """
+
+    index: int
+    groups: tuple[ParameterGroup, ...]
+    gradients: Gradients
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step whose parameters are not final yet.
+
+    Attributes:
+        measured: What it was about to do.
+        epoch: What ``optimizer.epoch`` was, or None.
+        micro_batches: One for each forward pass whose gradient it applied.
+        clip_factor: What ``optimizer.clip_grad_norm_`` multiplied the gradient by.
+        frozen: Parameters of the model that did not require a gradient.
+        buffers: The model's before it.
+    """
+
+    measured: MeasuredStep
+    epoch: int | None
+    micro_batches: tuple[MicroBatch, ...]
+    clip_factor: float
+    frozen: frozenset[str]
+    buffers: Row
+
+    def record(self) -> Step:
+        """Return the step's record; waits for the device, so not in the training thread."""
+        gradients = self.measured.gradients
+        groups = gradients.of(self.measured.groups)
+        return Step(
+            index=self.measured.index,
+            epoch=self.epoch,
+            micro_batches=self.micro_batches,
+            groups=groups,
+            gradient_norm=math.hypot(*(group.gradient_norm for group in groups)),
+            clip_factor=self.clip_factor,
+            without_gradient=gradients.without,
+            frozen=self.frozen,
+        )
+
+    def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
+        """Append the step to the log, with the parameters and buffers that it led to."""
+        writer.append(self.record(), parameters, self.buffers, buffers)
