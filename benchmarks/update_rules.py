@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,6 @@ from torch.utils.data import TensorDataset
 
 from replay import Replay, Task
 from replay.progress import Progress
-from replay.steps.tape import Tape
 from tracer import TracingOptimizer
 
 RUNS, N, M = 3, 128, 100
@@ -103,12 +103,10 @@ def step(path: Path, task: Task, m: int, more: int, *, again: bool = False) -> f
 
 def hold_half(run: Replay, steps: range) -> None:
     """Give recorded steps less memory than a window takes: half of it are held at once."""
-    with run._computing(), Progress(enabled=False) as shown:
-        budget = run._tape(steps, shown, lenient=False).outlook().nbytes - 1
-    known = (run.log, run.task, run._models)
-    run._tape = lambda steps, shown, **how: Tape(  # type: ignore[method-assign]
-        *known, steps, budget=budget, report=shown.task, **how
-    )
+    bound = run._run
+    with bound.computing(), Progress(enabled=False) as shown:
+        held = bound.tape(steps, shown, lenient=False).outlook().nbytes - 1
+    run._run = replace(bound, budget=4 * held)  # a tape takes a quarter
 
 
 def measure(name: str, folder: Path, counts: list[int]) -> None:

@@ -17,9 +17,9 @@ from replay.command.commands import inspect, opened, self_influence, verify
 from replay.command.options import Checkpoints, Tolerance, replay_options, result_options
 from replay.command.show.influence import report, to_json
 from replay.command.terminal import CLOSED, Terminal, forget_unwritten
+from replay.methods.table import DEFAULT, METHODS
 from replay.results.output import check_free
-from replay.session.arguments import DEFAULT, METHODS
-from replay.session.estimate import Cost, estimate, peak_bytes
+from replay.session.estimate import Cost, peak_bytes
 from replay.session.replay import Replay
 from tracer.errors import GradientError, InputError, LogWarning, MismatchError, TracinError
 
@@ -60,7 +60,7 @@ class _Program(click.Group):
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice(METHODS),
+    type=click.Choice(list(METHODS)),
     help="A method to compute; repeat for several.  [default: tracin, ideal, tracincp]",
 )
 @click.option(
@@ -149,8 +149,7 @@ def _estimate(
     log: Path, test_file: str, methods: tuple[str, ...], as_json: bool, options: dict[str, Any]
 ) -> None:
     run = opened(log, options)
-    cost = estimate(
-        run,
+    cost = run.estimate(
         _test_ids(run, test_file),
         methods=methods,
         checkpoints=options["checkpoints"],

@@ -92,19 +92,6 @@ class Chunks:
         chunks = self._cut(ids, side, _even(len(ids), size if most is None else min(size, most)))
         return chunks if self._are_independent(chunks, ids, side) else self._cut(ids, side, 1)
 
-    def for_splits(
-        self, ids: Sequence[ID], methods: Sequence[str], *, plain: bool
-    ) -> list[Examples]:
-        """Return test examples in chunks whose every step some methods split.
-
-        Args:
-            ids: Their IDs.
-            methods: Names.
-            plain: No gradient is kept from step to step.
-        """
-        kept = 0 if plain else len(methods)
-        return self.of(ids, "test", kept=kept, between="ideal" in methods)
-
     def block(self, ids: Sequence[ID]) -> tuple[int, int]:
         """Return how many training examples are taken together at most, and bytes kept of data."""
         size = _even(len(ids), min(self._size(ids, "train", 0, _ENDS), BLOCK))

@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from replay.methods.method import Method
 from replay.path.step_path import Line, Node, Split, average
 
 _PIECES = (2, 4, 8)
 
 
-def split(line: Line, tolerance: float | None) -> Split:
+def divide(line: Line, tolerance: float | None) -> Split:
     """Divide the step by its mean gradient.
 
     Args:
@@ -138,3 +139,12 @@ class _Grid:
             weights[k] += theta / pieces
             weights[k + 1] += (1 - theta) / pieces
         return average(weights, nodes), inside
+
+
+METHOD = Method(
+    name="ideal",
+    summary="each step's measured drop, divided among its examples along the step",
+    divide=divide,
+    refines=True,
+    measured=True,
+)

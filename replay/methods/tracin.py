@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import torch
 
+from replay.methods.method import Method
 from replay.path.step_path import Line, Split
 
 
-def split(line: Line) -> Split:
+def divide(line: Line, _: float | None) -> Split:
     """Divide the step by the gradient at its beginning."""
     node = line.end(0)
     m = len(node.norms)
@@ -23,3 +24,10 @@ def split(line: Line) -> Split:
         theta_inside=torch.zeros(m, dtype=torch.bool),
         gradients=torch.ones(m, dtype=torch.int64),
     )
+
+
+METHOD = Method(
+    name="tracin",
+    summary="the exact first order of every step that happened, whatever the optimizer",
+    divide=divide,
+)

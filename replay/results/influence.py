@@ -56,16 +56,23 @@ class Influence:
             for method, terms in self.terms.items()
         }
 
-    def top(self, test_id: ID, *, method: str = "tracin", k: int = 5) -> tuple[list[ID], Table]:
+    def top(self, test_id: ID, *, method: str | None = None, k: int = 5) -> tuple[list[ID], Table]:
         """Return the k strongest proponents of a test example, strongest first.
+
+        Args:
+            test_id: The test example.
+            method: The method; default: the first of the result.
+            k: How many.
 
         Raises:
             InputError: The test example or the method is not in the result.
         """
         return self._ranked(test_id, method, k, -1.0)
 
-    def bottom(self, test_id: ID, *, method: str = "tracin", k: int = 5) -> tuple[list[ID], Table]:
-        """Return the k strongest opponents of a test example, strongest first."""
+    def bottom(
+        self, test_id: ID, *, method: str | None = None, k: int = 5
+    ) -> tuple[list[ID], Table]:
+        """Return the k strongest opponents of a test example, strongest first, as ``top``."""
         return self._ranked(test_id, method, k, 1.0)
 
     def agreement(self, *, k: int = 10) -> Agreement:
@@ -105,7 +112,10 @@ class Influence:
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise InputError(f"{path} cannot be read as a result: {error}.") from error
 
-    def _ranked(self, test_id: ID, method: str, k: int, sign: float) -> tuple[list[ID], Table]:
+    def _ranked(
+        self, test_id: ID, method: str | None, k: int, sign: float
+    ) -> tuple[list[ID], Table]:
+        method = next(iter(self.scores)) if method is None else method
         if method not in self.scores:
             raise InputError(f"the result has no method {method!r}; it has {list(self.scores)}.")
         if test_id not in self.test_ids:

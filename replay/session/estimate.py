@@ -5,22 +5,21 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 
 from replay.evaluate.chunks import BLOCK
-from replay.methods import tracincp
 from replay.progress import Progress, duration
-from replay.session.arguments import Window, window
-from replay.session.replay import Replay
+from replay.session.bound_run import BoundRun
+from replay.session.question import Question
+from replay.session.scoring import answered
 from replay.steps.tape import Tape
-from replay.task import example_ids
-from tracer.records import ID
 
 _STEPS = 4  # timed beyond the first, which also proves the gradients
 _EXAMPLES = 64  # training examples timed at a checkpoint, at least
+_TERMS = 12  # tables over steps, of each method
 
 
 @dataclass(frozen=True)
@@ -39,94 +38,66 @@ class Cost:
         return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB"
 
 
-def estimate(
-    run: Replay,
-    test_ids: Sequence[ID],
-    *,
-    methods: Sequence[str],
-    checkpoints: int | str | Sequence[int] = 10,
-    steps: Window | None = None,
-    parameters: str | Sequence[str] | None = None,
-    ideal_tolerance: float | None = 1e-3,
-    allow_mismatch: bool = False,
-) -> Cost:
-    """Return what ``run.influence`` with the same arguments will take, about.
+def estimated(run: BoundRun, question: Question) -> Cost:
+    """Return what answering a question will take, about.
 
     The first steps of the window and a few training examples at the first checkpoint are
-    computed. Early steps refine ``ideal`` more often than late ones.
+    computed. Early steps refine a split more often than late ones.
     """
-    chosen = window(steps, len(run.log))
-    columns = example_ids(run.task.train)
-    split = [name for name in methods if name != "tracincp"]
+    steps, columns = question.steps, question.train_ids
+    split = tuple(m for m in question.methods if m.walks)
     seconds, held = 0.0, 0
 
+    def answer(part: Question) -> None:
+        with run.computing(), Progress(enabled=False) as shown:
+            answered(run, part, shown)
+
     def few(count: int) -> None:
-        run.influence(
-            test_ids,
-            methods=split,
-            steps=slice(chosen.start, chosen.start + count),
-            train_ids=columns[:1],
-            parameters=parameters,
-            ideal_tolerance=ideal_tolerance,
-            allow_mismatch=allow_mismatch,
-            progress=False,
-        )
+        answer(replace(walk, steps=steps[:count]))
 
     def heuristic(count: int) -> None:
-        run.influence(
-            test_ids,
-            methods=("tracincp",),
-            checkpoints=[0],
-            train_ids=columns[:count],
-            parameters=parameters,
-            progress=False,
-        )
+        answer(replace(sums, train_ids=columns[:count]))
 
     if split:
-        more = min(_STEPS + 1, len(chosen))
+        walk = replace(question, methods=split, train_ids=columns[:1], checkpoints=[])
+        more = min(_STEPS + 1, len(steps))
         first, each = _timed(few, more)
-        ahead = _ahead(run, chosen, more, test_ids, split, parameters is None)
-        seconds += first + each * (len(chosen) - 1) + ahead.seconds
+        ahead = _ahead(run, walk, more)
+        seconds += first + each * (len(steps) - 1) + ahead.seconds
         held = ahead.peak_bytes
-    if "tracincp" in methods:
-        number = len(tracincp.choose(run.log, checkpoints))
-        with run._computing():
-            block, shelf = run._chunks.block(columns)
+    if question.summing:
+        sums = replace(question, methods=question.summing, checkpoints=[0])
+        with run.computing():
+            block, shelf = run.chunks.block(columns)
             more = min(max(_EXAMPLES + 1, block), len(columns))  # a whole block: its memory is met
-            run._chunks.of(columns[:more], "train", most=BLOCK)  # compared with company here
-        share = len(columns) / more if run._chunks.asked_of_all["train"] else 1.0
-        seconds += run._chunks.took["train"] * share
+            run.chunks.of(columns[:more], "train", most=BLOCK)  # compared with others here
+        share = len(columns) / more if run.chunks.asked_of_all["train"] else 1.0
+        seconds += run.chunks.took["train"] * share
         first, each = _timed(heuristic, more)
-        seconds += number * (first + each * (len(columns) - 1))
+        seconds += len(question.checkpoints) * (first + each * (len(columns) - 1))
         held += shelf
-    seconds += run._chunks.took["test"]
-    tables = 8 * len(test_ids) * (len(methods) * len(columns) + 12 * len(split) * len(chosen))
-    return Cost(seconds, peak_bytes() + held + tables)
+    seconds += run.chunks.took["test"]
+    cells = len(question.methods) * len(columns) + _TERMS * len(split) * len(steps)
+    return Cost(seconds, peak_bytes() + held + 8 * len(question.test_ids) * cells)
 
 
-def _ahead(
-    run: Replay,
-    chosen: range,
-    few: int,
-    test_ids: Sequence[ID],
-    split: Sequence[str],
-    whole_model: bool,
-) -> Cost:
+def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
     """Return what recording a window ahead of the walk takes more than recording few steps.
 
     Steps that remember others are walked backwards; those that memory does not hold are recorded
     without their examples' gradients first, for each chunk of test examples.
     """
-    with run._computing(), Progress(enabled=False) as shown:
+    with run.computing(), Progress(enabled=False) as shown:
 
         def tape(count: int) -> Tape:
-            splits = set(split) != {"tracin-sgd"}
-            return run._tape(chosen[:count], shown, lenient=True, splits=splits)
+            how = {"lenient": True, "splits": walk.divides}
+            return run.tape(walk.steps[:count], shown, **how)
 
-        whole, part = tape(len(chosen)).outlook(), tape(few).outlook()
+        whole, part = tape(len(walk.steps)).outlook(), tape(few).outlook()
         each = 0.0
         if whole.recordings:
-            chunks = run._chunks.for_splits(test_ids, split, plain=tape(1).plain and whole_model)
+            kept = 0 if tape(1).plain and walk.names is None else len(walk.methods)
+            chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
             each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
     return Cost(whole.recordings * each, max(0, whole.nbytes - part.nbytes))
 

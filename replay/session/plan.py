@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from replay.evaluate.chunks import Chunks
 from replay.evaluate.state import Transition
 from replay.evaluate.test_side import Models
 from replay.evaluate.train_side import replay_step
+from replay.session.bound_run import BoundRun
 from replay.states.logged import state
 from replay.task import Task, example_ids
-from tracer.log.read.run_log import RunLog
 
 _TEST = 8  # test examples that are looked at
 
@@ -34,21 +33,12 @@ class ParameterPath:
     test: str
 
 
-def paths_of_run(
-    log: RunLog, task: Task, models: Models, chunks: Chunks, *, budget: int
-) -> list[ParameterPath]:
-    """Return every parameter's path at step 0.
-
-    Args:
-        log: The run.
-        task: Its task.
-        models: The bound copies.
-        chunks: Gives test examples.
-        budget: Bytes for gradients.
-    """
+def paths_of_run(run: BoundRun) -> list[ParameterPath]:
+    """Return every parameter's path at step 0."""
+    log, task, models = run.log, run.task, run.models
     now = Transition(log.step(0), state(log, 0), state(log, 1))
-    train = _of_training(task, now, models, budget)
-    chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
+    train = _of_training(task, now, models, run.budget)
+    run.chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
     test = models.test.engine.paths
     return [
         ParameterPath(

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from replay.evaluate.chunks import BLOCK, Chunks, parse_bytes
+from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
-from replay.evaluate.isolation import usual_surroundings
 from replay.evaluate.test_side import bind
-from replay.methods import tracincp
-from replay.methods.self_influence import Sums
+from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session import filling, run_pass
-from replay.session.arguments import (
-    DEFAULT,
-    METHODS,
-    Window,
-    check_methods,
-    check_options,
-    check_tolerance,
-    known_ids,
-    matching,
-    window,
-)
+from replay.session.bound_run import BoundRun, check_options, computing
+from replay.session.estimate import Cost, estimated
 from replay.session.plan import ParameterPath, paths_of_run
-from replay.session.provenance import provenance
-from replay.session.score_tables import Tables
+from replay.session.question import Question, Window, known_ids, window
+from replay.session.scoring import answered, measured_drops, self_influence
 from replay.states.logged import LoggedStates
-from replay.steps.tape import Tape
 from replay.steps.verify import Verification, verified
 from replay.task import Task, described, example_ids, parse_test_ids, resolved
-from replay.vectors.workspace import temporaries
 from tracer.errors import LogError
 from tracer.log.read.run_log import open_log
 from tracer.records import ID
@@ -81,16 +65,16 @@ class Replay:
         announce: Callable[[str], None] | None = None,
     ) -> None:
         check_options(values, audit)
-        self._budget, self._tf32 = parse_bytes(memory), allow_tf32
-        self._device = usable_device(device)
+        budget, where = parse_bytes(memory), usable_device(device)
         self.log = open_log(log)
         if len(self.log) == 0:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
-        with self._computing():
-            kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
-            self._models = bind(self.task, self.log, self._device, kinds, audit=audit)
-        self._chunks = Chunks(self.task, self._models, LoggedStates(self.log), self._budget)
+        kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
+        with computing(budget, allow_tf32=allow_tf32):
+            models = bind(self.task, self.log, where, kinds, audit=audit)
+        chunks = Chunks(self.task, models, LoggedStates(self.log), budget)
+        self._run = BoundRun(self.log, self.task, models, chunks, budget, allow_tf32)
 
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
         """Return the test IDs of an ``ids.txt``, in its order; see ``replay.task``."""
@@ -112,9 +96,8 @@ class Replay:
             progress: Show progress on stderr.
         """
         test_ids = known_ids(test_ids, self.task.test, "test")
-        with self._computing(), Progress(progress) as shown:
-            chunks = self._chunks.of(test_ids, "test")
-            return filling.drops(self.log, chunks, shown.task("drops", len(chunks) * len(self.log)))
+        with self._run.computing(), Progress(progress) as shown:
+            return measured_drops(self._run, test_ids, shown)
 
     def influence(
         self,
@@ -154,43 +137,50 @@ class Replay:
             NonFiniteError: A loss or a gradient is NaN or infinite.
             TaskError: The task's functions or data do not fit the log.
         """
-        check_methods(methods)
-        chosen = tracincp.choose(self.log, checkpoints) if "tracincp" in methods else []
-        columns = example_ids(self.task.train) if train_ids is None else train_ids
-        test_ids = known_ids(test_ids, self.task.test, "test")
-        columns = known_ids(columns, self.task.train, "training")
-        check_tolerance(ideal_tolerance)
-        chosen_steps = window(steps, len(self.log))
-        names = matching(parameters, list(self.log.parameter_layout))
-        split = tuple(name for name in METHODS if name in methods and name != "tracincp")
-        tables = Tables(test_ids, columns, chosen_steps, tuple(methods), names is not None)
-        found: dict[str, str | int] = {}
-        rest = chosen
-        with self._computing(), Progress(progress) as shown:
-            point = partial(tracincp.checkpoint, self.log, names=names)
-            blocks = self._chunks.of(columns, "train", most=BLOCK) if chosen else []
-            if split:
-                how = {"lenient": allow_mismatch, "splits": split != ("tracin-sgd",)}
-                tape = self._tape(chosen_steps, shown, **how)
-                plain = tape.plain and names is None
-                chunks = self._chunks.for_splits(test_ids, split, plain=plain)
-                settings = run_pass.Settings(split, ideal_tolerance, names, frozenset(chosen))
-                advance = shown.task(" + ".join(split), len(chunks) * len(chosen_steps))
-                done = filling.splits(tables, tape, chunks, settings, advance, point, blocks)
-                found["steps_scaled_outside"] = tape.factors.scaled(chosen_steps)
-                rest = [k for k in chosen if k not in done]
-            if rest:
-                chunks = self._chunks.of(test_ids, "test")
-                advance = shown.task("tracincp", len(rest) * len(chunks) * len(blocks))
-                filling.checkpoints(tables, rest, point, chunks, blocks, advance)
-        choices = {
-            "methods": " ".join(methods),
-            "window": f"{chosen_steps.start}:{chosen_steps.stop}",
-            "checkpoints": " ".join(map(str, chosen)),
-            "parameters_chosen": "all" if names is None else " ".join(sorted(names)),
-            "ideal_tolerance": "none" if ideal_tolerance is None else ideal_tolerance,
-        }
-        return tables.influence(provenance(self.log, self._models, **choices, **found))
+        question = Question.of(
+            self.log,
+            self.task,
+            test_ids,
+            methods=methods,
+            checkpoints=checkpoints,
+            train_ids=train_ids,
+            steps=steps,
+            parameters=parameters,
+            ideal_tolerance=ideal_tolerance,
+            allow_mismatch=allow_mismatch,
+        )
+        with self._run.computing(), Progress(progress) as shown:
+            return answered(self._run, question, shown)
+
+    def estimate(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        methods: Sequence[str] = DEFAULT,
+        checkpoints: int | str | Sequence[int] = 10,
+        train_ids: Sequence[ID] | None = None,
+        steps: Window | None = None,
+        parameters: str | Sequence[str] | None = None,
+        ideal_tolerance: float | None = 1e-3,
+        allow_mismatch: bool = False,
+    ) -> Cost:
+        """Return the time and memory that ``influence`` with the same arguments will take, about.
+
+        A few steps of the run are replayed and timed; nothing is written.
+        """
+        question = Question.of(
+            self.log,
+            self.task,
+            test_ids,
+            methods=methods,
+            checkpoints=checkpoints,
+            train_ids=train_ids,
+            steps=steps,
+            parameters=parameters,
+            ideal_tolerance=ideal_tolerance,
+            allow_mismatch=allow_mismatch,
+        )
+        return estimated(self._run, question)
 
     def self_influence(
         self,
@@ -211,16 +201,10 @@ class Replay:
         chosen = example_ids(self.task.train) if train_ids is None else train_ids
         chosen = known_ids(chosen, self.task.train, "training")
         looked_at = window(steps, len(self.log))
-        sums = Sums(chosen)
-        with self._computing(), Progress(progress) as shown:
-            tape = self._tape(looked_at, shown, lenient=allow_mismatch)
-            advance = shown.task("self-influence", len(looked_at))
-            for recorded in tape.forwards():
-                sums.add(recorded, self.task, self._models)
-                advance()
-        where, scaled = f"{looked_at.start}:{looked_at.stop}", tape.factors.scaled(looked_at)
-        facts = provenance(self.log, self._models, window=where, steps_scaled_outside=scaled)
-        return SelfInfluence(chosen, sums.scores, sums.visits, facts)
+        with self._run.computing(), Progress(progress) as shown:
+            return self_influence(
+                self._run, chosen, looked_at, shown, allow_mismatch=allow_mismatch
+            )
 
     def verify(self, *, steps: Window | None = None, progress: bool = True) -> Verification:
         """Replay each step's gradient and compare the step with the log.
@@ -230,20 +214,10 @@ class Replay:
             progress: Likewise.
         """
         chosen = window(steps, len(self.log))
-        with self._computing(), Progress(progress) as shown:
-            return verified(self._tape(chosen, shown, lenient=False), chosen)
+        with self._run.computing(), Progress(progress) as shown:
+            return verified(self._run.tape(chosen, shown, lenient=False), chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""
-        with self._computing():
-            known = self.log, self.task, self._models, self._chunks
-            return paths_of_run(*known, budget=self._budget)
-
-    @contextmanager
-    def _computing(self) -> Iterator[None]:
-        with usual_surroundings(allow_tf32=self._tf32), temporaries(self._budget):
-            yield
-
-    def _tape(self, steps: range, shown: Progress, **how: bool) -> Tape:
-        budget, report = self._budget // 4, shown.task
-        return Tape(self.log, self.task, self._models, steps, budget=budget, report=report, **how)
+        with self._run.computing():
+            return paths_of_run(self._run)

@@ -1,4 +1,8 @@
-"""Tables that fill up while a run is replayed."""
+"""Tables that fill up while a run is replayed, and can be added to each other.
+
+Several processes may each fill the tables of the same question with some of its parts (a chunk of
+test examples over some steps); the sum is the table of all parts.
+"""
 
 from __future__ import annotations
 
@@ -8,37 +12,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.methods.table import METHODS
 from replay.results.influence import Influence
-from replay.session.run_pass import TERMS, StepResult
+from replay.session.question import Question
+from replay.session.step_result import TERMS, StepResult
 from tracer.errors import PrecisionWarning
-from tracer.records import ID
 
 _SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
 
-class Tables:
-    """Scores, drops and completeness terms of m test examples over a window of steps."""
+class ScoreTables:
+    """Scores, drops and completeness terms of m test examples over a window of steps.
 
-    def __init__(
-        self,
-        test_ids: list[ID],
-        train_ids: list[ID],
-        window: range,
-        methods: tuple[str, ...],
-        restricted: bool,
-    ) -> None:
-        self._window, self._first, steps = window, window.start, len(window)
-        self.test_ids, self.train_ids = test_ids, train_ids
-        self._column = {identity: k for k, identity in enumerate(train_ids)}
-        m = len(test_ids)
-        split = [name for name in methods if name != "tracincp"]
-        terms = [term for term in TERMS if restricted or term != "elsewhere"]
-        self._scores = {name: np.zeros((m, len(train_ids))) for name in methods}
-        self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in split}
-        self._drops = {name: np.zeros((steps, m)) for name in split}
-        self._earned = {name: np.zeros((2, m)) for name in split}  # in all, and without signs
+    Args:
+        question: The examples, methods and steps.
+    """
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+        self._column = {identity: k for k, identity in enumerate(question.train_ids)}
+        steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
+        walking = [method.name for method in question.walking]
+        terms = [term for term in TERMS if question.names is not None or term != "elsewhere"]
+        self._scores = {method.name: np.zeros((m, n)) for method in question.methods}
+        self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in walking}
+        self._drops = {name: np.zeros((steps, m)) for name in walking}
+        self._earned = {name: np.zeros((2, m)) for name in walking}  # in all, and without signs
         self._quadrature: dict[str, NDArray[Any]] = {}
-        if "ideal" in split:
+        if question.refines:
             self._quadrature = {
                 "split_error": np.full((steps, m), np.nan),
                 "theta_inside": np.zeros((steps, m), dtype=bool),
@@ -47,7 +48,7 @@ class Tables:
 
     def add_step(self, rows: slice, step: StepResult) -> None:
         """Add one step for the test examples in ``rows``."""
-        t = step.index - self._first
+        t = step.index - self.question.steps.start
         pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
         occurrences = np.array([i for i, _ in pairs], dtype=np.int64)
         columns = np.array([k for _, k in pairs], dtype=np.int64)
@@ -57,17 +58,40 @@ class Tables:
             self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
             for term, values in step.terms(name).items():
                 self._terms[name][term][t, rows] = values.numpy()
-            self._drops[name][t, rows] = step.predicted(name).numpy()
-        if "ideal" in step.splits:
-            ideal = step.splits["ideal"]
-            for name, table in self._quadrature.items():
-                table[t, rows] = getattr(ideal, name).numpy()
+            self._drops[name][t, rows] = step.predicted(METHODS[name]).numpy()
+        for method in self.question.walking:
+            if method.refines:
+                for name, table in self._quadrature.items():
+                    table[t, rows] = getattr(step.splits[method.name], name).numpy()
 
     def add_scores(
         self, method: str, rows: slice, columns: slice, scores: NDArray[np.float64]
     ) -> None:
         """Add to a block of a method's scores."""
         self._scores[method][rows, columns] += scores
+
+    def __add__(self, other: ScoreTables) -> ScoreTables:
+        """Return the tables of the parts that either holds; no part may be in both.
+
+        Rows that only one of them fills are bitwise its own; where both credit the same pair of
+        examples (other steps of the run), float64 sums are rounded once more.
+
+        Raises:
+            ValueError: They are tables of different questions.
+        """
+        if self.question != other.question:
+            raise ValueError("tables of different questions cannot be added.")
+        result = ScoreTables(self.question)
+        for name in ("_scores", "_drops", "_earned"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            getattr(result, name).update({key: mine[key] + theirs[key] for key in mine})
+        for name, terms in self._terms.items():
+            others = other._terms[name]
+            result._terms[name] = {term: value + others[term] for term, value in terms.items()}
+        for name, table in self._quadrature.items():
+            theirs = other._quadrature["gradients"] > 0
+            result._quadrature[name] = np.where(theirs, other._quadrature[name], table)
+        return result
 
     def influence(self, attributes: dict[str, str | int | float]) -> Influence:
         """Return the result.
@@ -81,7 +105,7 @@ class Tables:
             j = int(np.argmax(off - _SHARE * whole))
             if off[j] > _SHARE * whole[j]:
                 warnings.warn(
-                    f"{name} scores of test example {self.test_ids[j]!r} add up to "
+                    f"{name} scores of test example {self.question.test_ids[j]!r} add up to "
                     f"{earned[j]:.4g}, the data part of its loss difference is "
                     f"{data[j]:.4g}: gradients that cancel in the sum (a bias before a "
                     "BatchNorm, say) are rounding, which Adam and RMSprop divide by next to "
@@ -90,12 +114,12 @@ class Tables:
                     stacklevel=3,
                 )
         return Influence(
-            test_ids=self.test_ids,
-            train_ids=self.train_ids,
+            test_ids=self.question.test_ids,
+            train_ids=self.question.train_ids,
             scores=self._scores,
             drops=self._drops,
             terms=self._terms,
             quadrature=self._quadrature,
             attributes=attributes,
-            steps=list(self._window),
+            steps=list(self.question.steps),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from replay import Influence
-from replay.session.run_pass import TERMS
+from replay.session.step_result import TERMS
 
 
 def made(ids=int):

@@ -14,7 +14,7 @@ from scipy import stats
 from replay import Influence, Replay
 from replay.command.show.influence import completeness_table, report, to_json
 from replay.results.agreement import METRICS, compare
-from replay.session.run_pass import TERMS
+from replay.session.step_result import TERMS
 from tests.helpers.cases import Case, mlp
 from tests.helpers.results import made
 from tracer.errors import InputError, OutputExistsError

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay import Replay, Task
-from replay.session.estimate import estimate
 from tests.helpers.alone import CHOSEN, squared, trace
 from tests.helpers.peaks import peak_bytes
 from tracer import TracingOptimizer
@@ -96,7 +95,7 @@ def test_a_dry_run_meets_what_lazy_data_take(tmp_path):
     tried, took = (
         peak_bytes(lambda job=job: job(Replay(tmp_path / "run.h5", task, memory=budget)))
         for job in (
-            lambda run: estimate(run, [0, 1], **chosen),
+            lambda run: run.estimate([0, 1], **chosen),
             lambda run: run.influence([0, 1], progress=False, **chosen),
         )
     )

@@ -11,7 +11,7 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.command.show.plan import plan_table
-from replay.session.estimate import Cost, estimate
+from replay.session.estimate import Cost
 from tests.helpers.cases import cross_entropy as loss
 from tracer import TracingOptimizer
 from tracer.errors import InputError
@@ -161,7 +161,7 @@ def test_tf32_is_left_as_found(network):
 def test_estimate(network):
     path, task = network
     run = Replay(path, task=task)
-    cost = estimate(run, [0, 1], methods=("tracin", "ideal", "tracincp"), checkpoints=2)
+    cost = run.estimate([0, 1], methods=("tracin", "ideal", "tracincp"), checkpoints=2)
     assert 0 < cost.seconds < 60
     assert cost.peak_bytes > 1e7
 

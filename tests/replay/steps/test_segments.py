@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from replay import Replay
-from replay.session.estimate import estimate
 from replay.steps.replayer import StepRecorder
 from replay.steps.schedule import Room, cuts, outlook, room_for
 from tests.helpers.rules import BY_NAME, trace
@@ -78,9 +77,9 @@ def test_outlook_is_what_happens(tmp_path, counted, name, memory):
     run = trace(tmp_path / "run.h5", BY_NAME[name], steps=17)
     replay = Replay(run.path, task=run.task, memory=memory)
     window = range(17)
-    with replay._computing():
-        outlooks = replay._tape(window, Silent(), lenient=False).outlook()
-        walked = replay._tape(window, Silent(), lenient=False)
+    with replay._run.computing():
+        outlooks = replay._run.tape(window, Silent(), lenient=False).outlook()
+        walked = replay._run.tape(window, Silent(), lenient=False)
         counted.clear()
         steps = list(walked.walk())
     assert outlooks.recordings == len(counted)
@@ -90,9 +89,9 @@ def test_outlook_is_what_happens(tmp_path, counted, name, memory):
         held = sum(step.nbytes + step.trained.nbytes for step in steps)
         assert outlooks.nbytes == pytest.approx(held, rel=0.05)
     else:
-        with replay._computing():
+        with replay._run.computing():
             each = walked._measured(walked._before_window())
-        room = room_for(replay._budget // 4, *each)
+        room = room_for(replay._run.budget // 4, *each)
         assert room.steps < 17
         assert outlooks == outlook(17, *each, room)
 
@@ -102,8 +101,8 @@ def test_small_steps_are_more_than_their_numbers(tmp_path, name):
     """Of many steps of a small model, objects are most of what is held."""
     run = trace(tmp_path / "run.h5", BY_NAME[name], steps=17)
     replay = Replay(run.path, task=run.task)
-    with replay._computing():
-        steps = list(replay._tape(range(17), Silent(), lenient=False).walk())
+    with replay._run.computing():
+        steps = list(replay._run.tape(range(17), Silent(), lenient=False).walk())
     names = {id(name) for step in steps for name in step.filters}  # shared, like small numbers
     seen = set(names)
     held = sum(_size(step, seen) for step in steps)
@@ -152,7 +151,7 @@ def test_estimates_see_what_is_recorded_again(tmp_path, monkeypatch):
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
     for memory in ("2GiB", 2_000_000):
         replay = Replay(run.path, task=run.task, memory=memory)
-        expected = estimate(replay, [0, 1], methods=("tracin",))
+        expected = replay.estimate([0, 1], methods=("tracin",))
         began = ticks[0]
         replay.influence([0, 1], methods=("tracin",), progress=False)
         assert expected.seconds == pytest.approx(ticks[0] - began, rel=0.1), memory

@@ -1,0 +1,54 @@
+"""What a method is: what it needs of the run, and how it credits training examples.
+
+A method walks the steps of the run or sums over its checkpoints. One that walks either *divides*
+each step by a gradient along it (an optimizer's memory then carries credit on to later steps), or
+credits the occurrences of each step by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from replay.evaluate.test_side import Examples
+from replay.evaluate.train_side import TrainedStep
+from replay.gradients.forms.per_example import PerExample
+from replay.path.step_path import Line, Split
+from replay.states.checkpoints import Checkpoint
+from replay.steps.replayed_step import Recorded
+
+Divide = Callable[[Line, float | None], Split]
+Credit = Callable[[Recorded, TrainedStep, PerExample, frozenset[str] | None], Tensor]
+Score = Callable[[Checkpoint, PerExample, list[Examples]], Iterator[tuple[slice, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Method:
+    """One method; exactly one of ``divide``, ``credit`` and ``score`` is given.
+
+    Attributes:
+        name: What users call it.
+        summary: What it is, in one line.
+        divide: Splits a step along its path, to a tolerance; needs a rule that can be split.
+        credit: Credits the occurrences of a step, ``(b, m)``, from the test gradients before it.
+        score: Scores training examples at one checkpoint.
+        refines: It takes gradients between the ends of a step, and says how many.
+        measured: What it accounts for is each step's measured drop, not a prediction of it.
+        default: It is computed if no methods are named.
+    """
+
+    name: str
+    summary: str
+    divide: Divide | None = None
+    credit: Credit | None = None
+    score: Score | None = None
+    refines: bool = False
+    measured: bool = False
+    default: bool = True
+
+    @property
+    def walks(self) -> bool:
+        """Whether it goes through every step; else it sums over checkpoints."""
+        return self.score is None

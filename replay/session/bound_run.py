@@ -1,0 +1,64 @@
+"""A run log bound to its task: what every question to a replay starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from replay.evaluate.chunks import Chunks
+from replay.evaluate.isolation import usual_surroundings
+from replay.evaluate.test_side import Models
+from replay.progress import Progress
+from replay.steps.tape import Tape
+from replay.task import Task
+from replay.vectors.workspace import temporaries
+from tracer.errors import InputError
+from tracer.log.read.run_log import RunLog
+
+
+@contextmanager
+def computing(budget: int, *, allow_tf32: bool) -> Iterator[None]:
+    """Compute as a replay does, whatever the program has set; leave all as it was."""
+    with usual_surroundings(allow_tf32=allow_tf32), temporaries(budget):
+        yield
+
+
+def check_options(values: str, audit: int) -> None:
+    """Raise InputError unless a replay can be run like this; see ``Replay``."""
+    if values not in ("float64", "model"):
+        raise InputError(f'values must be "float64" or "model", found {values!r}.')
+    if audit < 1:
+        raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
+
+
+@dataclass(frozen=True)
+class BoundRun:
+    """A run, its task, and how it is computed.
+
+    Attributes:
+        log: The run.
+        task: Its task.
+        models: Private copies of the task's model.
+        chunks: Cuts examples into chunks that fit into memory.
+        budget: Bytes for activations and gradients.
+        allow_tf32: Let a GPU round products to 10 bits.
+    """
+
+    log: RunLog
+    task: Task
+    models: Models
+    chunks: Chunks
+    budget: int
+    allow_tf32: bool
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Compute as a replay does; see the function."""
+        return computing(self.budget, allow_tf32=self.allow_tf32)
+
+    def tape(self, steps: range, shown: Progress, **how: Any) -> Tape:
+        """Return the training side of some steps; ``how`` is ``Tape``'s."""
+        budget = self.budget // 4
+        known = self.log, self.task, self.models, steps
+        return Tape(*known, budget=budget, report=shown.task, **how)

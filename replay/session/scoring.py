@@ -1,0 +1,134 @@
+"""Answers a question: fills the score tables, step by step and at the checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.evaluate.chunks import BLOCK, placed
+from replay.gradients.forms.per_example import PerExample
+from replay.methods.self_influence import Sums
+from replay.path.test_values import drops
+from replay.progress import Progress
+from replay.results.influence import Influence
+from replay.results.self_influence import SelfInfluence
+from replay.session.bound_run import BoundRun
+from replay.session.provenance import provenance
+from replay.session.question import Question
+from replay.session.run_pass import RunPass
+from replay.session.score_tables import ScoreTables
+from replay.states.checkpoints import Checkpoint, checkpoint_at
+from replay.states.logged import transitions
+from tracer.records import ID
+
+
+def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArray[np.float64]:
+    """Return every step's measured drop, float64 ``(T, m)``."""
+    chunks = run.chunks.of(test_ids, "test")
+    advance = shown.task("drops", len(chunks) * len(run.log))
+    columns = []
+    for chunk in chunks:
+        rows = []
+        for drop in drops(transitions(run.log), chunk):
+            rows.append(drop.measured.numpy())
+            advance()
+        columns.append(np.stack(rows))
+    return np.concatenate(columns, 1)
+
+
+def self_influence(
+    run: BoundRun, train_ids: list[ID], steps: range, shown: Progress, *, allow_mismatch: bool
+) -> SelfInfluence:
+    """Return what each training example's visits did to the example itself."""
+    sums = Sums(train_ids)
+    tape = run.tape(steps, shown, lenient=allow_mismatch)
+    advance = shown.task("self-influence", len(steps))
+    for recorded in tape.forwards():
+        sums.add(recorded, run.task, run.models)
+        advance()
+    where, scaled = f"{steps.start}:{steps.stop}", tape.factors.scaled(steps)
+    facts = provenance(run.log, run.models, window=where, steps_scaled_outside=scaled)
+    return SelfInfluence(train_ids, sums.scores, sums.visits, facts)
+
+
+def answered(run: BoundRun, question: Question, shown: Progress) -> Influence:
+    """Return the answer to a question."""
+    return Scoring(run, question, shown).influence()
+
+
+class Scoring:
+    """The work on one question.
+
+    Args:
+        run: The run.
+        question: What is asked.
+        shown: Where progress is shown.
+    """
+
+    def __init__(self, run: BoundRun, question: Question, shown: Progress) -> None:
+        self._run, self._question, self._shown = run, question, shown
+        self._tables = ScoreTables(question)
+        self._point = partial(checkpoint_at, run.log, names=question.names)
+        ids, summing = question.train_ids, question.summing
+        self._blocks = run.chunks.of(ids, "train", most=BLOCK) if summing else []
+        self._done: set[int] = set()  # checkpoints
+
+    def influence(self) -> Influence:
+        """Do the work and return the result."""
+        question, found = self._question, dict[str, int]()
+        if question.walking:
+            found["steps_scaled_outside"] = self._walk()
+        rest = [k for k in question.checkpoints if k not in self._done]
+        if rest:
+            self._sum_up(rest)
+        facts = provenance(self._run.log, self._run.models, **question.facts, **found)
+        return self._tables.influence(facts)
+
+    def _walk(self) -> int:
+        """Add every step, for each chunk of test examples; return how many were scaled outside.
+
+        Gradients of test examples that fall on a checkpoint serve there, too.
+        """
+        question, walking = self._question, self._question.walking
+        how = {"lenient": question.allow_mismatch, "splits": question.divides}
+        tape = self._run.tape(question.steps, self._shown, **how)
+        kept = 0 if tape.plain and question.names is None else len(walking)
+        between = question.refines
+        chunks = self._run.chunks.of(question.test_ids, "test", kept=kept, between=between)
+        name = " + ".join(method.name for method in walking)
+        advance = self._shown.task(name, len(chunks) * len(question.steps))
+        for rows, chunk in placed(chunks):
+            for step in RunPass(tape, chunk, question).steps():
+                self._tables.add_step(rows, step)
+                for k, gradients in step.snapshots.items():
+                    self._add(self._point(k), rows, gradients, lambda: None)
+                    self._done.add(k)
+                advance()
+        return tape.factors.scaled(question.steps)
+
+    def _sum_up(self, checkpoints: list[int]) -> None:
+        """Add the scores at some checkpoints, block by block."""
+        chunks = self._run.chunks.of(self._question.test_ids, "test")
+        name = " + ".join(method.name for method in self._question.summing)
+        total = len(checkpoints) * len(chunks) * len(self._blocks)
+        advance = self._shown.task(name, total)
+        for k in checkpoints:
+            if k == checkpoints[-1]:  # what is seen last is proven
+                chunks[0].audit()
+            point = self._point(k)
+            for rows, chunk in placed(chunks):
+                gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
+                self._add(point, rows, gradients, advance)
+
+    def _add(
+        self, point: Checkpoint, rows: slice, gradients: PerExample, advance: Callable[[], None]
+    ) -> None:
+        """Add the scores of some test examples at one checkpoint."""
+        for method in self._question.summing:
+            assert method.score is not None
+            for columns, scores in method.score(point, gradients, self._blocks):
+                self._tables.add_scores(method.name, rows, columns, scores.numpy())
+                advance()

@@ -1,0 +1,92 @@
+"""Checkpoints: snapshots of the run at which a heuristic sums up products of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from numbers import Integral
+
+from replay.evaluate.state import State
+from tracer.errors import InputError
+from tracer.log.read.run_log import RunLog
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A snapshot and the learning rates that go with it.
+
+    Attributes:
+        index: ``k``: the parameters before step ``k``; ``len(log)`` the final ones.
+        state: Parameters and buffers.
+        scale: Learning rate of each parameter at step ``min(k, T − 1)``.
+    """
+
+    index: int
+    state: State
+    scale: dict[str, float]
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        return f"checkpoint {self.index}"
+
+
+def checkpoint_at(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:
+    """Read checkpoint ``k`` from a log; products are taken over ``names``, by default all."""
+    step = log.step(min(k, len(log) - 1))
+    scale = {
+        name: rate
+        for name, rate in step.learning_rates.items()
+        if name not in step.frozen and (names is None or name in names)
+    }
+    return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)
+
+
+def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:
+    """Return the steps that a choice of checkpoints means.
+
+    Args:
+        log: The run, with ``T`` steps.
+        checkpoints: A number n (steps ``round(k T / n)``, k = 1..n, each once), a list of
+            steps in ``0..T``, ``"epochs"`` (the last state of each epoch) or ``"all"``
+            (``0..T−1``).
+
+    Raises:
+        InputError: The choice cannot be read, or the run does not have it.
+    """
+    total = len(log)
+    listed = checkpoints.tolist() if hasattr(checkpoints, "tolist") else checkpoints
+    if listed == "all":
+        return list(range(total))
+    if listed == "epochs":
+        return _epoch_ends(log)
+    numbers = list(listed) if isinstance(listed, Iterable) else [listed]
+    if isinstance(listed, str) or not all(isinstance(k, Integral) for k in numbers):
+        raise InputError(
+            f'checkpoints must be a number, a list of steps, "epochs" or "all", '
+            f"found {checkpoints!r}."
+        )
+    steps = [int(k) for k in numbers]
+    if not isinstance(listed, Iterable):
+        count = steps[0]
+        if count < 1:
+            raise InputError(f"checkpoints must be at least 1, found {count}.")
+        return sorted({round(k * total / count) for k in range(1, count + 1)})
+    bad = [k for k in steps if not 0 <= k <= total]
+    if bad or not steps or len(set(steps)) < len(steps):
+        found = f"step {bad[0]}" if bad else f"{steps}"
+        raise InputError(
+            f"checkpoints are different steps from 0 to {total} of this run, found {found}."
+        )
+    return steps
+
+
+def _epoch_ends(log: RunLog) -> list[int]:
+    epochs = [step.epoch for step in log.steps()]
+    if any(epoch is None for epoch in epochs):
+        raise InputError(
+            f'checkpoints="epochs", but {log.path} has steps without an epoch; set '
+            "optimizer.epoch = epoch in the training loop, or give steps or a number."
+        )
+    following = [*epochs[1:], None]
+    return [t + 1 for t, (a, b) in enumerate(zip(epochs, following, strict=True)) if a != b]

@@ -1,0 +1,80 @@
+"""Score tables of parts of a question add up to the table of all of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from replay import Replay
+from replay.evaluate.chunks import placed
+from replay.methods.table import METHODS
+from replay.progress import Progress
+from replay.session.question import Question
+from replay.session.run_pass import RunPass
+from replay.session.score_tables import ScoreTables
+from tests.helpers.rules import BY_NAME, trace
+
+WALKING = tuple(name for name, method in METHODS.items() if method.walks)
+
+
+@pytest.fixture
+def run(tmp_path):
+    traced = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=7)
+    return Replay(traced.path, task=traced.task)
+
+
+def question(run, methods=WALKING):
+    rest = {"checkpoints": 1, "train_ids": None, "steps": None, "parameters": None}
+    more = {"ideal_tolerance": 1e-3, "allow_mismatch": False}
+    return Question.of(run.log, run.task, [0, 1], methods=methods, **rest, **more)
+
+
+def filled(run, asked, parts):
+    """Return one table for each part: some steps, and some of the chunks of one example."""
+    found = []
+    with run._run.computing(), Progress(enabled=False) as shown:
+        chunks = list(placed(run._run.chunks.of(asked.test_ids, "test", most=1)))
+        for steps, some in parts:
+            tables = ScoreTables(asked)
+            for rows, chunk in chunks[some]:
+                tape = run._run.tape(steps, shown, lenient=False)
+                for step in RunPass(tape, chunk, replace(asked, steps=steps)).steps():
+                    tables.add_step(rows, step)
+            found.append(tables)
+    return found
+
+
+def arrays(tables):
+    result = tables.influence({})
+    terms = {f"{m} {n}": v for m, some in result.terms.items() for n, v in some.items()}
+    return {**result.scores, **terms, **result.quadrature, **result.drops}
+
+
+def test_chunks_of_test_examples_add_up_bitwise(run):
+    asked, all_steps = question(run), range(7)
+    whole, first, rest = filled(
+        run, asked, [(all_steps, slice(2)), (all_steps, slice(1)), (all_steps, slice(1, 2))]
+    )
+    expected = arrays(whole)
+    for both in (first + rest, rest + first):
+        for name, values in arrays(both).items():
+            np.testing.assert_array_equal(values, expected[name], err_msg=name)
+
+
+def test_windows_of_steps_add_up(run):
+    asked = question(run)
+    whole, early, late = filled(
+        run, asked, [(range(a, b), slice(2)) for a, b in ((0, 7), (0, 3), (3, 7))]
+    )
+    expected, found = arrays(whole), arrays(early + late)
+    for name in asked.methods:
+        np.testing.assert_allclose(found[name.name], expected[name.name], rtol=1e-12, atol=1e-15)
+    for name in found.keys() - set(WALKING):  # by step: nothing is added
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+def test_other_questions_are_refused(run):
+    with pytest.raises(ValueError, match="different questions"):
+        ScoreTables(question(run)) + ScoreTables(question(run, WALKING[:1]))
