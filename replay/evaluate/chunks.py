@@ -16,7 +16,6 @@ import torch
 from replay.evaluate.batches import Shelf
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples, Models
-from replay.gradients.forms.products import is_cheap
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError
 from tracer.records import ID
@@ -175,9 +174,7 @@ def _chunk_size(
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = one.gradients(first, where)
-    waits = sum(
-        t.nbytes for some in found.pieces.values() if is_cheap(some) for t in some[0].tensors
-    )
+    waits = sum(t.nbytes for form in found.forms.values() if form.factors for t in form.tensors)
     kept = points * int(found.nbytes) + (WAITING * waits if more else 0)
     each = 3 * (sum(seen.values()) + one.batches.nbytes) + kept + more
     return max(1, budget // 2 // max(1, each))

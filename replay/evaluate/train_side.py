@@ -15,8 +15,8 @@ from torch import Tensor
 from replay.evaluate.batches import fresh, moved
 from replay.evaluate.binding import BoundModel, checked_losses, set_random_state, without_graph
 from replay.evaluate.state import State, Transition
+from replay.gradients.forms.form import is_finite
 from replay.gradients.forms.per_example import PerExample
-from replay.gradients.forms.piece import is_finite
 from replay.task import Task, unknown_ids
 from replay.vectors.fused import together
 from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
@@ -44,8 +44,8 @@ class TrainedStep:
     @property
     def nbytes(self) -> float:
         """Bytes of the stored gradients; infinite where some are computed when asked for."""
-        pieces = [p for batch in self.batches for some in batch.pieces.values() for p in some]
-        tensors = len(self.batches) + sum(len(piece.tensors) for piece in pieces)
+        forms = [form for batch in self.batches for form in batch.forms.values()]
+        tensors = len(self.batches) + sum(len(form.tensors) for form in forms)
         return tensors * TENSOR + sum(batch.nbytes for batch in self.batches)
 
     def examples_only(self) -> TrainedStep:
@@ -203,7 +203,7 @@ def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:
 
 def _has_nonfinite_row(found: PerExample, i: int) -> bool:
     chosen = torch.tensor([i], device=found.losses.device)
-    if not all(bool(found.rows(name, chosen).isfinite().all()) for name in found.pieces):
+    if not all(bool(found.rows(name, chosen).isfinite().all()) for name in found.forms):
         return True
     for rows, gradients in found.blocks():
         if rows.start <= i < rows.stop:

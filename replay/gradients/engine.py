@@ -1,9 +1,9 @@
 r"""Gradients of every example's own loss, exact for every model, close to the cost of one pass.
 
-Two ways, chosen for each parameter. *Pieces*: where all operations that use it are known (see
-``uses``) and the rows of their results are examples (see ``layout``), one backward to those results
-gives every example's gradient without forming it. *Complete*: one backward for each ``ℓ_i`` over
-the graph of the forward pass that was run, which is right for any layer, coupling or randomness.
+Two ways, chosen for each parameter. *Covered*: ``readers`` know all operations that use it, and
+the rows of their results are examples (see ``layout``). Then one backward to those results gives
+every example's gradient without forming it. *Complete*: one backward for each ``ℓ_i`` over the
+graph of the forward pass that was run, which is right for any layer, coupling or randomness.
 
 Nothing is taken on trust: the first pass through every shape of graph, every ``audit``-th pass, and
 the next one after ``audit()`` prove their plan (see ``proof``).
@@ -11,19 +11,18 @@ the next one after ``audit()`` prove their plan (see ``proof``).
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.per_example import PerExample
-from replay.gradients.forms.per_example import Rows as ByName
-from replay.gradients.forms.piece import Piece, Rows, for_products, is_finite, kept, matrix_shape
-from replay.gradients.operations.graph import shape_of
-from replay.gradients.proof.forward_pass import Pass, Plan, gradient, merged, piece_of, run
+from replay.gradients.forms.dense import matrices
+from replay.gradients.forms.form import Form, is_finite
+from replay.gradients.forms.per_example import Blocks, PerExample
+from replay.gradients.proof.follow import follow
+from replay.gradients.proof.forward_pass import Pass, Plan, gradient, run
 from replay.gradients.proof.independence import Alone
 from replay.gradients.proof.plan import COMPLETE, Proof, is_rounding, prove_plan
 from replay.gradients.proof.steady import is_steady
@@ -34,11 +33,11 @@ _MOST = 256  # graphs whose plans are kept: lengths and depths may differ at eve
 
 @dataclass
 class _Proven:
-    """A plan, how it reads parameters, and how many passes followed it since its proof."""
+    """A plan, how it reads parameters, and how many passes were read by it since its proof."""
 
     plan: Plan
     paths: dict[str, str]
-    passes: int = 0
+    followed: int = 0
     due: bool = False
 
 
@@ -51,8 +50,8 @@ class Engine:
     Attributes:
         paths: By parameter, how the last pass went: ``"linear"``, ``"bias"``,
             ``"convolution"``, ..., or ``"complete: "`` and the reason.
-        overwritten: Where storages lie that hold other values later, the model's own: pieces that
-            share them (of a layer whose input is a parameter) are copied.
+        overwritten: Where storages lie that hold other values later, the model's own: gradients
+            that share them (of a layer whose input is a parameter) are copied.
     """
 
     def __init__(self, audit: int = 100) -> None:
@@ -89,27 +88,27 @@ class Engine:
             GradientError: An audit found that a plan proven before is no longer right.
         """
         found = run(parameters, forward, weights)
-        pieces, total = self._pieces(found, where)
-        pieces = kept(pieces, self.overwritten)
+        forms, total = self._covered(found, where)
+        forms = self._kept(forms)
         losses = found.losses.detach()
-        rest = [name for name in total if name not in pieces]
+        rest = [name for name in total if name not in forms]
         if not rest:
-            return PerExample(losses, pieces, total)
+            return PerExample(losses, forms, total)
         targets = [parameters[name] for name in rest]
         each = sum(target.numel() * max(4, target.element_size()) for target in targets)
         size = max(1, min(len(losses), budget // max(1, each)))
 
-        def blocks() -> Iterator[tuple[slice, ByName]]:
+        def blocks() -> Blocks:
             for start in range(0, len(losses), size):
                 rows = slice(start, min(start + size, len(losses)))
                 own = [found.own(i, rest) for i in range(rows.start, rows.stop)]
                 yield rows, {name: torch.stack([one[name] for one in own]) for name in rest}
 
         if size < len(losses):
-            return PerExample(losses, pieces, total, tuple(rest), blocks)
+            return PerExample(losses, forms, total, tuple(rest), blocks)
         for _, rows in blocks():  # one block; the graph can go
-            pieces.update(_as_pieces(rows, parameters))
-        return PerExample(losses, pieces, total)
+            forms.update(_written_out(rows, parameters))
+        return PerExample(losses, forms, total)
 
     def of_independent(
         self,
@@ -137,10 +136,10 @@ class Engine:
                 examples do depend on each other.
         """
         found = run(parameters, forward, None)
-        pieces, _ = self._pieces(found, where, Alone(forward_one, agree))
-        pieces = kept(pieces, self.overwritten)
+        forms, _ = self._covered(found, where, Alone(forward_one, agree))
+        forms = self._kept(forms)
         losses = found.losses.detach()
-        rest = [name for name in found.parameters if name not in pieces]
+        rest = [name for name in found.parameters if name not in forms]
         if rest:
             targets, rows = [parameters[name] for name in rest], []
             for i in range(len(losses)):
@@ -149,20 +148,23 @@ class Engine:
                 rows.append(gradient(loss, targets, retain=False))
             columns = zip(*rows, strict=True)
             stacked = {n: torch.stack(c) for n, c in zip(rest, columns, strict=True)}
-            pieces.update(_as_pieces(stacked, parameters))
-        return PerExample(losses, pieces, {})
+            forms.update(_written_out(stacked, parameters))
+        return PerExample(losses, forms, {})
 
-    def _pieces(
+    def _kept(self, forms: dict[str, Form]) -> dict[str, Form]:
+        return {name: form.kept(self.overwritten) for name, form in forms.items()}
+
+    def _covered(
         self, found: Pass, where: str, alone: Alone | None = None
-    ) -> tuple[dict[str, list[Piece]], dict[str, Tensor]]:
-        """Return pieces of the covered parameters; plain gradients of all if none runs alone."""
+    ) -> tuple[dict[str, Form], dict[str, Tensor]]:
+        """Return gradients of covered parameters; plain gradients of all if none runs alone."""
         totals = alone is None
         key = (found.graph.signature, len(found.losses) == 1)
         known = self._plans.pop(key, None)
-        if known is not None and not known.due and known.passes < self._audit - 1:
-            read = _follow(found, known.plan, totals=totals)
+        if known is not None and not known.due and known.followed < self._audit - 1:
+            read = follow(found, known.plan, totals=totals)
             if read is not None:
-                known.passes += 1
+                known.followed += 1
                 self._plans[key], self.paths = known, known.paths
                 return read
             known = None  # of other sizes; this pass is proven on its own
@@ -170,15 +172,15 @@ class Engine:
         # where data may say another thing at each pass, a proof says nothing of the next
         lasting = proof.certain and is_steady(found, proof.plan)
         if alone is not None:  # which runs the model again
-            proof = replace(proof, pieces=kept(proof.pieces, self.overwritten))
-            alone.check(found, proof.pieces, where)
+            proof = replace(proof, forms=self._kept(proof.forms))
+            alone.check(found, proof.forms, where)
         if known and not all(map(is_finite, proof.total.values())):  # there is nothing to prove
-            return _follow(found, known.plan, totals=totals) or (proof.pieces, proof.total)
-        lost = {} if known is None or not known.passes else _differing(known.plan, proof)
+            return follow(found, known.plan, totals=totals) or (proof.forms, proof.total)
+        lost = {} if known is None or not known.followed else _differing(known.plan, proof)
         if known is not None and lost:
-            read = _follow(found, known.plan, totals=totals, retain=True)
+            read = follow(found, known.plan, totals=totals, retain=True)
             if read is None or not is_rounding(found, {n: read[0][n] for n in lost}):
-                raise GradientError(_message(*lost.popitem(), where, known.passes))
+                raise GradientError(_message(*lost.popitem(), where, known.followed))
             self.paths = known.paths  # but the next pass is proven
             return read
         self.paths = proof.paths
@@ -186,52 +188,15 @@ class Engine:
             self._plans[key] = _Proven(proof.plan, proof.paths)
             if len(self._plans) > _MOST:
                 del self._plans[next(iter(self._plans))]
-        return proof.pieces, proof.total
-
-
-def _follow(
-    found: Pass, plan: Plan, *, totals: bool, retain: bool = False
-) -> tuple[dict[str, list[Piece]], dict[str, Tensor]] | None:
-    """Read a pass by a proven plan; None if it does not fit."""
-    n = len(found.losses)
-    chosen = {
-        name: [
-            (uses[way.number], way.layout)
-            for uses, way in zip(found.candidates(name), ways, strict=True)
-        ]
-        for name, ways in plan.items()
-    }
-    for use, layout in (one for read in chosen.values() for one in read):
-        seen = use.shape or shape_of(use.node)
-        if not layout.fits(math.prod(seen[: use.leading]), n):
-            return None
-    nodes = list({use.node: None for read in chosen.values() for use, _ in read})
-    names = list(found.parameters) if totals else []
-    keep = retain or (totals and len(plan) < len(found.parameters))
-    total, deltas = found.backward(names, nodes, found.weights, retain=keep)
-    pieces = {}
-    for name, read in chosen.items():
-        parts = [
-            piece_of(use, layout, deltas[use.node], n)
-            for use, layout in read
-            if use.node in deltas  # else nothing flows back
-        ]
-        pieces[name] = merged(parts) if parts else [_nothing(found, name)]
-    return pieces, total
-
-
-def _nothing(found: Pass, name: str) -> Piece:
-    parameter = found.parameters[name]
-    zero = for_products(parameter.new_zeros(1, parameter.numel()))
-    return Rows(zero.expand(len(found.losses), -1), matrix_shape(tuple(parameter.shape)))
+        return proof.forms, proof.total
 
 
 def _differing(plan: Plan, proof: Proof) -> dict[str, str]:
     """Return the parameters that a plan reads and a later proof does not read alike, and why."""
     return {
         name: proof.paths.get(name, "").removeprefix(COMPLETE) or "another layout"
-        for name, ways in plan.items()
-        if name not in proof.plan or (proof.certain and proof.plan[name] != ways)
+        for name, choices in plan.items()
+        if name not in proof.plan or (proof.certain and proof.plan[name] != choices)
     }
 
 
@@ -243,8 +208,5 @@ def _message(name: str, why: str, where: str, passes: int) -> str:
     )
 
 
-def _as_pieces(rows: ByName, parameters: dict[str, Tensor]) -> dict[str, list[Piece]]:
-    return {
-        name: [Rows(found, matrix_shape(tuple(parameters[name].shape)))]
-        for name, found in rows.items()
-    }
+def _written_out(rows: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Form]:
+    return {name: matrices(found, parameters[name].shape) for name, found in rows.items()}

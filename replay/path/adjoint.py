@@ -16,7 +16,7 @@ from torch import Tensor
 
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
-from replay.gradients.forms.piece import Piece
+from replay.gradients.forms.form import Form
 from replay.path.buffer_adjoint import Asked
 from replay.path.test_means import Along, Weighted, gradient_of
 from replay.steps.displacement import Vector
@@ -68,20 +68,20 @@ class Adjoint:
         chosen = {n: f for n, f in recorded.filters.items() if names is None or n in names}
         for name, exact in chosen.items():
             complete = [k for k, b in enumerate(trained.batches) if name in b.complete]
-            pieces = {k: b.pieces[name] for k, b in enumerate(trained.batches) if name in b.pieces}
-            size = self._block(list(pieces.values()), name, recorded, whole=bool(complete))
+            forms = {k: b.forms[name] for k, b in enumerate(trained.batches) if name in b.forms}
+            size = self._block(list(forms.values()), name, recorded, whole=bool(complete))
             added = self._added(name, exact, mean)
-            waits = added and not complete and self._can_wait(name, exact, list(pieces.values()))
+            waits = added and not complete and self._can_wait(name, exact, list(forms.values()))
             vectors = self._vectors(name, exact, mean, along, size, added=added, whole=not waits)
             for rows, asked, scale in vectors:
                 factor = scale * recorded.factors[name]
-                for k, some in pieces.items():
-                    shares[k][:, rows] += factor * products.with_vectors(some, asked)
+                for k, form in forms.items():
+                    shares[k][:, rows] += factor * form.with_vectors(asked)
                 for k in complete:
                     postponed[k][name] = asked * factor
-            for k, some in pieces.items() if waits else ():
+            for k, form in forms.items() if waits else ():
                 factor = exact.gain * recorded.factors[name]
-                shares[k] += factor * self._asked[name].waiting(some)
+                shares[k] += factor * self._asked[name].waiting(form)
             if name in self._asked:
                 self._asked[name].fade(exact.keep)
         for k, later in enumerate(postponed):
@@ -131,18 +131,16 @@ class Adjoint:
                 rule = exact.flat(like.dtype).rescaled(1.0 if known is None else known.scale)
             yield rows, *rule.backward(q, None if blocks is None else blocks(rows))
 
-    def _block(
-        self, pieces: list[list[Piece]], name: str, recorded: Recorded, *, whole: bool
-    ) -> int:
+    def _block(self, forms: list[Form], name: str, recorded: Recorded, *, whole: bool) -> int:
         """Return how many test examples to take at once for one parameter."""
         if whole:
             return self._count
         numel = recorded.transition.before.parameters[name].numel()
-        cheap = all(products.is_cheap(some) for some in pieces)
+        cheap = all(form.factors for form in forms)
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
-    def _can_wait(self, name: str, rule: Filter, pieces: list[list[Piece]]) -> bool:
-        return rule.pre is None and self._asked[name].can_wait(pieces)
+    def _can_wait(self, name: str, rule: Filter, forms: list[Form]) -> bool:
+        return rule.pre is None and self._asked[name].can_wait(forms)
 
     def _gradient(self, mean: Sequence[Weighted], name: str, rows: slice) -> Tensor | None:
         """Return gradients of one parameter; None where nothing is or was asked of it."""

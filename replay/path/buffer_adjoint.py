@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.chunks import WAITING
-from replay.gradients.forms import products
-from replay.gradients.forms.outer import Outer
-from replay.gradients.forms.piece import Piece
+from replay.gradients.forms.form import Form
+from replay.gradients.forms.outer_products import OuterProducts
 
 _FADED = 1e-3  # a smaller scale is multiplied out
 
@@ -31,27 +30,27 @@ class Asked:
 
     def __init__(self, whole: Tensor) -> None:
         self.whole, self.scale = whole, 1.0
-        self._waiting: list[tuple[float, Outer]] = []
+        self._waiting: list[tuple[float, OuterProducts]] = []
 
     def fade(self, keep: float) -> None:
         """Multiply by a number."""
         self.scale *= keep
         self._waiting = [(factor * keep, outer) for factor, outer in self._waiting]
 
-    def add(self, outers: Sequence[Outer], factor: float) -> None:
+    def add(self, outers: Sequence[OuterProducts], factor: float) -> None:
         """Add outer products, times a factor."""
         self._waiting += [(factor, outer) for outer in outers]
 
-    def can_wait(self, pieces: Sequence[list[Piece]]) -> bool:
+    def can_wait(self, forms: Sequence[Form]) -> bool:
         """Return whether products with gradients cost less if nothing is added to ``whole``."""
         p, d = self._waiting[0][1].shape if self._waiting else (0, 0)
-        n = sum(piece.count for some in pieces for piece in some)
+        n = sum(form.count for form in forms)
         few = len(self._waiting) < WAITING and n * (p + d) < 4 * p * d
-        return few and all(products.is_cheap(some) for some in pieces) and abs(self.scale) > _FADED
+        return few and all(form.factors for form in forms) and abs(self.scale) > _FADED
 
-    def waiting(self, pieces: list[Piece]) -> Tensor:
+    def waiting(self, form: Form) -> Tensor:
         """Return products of what waits with n gradients, float64 ``(n, m)``."""
-        found = [f * products.inner_pieces(pieces, [outer]) for f, outer in self._waiting]
+        found = [factor * form.inner(outer) for factor, outer in self._waiting]
         return torch.stack(found).sum(0)
 
     def blocks(self, *, whole: bool) -> Callable[[slice], Tensor]:

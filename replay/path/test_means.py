@@ -7,13 +7,13 @@ elsewhere the factors of outer products give them for less.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from replay.gradients.forms import products
-from replay.gradients.forms.outer import Outer
+from replay.gradients.forms.outer_products import OuterProducts
 from replay.gradients.forms.per_example import PerExample
 from replay.steps.displacement import Vector
 
@@ -34,18 +34,18 @@ class Weighted:
 
     def is_single(self, name: str) -> bool:
         """Return whether gradients of a parameter are single outer products."""
-        pieces = self.gradients.pieces.get(name, [])
-        return len(pieces) == 1 and isinstance(pieces[0], Outer) and pieces[0].single
+        form = self.gradients.forms.get(name)
+        return form is not None and form.factors is not None
 
-    def outer(self, name: str, count: int) -> Outer | None:
+    def outer(self, name: str, count: int) -> OuterProducts | None:
         """Return weighted gradients of all m if they are single outer products."""
-        if not self.is_single(name) or len(self.columns) < count:
+        form = self.gradients.forms.get(name)
+        if form is None or form.factors is None or len(self.columns) < count:
             return None
-        found = self.gradients.pieces[name][0]
-        assert isinstance(found, Outer)
-        if self.weights is None:
-            return found
-        return replace(found, deltas=found.deltas * self.weights.to(found.deltas)[:, None, None])
+        deltas, inputs = (factor[:, None] for factor in form.factors)
+        if self.weights is not None:
+            deltas = deltas * self.weights.to(deltas)[:, None, None]
+        return OuterProducts(inputs, deltas, 0, deltas.shape[2])
 
     def rows(
         self, name: str, start: int, stop: int, role: str | None

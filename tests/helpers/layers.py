@@ -297,10 +297,10 @@ def check(model, x, y, engines, budget=1 << 30):
     assert equal(products.weighted_squares(train, weighted), r.square() @ flat)
     total = by_name(r.sum(0), parameters)
     assert all((g - total[n]).norm() <= 1e-10 * r.norm() for n, g in train.total.items())
-    for name in train.pieces:
+    for name, form in train.forms.items():
         vector = torch.cat([d[name].flatten()[None] for d in directions])
         mine = torch.stack([by_name(row, parameters)[name].flatten() for row in r])
-        assert equal(products.with_vectors(train.pieces[name], vector), mine @ vector.T), name
+        assert equal(form.with_vectors(vector), mine @ vector.T), name
         chosen = torch.tensor([len(x) - 1, 0])
         assert equal(train.rows(name, chosen), mine[chosen]), name
     model.eval()

@@ -19,8 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from replay.gradients.forms.outer import Outer
-from replay.gradients.forms.piece import BLOCK, LARGE, Rows
+from replay.gradients.forms.cuts import BLOCK, LARGE
+from replay.gradients.forms.dense import Dense, matrices
+from replay.gradients.forms.form import Form
+from replay.gradients.forms.outer_products import OuterProducts
 from replay.vectors.workspace import room
 
 _CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -68,8 +70,13 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Convolved:
+class Convolved(Form):
     """Gradients of one weight ``(R, C K)``.
+
+    >>> windows = Geometry((2,), (1,), (0,), (1,), 1)
+    >>> g = Convolved(torch.arange(6.0).view(2, 1, 1, 3), torch.ones(2, 1, 2, 2), windows)
+    >>> torch.equal(g.inner(g), (g.dense(slice(0, 2)) @ g.dense(slice(0, 2)).T).double())
+    True
 
     Attributes:
         images: ``a``, ``(n, F, C groups, *S)``: what windows are taken of.
@@ -106,49 +113,50 @@ class Convolved:
         """Return some examples' images."""
         return Convolved(self.images[examples], self.deltas[examples], self.geometry)
 
-    def formed(self) -> Outer | Rows:
+    def unfolded(self) -> OuterProducts | Dense:
         """Return the same with its windows; grouped ones as whole gradients."""
         n, folded, rows = self.deltas.shape[:3]
         groups, (_, d) = self.geometry.groups, self.shape
         windows = self.geometry.windows(self.images.flatten(0, 1), self.deltas.shape[3:])
         if groups == 1 and folded == 1:
-            return Outer(windows.flatten(1, 2).mT, self.deltas.flatten(3)[:, 0].mT, 0, rows)
+            deltas = self.deltas.flatten(3)[:, 0].mT
+            return OuterProducts(windows.flatten(1, 2).mT, deltas, 0, rows)
         inputs = windows.reshape(n, folded, groups, d, -1).permute(0, 2, 1, 4, 3)
         deltas = self.deltas.flatten(3).reshape(n, folded, groups, rows // groups, -1)
         deltas = deltas.permute(0, 2, 3, 1, 4)
         inputs = inputs.reshape(n * groups, -1, d)  # (n G, F O, d)
         deltas = deltas.reshape(n * groups, rows // groups, -1)
         if groups == 1:
-            return Outer(inputs, deltas.mT, 0, rows)
-        return Rows(torch.bmm(deltas, inputs).reshape(n, rows * d), self.shape)
+            return OuterProducts(inputs, deltas.mT, 0, rows)
+        return matrices(torch.bmm(deltas, inputs).reshape(n, rows, d), self.shape)
 
-    def pieces(self) -> Iterator[tuple[slice, Outer | Rows]]:
-        """Yield the same in blocks of examples: whole gradients where many windows are larger."""
+    def blocks(self) -> Iterator[OuterProducts | Dense]:
+        """Yield some examples at a time: whole gradients where many windows are larger."""
         rows, d = self.shape
         windows = self.count * self.places * d * self.geometry.groups
         if rows > self.places or windows <= room(BLOCK):
             yield from self._windows(LARGE)
             return
         for some in self._slices(LARGE, rows * d):
-            yield some, Rows(self.select(some).dense(slice(0, rows)), self.shape)
+            yield matrices(self.select(some).dense(slice(0, rows)), self.shape)
 
-    def _windows(self, size: int) -> Iterator[tuple[slice, Outer | Rows]]:
+    def _windows(self, size: int) -> Iterator[OuterProducts | Dense]:
         """Yield blocks of examples, each with windows of about so many elements."""
         each = self.places * self.shape[1] * self.geometry.groups
         for some in self._slices(size, each):
-            yield some, self.select(some).formed()
+            yield self.select(some).unfolded()
 
     def _slices(self, size: int, each: int) -> list[slice]:
         step = max(1, room(size) // max(1, each))
         return [slice(k, min(k + step, self.count)) for k in range(0, self.count, step)]
 
-    def dense(self, rows: slice) -> Tensor:
+    def dense(self, rows: slice, role: str | None = None) -> Tensor:
         """Return some rows of each gradient."""
-        return torch.cat([piece.dense(rows) for _, piece in self._windows(BLOCK)])
+        return torch.cat([block.dense(rows) for block in self._windows(BLOCK)])
 
     def summed(self) -> Tensor:
         """Return the sum of all gradients."""
-        return reduce(add, (piece.summed() for _, piece in self._windows(BLOCK)))
+        return reduce(add, (block.summed() for block in self._windows(BLOCK)))
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction: a convolution with it."""
@@ -158,6 +166,18 @@ class Convolved:
         products = moved.view(self.deltas.shape) * self.deltas
         return products.flatten(1).sum(1, dtype=torch.float64)
 
-    def squared_norms(self) -> Tensor:
+    def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms."""
-        return torch.cat([piece.squared_norms() for _, piece in self.pieces()])
+        return torch.cat([block.squared_norms(scale) for block in self.blocks()])
+
+    def times(self, other: Form) -> Tensor | None:
+        """Multiply with any form, a block of examples at a time."""
+        return torch.cat([block.inner(other) for block in self.blocks()])
+
+    def with_vectors(self, vectors: Tensor) -> Tensor:
+        """Return inner products with vectors."""
+        return torch.cat([block.with_vectors(vectors) for block in self.blocks()])
+
+    def weighted_squares(self, weight: Tensor) -> Tensor:
+        """Return weighted squares."""
+        return torch.cat([block.weighted_squares(weight) for block in self.blocks()])

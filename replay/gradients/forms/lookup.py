@@ -6,18 +6,24 @@ hold, and no more.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.piece import blocks
-from replay.vectors.workspace import workspace
+from replay.gradients.forms.cuts import BLOCK, blocks
+from replay.gradients.forms.form import Form
+from replay.vectors.workspace import room, workspace
 
 
 @dataclass(frozen=True)
-class Lookup:
+class Lookup(Form):
     """Gradients of a table ``(V, d)``.
+
+    >>> g = Lookup(torch.tensor([[0, 2, 0], [2, 4, -1]]), torch.ones(2, 3, 2), 5)
+    >>> torch.equal(g.inner(g), (g.dense(slice(0, 5)) @ g.dense(slice(0, 5)).T).double())
+    True
 
     Attributes:
         tokens: ``(n, T)``; −1 is a token without gradient (padding).
@@ -44,11 +50,21 @@ class Lookup:
         """Tokens and their gradients."""
         return [self.tokens, self.deltas]
 
+    @property
+    def alike(self) -> Hashable:
+        """All are."""
+        return ()
+
+    def joined(self, others: Sequence[Lookup]) -> Lookup:
+        """Put the tokens of others beside these."""
+        tokens = torch.cat([one.tokens for one in (self, *others)], 1)
+        return Lookup(tokens, torch.cat([one.deltas for one in (self, *others)], 1), self.total)
+
     def select(self, examples: Tensor | slice) -> Lookup:
         """Return some examples' tokens."""
         return Lookup(self.tokens[examples], self.deltas[examples], self.total)
 
-    def dense(self, rows: slice) -> Tensor:
+    def dense(self, rows: slice, role: str | None = None) -> Tensor:
         """Return some rows of each gradient."""
         places = self.tokens - rows.start
         inside = (places >= 0) & (places < rows.stop - rows.start) & (self.tokens >= 0)
@@ -80,6 +96,10 @@ class Lookup:
         one_more.index_add_(0, index.flatten(), self.deltas.flatten(0, 1))
         return one_more.view(n, width + 1, d)[:, :width].flatten(1)
 
+    def times(self, other: Form) -> Tensor | None:
+        """Multiply the rows that both sides hold."""
+        return _products(self, other) if isinstance(other, Lookup) else None
+
     def summed(self) -> Tensor:
         """Return the sum of all gradients."""
         whole = self.deltas.new_zeros(self.total + 1, self.deltas.shape[2])
@@ -92,7 +112,7 @@ class Lookup:
         rows = rows * (self.tokens >= 0)[:, :, None]
         return (rows * self.deltas).sum((1, 2), dtype=torch.float64)
 
-    def squared_norms(self) -> Tensor:
+    def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms: equal tokens of an example are added up first."""
         n, length, d = self.deltas.shape
         result = self.deltas.new_zeros(n, dtype=torch.float64)
@@ -104,10 +124,14 @@ class Lookup:
             added.index_add_(0, places.flatten(), self.deltas[some, :, columns].flatten(0, 1))
             squares = added.square().sum(1, dtype=torch.float64) * (held >= 0)
             result.index_add_(0, held.clamp_min(0) // self.total, squares)
-        return result
+        return result * scale
 
 
-def common(left: Lookup, right: Lookup) -> Tensor:
-    """Return the tokens that both sides hold, ascending."""
+def _products(left: Lookup, right: Lookup) -> Tensor:
     ours, theirs = left.held(), right.held()
-    return ours[torch.isin(ours, theirs)]
+    tokens = ours[torch.isin(ours, theirs)]  # that both sides hold, ascending
+    result = left.deltas.new_zeros(left.count, right.count, dtype=torch.float64)
+    size = max(1, room(BLOCK) // max(1, (left.count + right.count) * left.deltas.shape[2]))
+    for some in torch.split(tokens, size) if len(tokens) else ():
+        result += left.compact(some, "left") @ right.compact(some, "right").T
+    return result

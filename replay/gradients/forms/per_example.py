@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from replay.gradients.forms.outer import Outer
-from replay.gradients.forms.piece import Piece
+from replay.gradients.forms.dense import Dense
+from replay.gradients.forms.form import Form
 
-Rows = dict[str, Tensor]  # per-example gradients by parameter, (n, numel) each
+Blocks = Iterator[tuple[slice, dict[str, Tensor]]]  # which examples; by parameter (n, numel)
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class PerExample:
 
     Attributes:
         losses: ``ℓ_i``, detached, ``(n,)``.
-        pieces: By parameter, pieces that add up to its gradients.
+        forms: Those that are stored, by parameter.
         total: ``Σ c_i g_i`` by one plain backward, where it was asked for.
         complete: Parameters whose gradients were too large to store.
         blocks: Computes those anew, yields ``(rows, gradients)`` block by block; only while the
@@ -29,10 +28,10 @@ class PerExample:
     """
 
     losses: Tensor
-    pieces: dict[str, list[Piece]]
+    forms: dict[str, Form]
     total: dict[str, Tensor]
     complete: tuple[str, ...] = ()
-    blocks: Callable[[], Iterator[tuple[slice, Rows]]] = field(default=lambda: iter(()), repr=False)
+    blocks: Callable[[], Blocks] = field(default=lambda: iter(()), repr=False)
 
     @property
     def count(self) -> int:
@@ -42,7 +41,7 @@ class PerExample:
     @property
     def names(self) -> set[str]:
         """The parameters that the losses depend on."""
-        return {*self.pieces, *self.complete}
+        return {*self.forms, *self.complete}
 
     @property
     def nbytes(self) -> float:
@@ -50,10 +49,9 @@ class PerExample:
         if self.complete:
             return math.inf
         stored: dict[int, int] = {}  # inputs that layers share are there once
-        for pieces in self.pieces.values():
-            for tensor in (t for piece in pieces for t in piece.tensors):
-                storage = tensor.untyped_storage()
-                stored[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
+        for tensor in (t for form in self.forms.values() for t in form.tensors):
+            storage = tensor.untyped_storage()
+            stored[storage.data_ptr()] = min(storage.nbytes(), tensor.nbytes)
         return sum(stored.values())
 
     def rows(self, name: str, chosen: Tensor | slice, role: str | None = None) -> Tensor:
@@ -64,9 +62,14 @@ class PerExample:
             chosen: Which examples.
             role: Lets the result be in a workspace, until the next call for that role.
         """
-        pieces = self.pieces[name]
-        whole = slice(0, pieces[0].shape[0])
-        if role is not None and len(pieces) == 1 and isinstance(pieces[0], Outer):
-            return pieces[0].select(chosen).dense(whole, role)
-        found = [piece.select(chosen).dense(whole) for piece in self.pieces[name]]
-        return found[0] if len(found) == 1 else torch.stack(found).sum(0)
+        form = self.forms[name]
+        return form.select(chosen).dense(slice(0, form.shape[0]), role)
+
+    def parts(self, chosen: Container[str]) -> Iterator[tuple[slice, Mapping[str, Form]]]:
+        """Yield the stored forms of some parameters, then blocks of what is computed anew."""
+        stored = {name: form for name, form in self.forms.items() if name in chosen}
+        if stored:
+            yield slice(0, self.count), stored
+        if any(name in chosen for name in self.complete):
+            for rows, found in self.blocks():
+                yield rows, {n: Dense(g[:, :, None]) for n, g in found.items() if n in chosen}

@@ -1,25 +1,23 @@
 r"""Where in the autograd graph of the losses each parameter is used.
 
 A parameter is *covered* when every path from the losses to it goes through operations that
-``uses`` knows. The graph is walked at every pass, so that nothing which a forward does by hand,
+``readers`` know. The graph is walked at every pass, so that nothing which a forward does by hand,
 or does only sometimes, is overlooked; its shape is the ``signature``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from torch import Tensor
 
-from replay.gradients.operations.dimensions import signed
 from replay.gradients.operations.table import recorded
+from replay.gradients.operations.views import CASTS, VIEWS, Node
 from tracer.errors import GradientError
 
-Node = Any  # torch.autograd.graph.Node, with the fields that torch documents as saved tensors
-Adjoint = Callable[[Tensor], Tensor]
 _REENTRANT = (
     "the model uses torch.utils.checkpoint with use_reentrant=True, which hides its "
     "parameters from torch.autograd.grad; give it use_reentrant=False."
@@ -43,6 +41,11 @@ class Arrival:
     node: Node
     slot: int
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether no view lies on the way, but casts at most."""
+        return all(view.name() in CASTS for view, _ in self.chain)
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -52,7 +55,7 @@ class Graph:
         arrivals: By parameter, every operation that uses it.
         users: By node, the nodes that use its result, with slot and output number.
         signature: Names of all nodes, how they are joined, the shapes of their results with
-            multiples of n as such, and what is recorded of them: all that ``mixing`` goes by.
+            multiples of n as such, and what is recorded of them: all that ``steady`` goes by.
         root: The node of the losses, and which of its results they are.
     """
 
@@ -144,99 +147,7 @@ def _follow(
 ) -> None:
     for user, slot, output in users[node]:
         longer = (*chain[:-1], (chain[-1][0], output)) if chain else ()
-        if user.name() in _VIEWS:
+        if user.name() in VIEWS:
             _follow(name, (*longer, (user, 0)), user, users, found)
         else:
             found.append(Arrival(name, longer, user, slot))
-
-
-def shape_of(node: Node, output: int = 0) -> tuple[int, ...]:
-    """Return the shape of a node's result."""
-    return tuple(node._input_metadata[output].shape)
-
-
-def backwards(chain: tuple[tuple[Node, int], ...]) -> Adjoint:
-    """Return what carries rows ``(n, *shape)`` from the end of a chain to its parameter."""
-    steps = [_VIEWS[node.name()](node, output) for node, output in chain]
-
-    def carry(rows: Tensor) -> Tensor:
-        for step in reversed(steps):
-            rows = step(rows)
-        return rows
-
-    return carry
-
-
-def _same(node: Node, output: int) -> Adjoint:
-    return lambda rows: rows
-
-
-def _reshape(node: Node, output: int) -> Adjoint:
-    sizes = tuple(node._saved_self_sym_sizes)
-    return lambda rows: rows.reshape(len(rows), *sizes)
-
-
-def _unsqueeze(node: Node, output: int) -> Adjoint:
-    sizes = list(shape_of(node))
-    sizes.pop(signed(node._saved_dim))
-    return lambda rows: rows.reshape(len(rows), *sizes)
-
-
-def _t(node: Node, output: int) -> Adjoint:
-    return lambda rows: rows.mT if rows.dim() == 3 else rows
-
-
-def _transpose(node: Node, output: int) -> Adjoint:
-    first, second = (signed(d) for d in (node._saved_dim0, node._saved_dim1))
-    rank = len(shape_of(node))
-    return lambda rows: rows.transpose(first % rank + 1, second % rank + 1)
-
-
-def _permute(node: Node, output: int) -> Adjoint:
-    dims = [signed(d) % len(shape_of(node)) for d in node._saved_dims]
-    back = [dims.index(k) + 1 for k in range(len(dims))]
-    return lambda rows: rows.permute(0, *back)
-
-
-def _split(node: Node, output: int) -> Adjoint:
-    sizes = tuple(node._saved_self_sym_sizes)
-    dim = signed(node._saved_dim) % len(sizes)
-    if node.name() == "SplitBackward0":
-        start = output * node._saved_split_size
-    else:
-        start = sum(node._saved_split_sizes[:output])
-    return _placed(sizes, dim, slice(start, start + shape_of(node, output)[dim]))
-
-
-def _slice(node: Node, output: int) -> Adjoint:
-    sizes = tuple(node._saved_self_sym_sizes)
-    dim = signed(node._saved_dim) % len(sizes)
-    end = min(signed(node._saved_end), sizes[dim])
-    return _placed(sizes, dim, slice(signed(node._saved_start), end, node._saved_step))
-
-
-def _placed(sizes: tuple[int, ...], dim: int, part: slice) -> Adjoint:
-    def place(rows: Tensor) -> Tensor:
-        whole = rows.new_zeros(len(rows), *sizes)
-        whole[(slice(None),) * (dim + 1) + (part,)] = rows
-        return whole
-
-    return place
-
-
-_VIEWS: dict[str, Callable[[Node, int], Adjoint]] = {
-    "ToCopyBackward0": _same,
-    "AliasBackward0": _same,
-    "ViewBackward0": _reshape,
-    "UnsafeViewBackward0": _reshape,
-    "ReshapeAliasBackward0": _reshape,
-    "SqueezeBackward0": _reshape,
-    "SqueezeBackward1": _reshape,
-    "UnsqueezeBackward0": _unsqueeze,
-    "TBackward0": _t,
-    "TransposeBackward0": _transpose,
-    "PermuteBackward0": _permute,
-    "SplitBackward0": _split,
-    "SplitWithSizesBackward0": _split,
-    "SliceBackward0": _slice,
-}

@@ -9,17 +9,19 @@ rows of any example anywhere.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from replay.gradients.operations import dimensions as by
-from replay.gradients.operations import parts
+from replay.gradients.operations import slices
 from replay.gradients.operations.dimensions import Rule
+from replay.gradients.operations.slices import Cut, Join
 
 Node = Any
-_INDEX = "IndexBackward0"
+_INDEX, _SLICE = "IndexBackward0", "SliceBackward0"
+T = TypeVar("T")
 
 _ELEMENTWISE = (
     "Abs Acos Acosh Add Addcdiv Addcmul Alias Angle Asin Asinh Atan Atan2 Atanh Bernoulli "
@@ -34,7 +36,7 @@ _ELEMENTWISE = (
     "SpecialNdtri SpecialXlog1Py Sqrt Sub Tan Tanh Threshold ToCopy Tril Triu Trunc Where "
     "Xlogy Repeat"
 )
-_VIEWS = "MkldnnReshape ReshapeAlias ReshapeCopy Squeeze UnsafeView Unsqueeze View"
+_RESHAPES = "MkldnnReshape ReshapeAlias ReshapeCopy Squeeze UnsafeView Unsqueeze View"
 _REDUCTIONS = (
     "Amax0 Amin0 Aminmax0 Kthvalue0 LinalgVectorNorm0 Logsumexp0 Max0 Mean1 Median1 Min0 Mode0 "
     "Nanmedian1 Nansum0 Norm1 Norm3 Prod1 Std0 StdMean0 Sum1 Var0 VarMean0"
@@ -73,8 +75,9 @@ def _numbered(names: str) -> list[str]:
     return [f"{name[:-1]}Backward{name[-1]}" for name in names.split()]
 
 
-VIEWS = frozenset(_named(_VIEWS, range(6)))  # all entries, in the same order
-_MAPS: tuple[tuple[list[str], Rule, tuple[str, ...]], ...] = (
+RESHAPES = frozenset(_named(_RESHAPES, range(6)))  # all entries, in the same order
+_Row = tuple[list[str], T, tuple[str, ...]]  # names, what they do, the attributes it reads
+_RULES: tuple[_Row[Rule], ...] = (
     ([*_named(_ELEMENTWISE, range(5)), "torch::autograd::CopyBackwards"], by.broadcast, ()),
     (_numbered(_REDUCTIONS), by.reduced, ("dim", "keepdim")),
     (_numbered(_ALONG), by.along, ("dim",)),
@@ -101,25 +104,32 @@ _MAPS: tuple[tuple[list[str], Rule, tuple[str, ...]], ...] = (
     (_named("MultiMarginLoss MultilabelMarginLoss NllLoss NllLoss2D"), by.removes(1), ()),
     (_named("CtcLoss CudnnCtcLoss", (0, 1)), by.removes(0, 2), ()),
     ([_INDEX], by.indexed, ()),
+    (_named("Embedding"), by.shared, ("scale_grad_by_freq", "sparse")),  # read with neither
 )
-RULES = {name: rule for names, rule, _ in _MAPS for name in names}
-CUTS = {
-    **dict.fromkeys(_named("Split SplitWithSizes UnsafeSplit UnsafeSplitWithSizes"), parts.split),
-    "SelectBackward0": parts.select,
-    "SliceBackward0": parts.cut,
-    "UnbindBackward0": parts.unbind,
+_CUTS: tuple[_Row[Cut], ...] = (
+    (_named("Split UnsafeSplit"), slices.split, ("dim", "split_size")),
+    (_named("SplitWithSizes UnsafeSplitWithSizes"), slices.split, ("dim", "split_sizes")),
+    (_named("Select"), slices.select, ("dim", "index")),
+    ([_SLICE], slices.cut, ("dim", "start", "step")),
+    (_named("Unbind"), slices.unbind, ("dim",)),
+)
+_JOINS: tuple[_Row[Join], ...] = (
+    (_named("Cat"), slices.cat, ("dim",)),
+    (_named("Stack"), slices.stack, ("dim",)),
+)
+
+
+def _by_name(rows: Iterable[_Row[T]]) -> dict[str, T]:
+    return {name: does for names, does, _ in rows for name in names}
+
+
+RULES, CUTS, JOINS = _by_name(_RULES), _by_name(_CUTS), _by_name(_JOINS)
+_RECORDED = {
+    name: tuple(f"_saved_{attribute}" for attribute in attributes)
+    for names, _, attributes in (*_RULES, *_CUTS, *_JOINS)
+    for name in names
+    if attributes
 }
-JOINS = {"CatBackward0": parts.cat, "StackBackward0": parts.stack}
-_ATTRIBUTES = {
-    **{name: attributes for names, _, attributes in _MAPS for name in names if attributes},
-    **dict.fromkeys(_named("Split UnsafeSplit"), ("dim", "split_size")),
-    **dict.fromkeys(_named("SplitWithSizes UnsafeSplitWithSizes"), ("dim", "split_sizes")),
-    **dict.fromkeys(_named("Cat Stack Unbind"), ("dim",)),
-    "EmbeddingBackward0": ("scale_grad_by_freq", "sparse"),  # nor is it read with either
-    "SelectBackward0": ("dim", "index"),
-    "SliceBackward0": ("dim", "start", "step"),
-}
-_RECORDED = {name: tuple(f"_saved_{k}" for k in names) for name, names in _ATTRIBUTES.items()}
 
 
 def recorded(node: Node, name: str, n: int) -> tuple[Any, ...] | None:
@@ -138,7 +148,7 @@ def recorded(node: Node, name: str, n: int) -> tuple[Any, ...] | None:
     except AttributeError:  # of another version of torch
         return None
     # what starts at a place of its own may start elsewhere in a batch of another size
-    return (*values, n) if name == "SliceBackward0" and values[1] else values
+    return (*values, n) if name == _SLICE and values[1] else values
 
 
 def _indices(node: Node, n: int) -> tuple[Any, ...] | None:

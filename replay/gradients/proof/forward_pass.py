@@ -1,4 +1,4 @@
-"""One forward pass that was run, and the pieces that its backward gives."""
+"""One forward pass that was run, and what backward passes over its graph give."""
 
 from __future__ import annotations
 
@@ -10,24 +10,23 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from replay.gradients.forms.lookup import Lookup
-from replay.gradients.forms.outer import Outer, joined
-from replay.gradients.forms.piece import Piece, Rows, for_products
-from replay.gradients.operations.graph import Graph, Node, walk
+from replay.gradients.forms.form import Form, for_products
+from replay.gradients.operations.graph import Graph, walk
+from replay.gradients.operations.views import Node
 from replay.gradients.proof.layout import Layout
+from replay.gradients.readers.reader import Reader
 from replay.gradients.readers.table import candidates
-from replay.gradients.readers.use import Use
 
 
 @dataclass(frozen=True)
-class Way:
-    """How one arrival of a parameter is read: its candidate's number, and the layout."""
+class Choice:
+    """How one arrival of a parameter is read: the number of its reader, and the layout."""
 
     number: int
     layout: Layout
 
 
-Plan = dict[str, list[Way]]  # by covered parameter, one way for each arrival
+Plan = dict[str, list[Choice]]  # by covered parameter, one for each arrival
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Pass:
     parameters: dict[str, Tensor]
     graph: Graph
 
-    def candidates(self, name: str) -> list[list[Use]]:
-        """Return ways to read each arrival of a parameter; only before the graph is freed."""
+    def candidates(self, name: str) -> list[list[Reader]]:
+        """Return readers of each arrival of a parameter; only before the graph is freed."""
         shape = tuple(self.parameters[name].shape)
         return [candidates(arrival, self.graph, shape) for arrival in self.graph.arrivals[name]]
 
@@ -115,37 +114,12 @@ def run(
     return Pass(losses, weights, reached, graph)
 
 
-def piece_of(use: Use, layout: Layout, delta: Tensor, n: int) -> Piece:
-    """Make a piece of an output gradient."""
+def form_of(reader: Reader, layout: Layout, delta: Tensor, n: int) -> Form:
+    """Read an output gradient."""
     delta = delta.detach()
-    delta = delta if use.shape is None else delta.view(use.shape)
+    delta = delta if reader.shape is None else delta.view(reader.shape)
     with torch.no_grad():
-        return use.build(delta, lambda tensor, leading: layout.arrange(tensor, leading, n))
-
-
-def merged(pieces: list[Piece]) -> list[Piece]:
-    """Join pieces that can be one: calls of the same layer, rows."""
-    if len(pieces) < 2:
-        return pieces
-    outers: dict[tuple[int, int], list[Outer]] = {}
-    result: list[Piece] = []
-    rows = [piece for piece in pieces if isinstance(piece, Rows)]
-    lookups = [piece for piece in pieces if isinstance(piece, Lookup)]
-    for piece in pieces:
-        if isinstance(piece, Outer):
-            outers.setdefault((piece.start, piece.deltas.shape[2]), []).append(piece)
-        elif not isinstance(piece, (Rows, Lookup)):
-            result.append(piece)
-    result += [joined(same) for same in outers.values()]
-    if rows:
-        result.append(Rows(torch.stack([piece.rows for piece in rows]).sum(0), rows[0].shape))
-    if lookups:
-        tokens, deltas = (
-            torch.cat([getattr(piece, field) for piece in lookups], 1)
-            for field in ("tokens", "deltas")
-        )
-        result.append(Lookup(tokens, deltas, lookups[0].total))
-    return result
+        return reader.read(delta, lambda tensor, leading: layout.arrange(tensor, leading, n))
 
 
 def gradient(loss: Tensor, targets: list[Tensor], *, retain: bool = True) -> list[Tensor]:

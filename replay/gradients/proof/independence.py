@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from replay.gradients.forms.piece import Piece
+from replay.gradients.forms.form import Form
 from replay.gradients.proof.forward_pass import Pass, gradient
 from replay.gradients.proof.layout import tolerance_of
 from replay.gradients.proof.plan import row_of
@@ -29,8 +29,8 @@ class Alone:
     forward: Callable[[int], Tensor]
     agree: Callable[[], bool]
 
-    def check(self, found: Pass, pieces: dict[str, list[Piece]], where: str) -> None:
-        """Compare a pass in company, as far as it is used, with a few of its examples alone.
+    def check(self, found: Pass, forms: dict[str, Form], where: str) -> None:
+        """Compare a few examples of a batch, as far as it is used, with each of them alone.
 
         Raises:
             GradientError: They differ by more than rounding.
@@ -38,7 +38,7 @@ class Alone:
         if len(found.losses) == 1:
             return
         columns = some_of(len(found.losses))
-        ours = ({name: row_of(some, i) for name, some in pieces.items()} for i in columns)
+        ours = ({name: row_of(form, i) for name, form in forms.items()} for i in columns)
         apart = differ(found, ours, self.forward, columns)
         if apart and not self.agree():
             raise GradientError(
@@ -59,13 +59,13 @@ def differ(
     alone: Callable[[int], Tensor],
     columns: Sequence[int],
 ) -> bool:
-    """Return whether losses or gradients in company are not those of the examples alone.
+    """Return whether losses or gradients in a batch are not those of the examples alone.
 
     A pass of another size rounds otherwise, and a rounding error can flip a ReLU: gradients, all
     parameters together, may differ by the root of the rounding.
 
     Args:
-        found: The pass in company.
+        found: The pass with all examples of the batch.
         ours: Flat gradients in it of each example that is looked at, by parameter.
         alone: Runs example i alone, returns ``(1,)``.
         columns: Which examples.

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from replay.gradients.operations.dimensions import Seen, Shape, broadcast
-from replay.gradients.operations.graph import Graph, Node, shape_of
-from replay.gradients.operations.table import CUTS, JOINS, RULES, VIEWS, recorded
+from replay.gradients.operations.graph import Graph
+from replay.gradients.operations.table import CUTS, JOINS, RESHAPES, RULES, recorded
+from replay.gradients.operations.views import Node, shape_of
 from replay.gradients.proof.forward_pass import Pass, Plan
 
 
@@ -43,13 +44,13 @@ def is_steady(found: Pass, plan: Plan) -> bool:
     if n < 2 or not plan:
         return True
     where = places(found.graph, n)
-    for name, ways in plan.items():
-        for uses, way in zip(found.candidates(name), ways, strict=True):
-            use, layout = uses[way.number], way.layout
-            seen = use.shape or shape_of(use.node)
-            inner = layout.inner or math.prod(seen[: use.leading]) // (n * layout.outer)
-            expected = Spread(inner * math.prod(seen[use.leading :]))
-            if where.get((use.node, 0)) != expected:
+    for name, choices in plan.items():
+        for readers, choice in zip(found.candidates(name), choices, strict=True):
+            reader, layout = readers[choice.number], choice.layout
+            seen = reader.shape or shape_of(reader.node)
+            inner = layout.inner or math.prod(seen[: reader.leading]) // (n * layout.outer)
+            expected = Spread(inner * math.prod(seen[reader.leading :]))
+            if where.get((reader.node, 0)) != expected:
                 return False
     return True
 
@@ -92,7 +93,7 @@ class _Operation:
             return None
         if isinstance(place, One):
             return self._gathered(place, given)
-        if self.name in VIEWS:
+        if self.name in RESHAPES:
             return place
         rule, located = RULES.get(self.name), _located(place.inner, self.made, self.n)
         if rule is broadcast and given == self.made:
@@ -115,35 +116,35 @@ class _Operation:
         return Spread(offset * math.prod(given[target + 1 :]))
 
     def _gathered(self, place: One, given: Shape) -> Place:
-        """Return one example's place; of a part, in the order of the examples if they have one."""
+        """Return one example's place; of a slice, in the order of the examples if they have one."""
         if self.name not in CUTS:
             return place
-        part = CUTS[self.name](self.values, self.output, self.made, given)
-        each, rest = divmod(given[part.dim], self.n)
-        if rest or not each or part.owner(each) != place.example:
+        cut = CUTS[self.name](self.values, self.output, self.made, given)
+        each, rest = divmod(given[cut.dim], self.n)
+        if rest or not each or cut.owner(each) != place.example:
             return place
-        return Spread(each * math.prod(given[part.dim + 1 :]))
+        return Spread(each * math.prod(given[cut.dim + 1 :]))
 
     def _longer(self, given: Shape, dim: int, offset: int) -> Place:
-        """Return the place in what the result is a part of."""
-        part = CUTS[self.name](self.values, self.output, self.made, given)
-        target = dim + (part.single and dim >= part.dim)
-        if target != part.dim:
+        """Return the place in what the result is a slice of."""
+        cut = CUTS[self.name](self.values, self.output, self.made, given)
+        target = dim + (cut.single and dim >= cut.dim)
+        if target != cut.dim:
             return self._kept(target, given, dim, offset)
         each = offset * self.n  # in the same dimension: all examples, some times over
-        if part.start is None or part.start % each or given[target] % each:
+        if cut.start is None or cut.start % each or given[target] % each:
             return None
         return Spread(offset * math.prod(given[target + 1 :]))
 
     def _shorter(self, slot: int, given: Shape, dim: int, offset: int) -> Place:
-        """Return the place in an operand that is a part of the result."""
-        part = JOINS[self.name](self.values, slot, self.made, self.given)
-        if dim != part.dim:
-            return self._kept(dim - (part.single and dim > part.dim), given, dim, offset)
+        """Return the place in an operand that is a slice of the result."""
+        cut = JOINS[self.name](self.values, slot, self.made, self.given)
+        if dim != cut.dim:
+            return self._kept(dim - (cut.single and dim > cut.dim), given, dim, offset)
         each = offset * self.n
-        if part.start is not None and part.start % each == part.length % each == 0:
+        if cut.start is not None and cut.start % each == cut.length % each == 0:
             return Spread(offset * math.prod(given[dim + 1 :]))
-        owner = part.owner(offset)
+        owner = cut.owner(offset)
         return None if owner is None else One(owner % self.n)
 
 

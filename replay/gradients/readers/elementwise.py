@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from replay.gradients.operations.graph import Arrival, Graph, shape_of
-from replay.gradients.readers.use import Shape, Use, operand_shape, summed_rows
+from replay.gradients.operations.graph import Arrival, Graph
+from replay.gradients.operations.views import shape_of
+from replay.gradients.readers.reader import Reader, Shape, operand_shape, summed_rows
 
 
 def elementwise(
     kind: str, arrival: Arrival, shape: Shape, times: Callable[[Tensor], Tensor]
-) -> Use:
+) -> Reader:
     """Read an operation with broadcasting whose gradient is ``times(δ)``, summed to the operand."""
     operand, out = operand_shape(arrival, shape), shape_of(arrival.node)
     padded = (1,) * (len(out) - len(operand)) + operand
@@ -22,10 +23,10 @@ def elementwise(
     if leading == len(out):  # a scalar: all of it is summed
         leading = max(1, len(out))
     made = summed_rows(arrival, shape, operand)
-    return Use(kind, arrival.node, leading, lambda d, arrange: made(arrange(times(d), leading)))
+    return Reader(kind, arrival.node, leading, lambda d, arrange: made(arrange(times(d), leading)))
 
 
-def add(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def add(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a sum or a difference."""
     node = arrival.node
     factor = node._saved_alpha if arrival.slot == 1 else 1
@@ -34,7 +35,7 @@ def add(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     return [elementwise("added", arrival, shape, lambda d: d * factor if factor != 1 else d)]
 
 
-def multiply(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def multiply(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a product, element by element."""
     other = arrival.node._saved_self if arrival.slot == 1 else arrival.node._saved_other
     if other is None:
@@ -42,22 +43,22 @@ def multiply(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     return [elementwise("scale", arrival, shape, lambda d: d * other)]
 
 
-def expand(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def expand(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read ``expand``: a class token, say."""
     return [elementwise("expanded", arrival, shape, lambda d: d)]
 
 
-def repeat(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def repeat(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read ``repeat`` of a vector, which InstanceNorm does."""
     repeats = tuple(arrival.node._saved_repeats)
     if len(shape) != 1 or len(repeats) != 1 or arrival.chain:
         return []
     made = summed_rows(arrival, shape, shape)
     seen = (*repeats, *shape)
-    return [Use("repeated", arrival.node, 1, lambda d, arrange: made(arrange(d, 1)), seen)]
+    return [Reader("repeated", arrival.node, 1, lambda d, arrange: made(arrange(d, 1)), seen)]
 
 
-def prelu(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def prelu(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read the slope of a PReLU."""
     if arrival.slot != 1:
         return []

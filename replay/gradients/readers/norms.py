@@ -6,14 +6,14 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from replay.gradients.forms.piece import Piece, for_products
+from replay.gradients.forms.form import Form, for_products
 from replay.gradients.operations.graph import Arrival, Graph
-from replay.gradients.readers.use import Arrange, Shape, Use, operand_shape, summed_rows
+from replay.gradients.readers.reader import Arrange, Reader, Shape, operand_shape, summed_rows
 
 
 def _normalised(
     arrival: Arrival, shape: Shape, leading: int, channels: bool, x: Callable[[], Tensor]
-) -> list[Use]:
+) -> list[Reader]:
     """Read scale (slot 1) or shift (slot 2) of a normalisation whose normalised input is ``x()``.
 
     Args:
@@ -28,17 +28,17 @@ def _normalised(
     made = summed_rows(arrival, shape, operand_shape(arrival, shape))
     kind = "norm scale" if arrival.slot == 1 else "bias"
 
-    def build(delta: Tensor, arrange: Arrange) -> Piece:
+    def read(delta: Tensor, arrange: Arrange) -> Form:
         found = for_products(delta)
         found = x().mul_(found) if arrival.slot == 1 else found
         if channels and found.dim() > leading + 1:
             found = found.flatten(leading + 1).sum(-1)
         return made(arrange(found, leading))
 
-    return [Use(kind, arrival.node, leading, build)]
+    return [Reader(kind, arrival.node, leading, read)]
 
 
-def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a LayerNorm."""
     node = arrival.node
     saved = node._saved_input, node._saved_result1, node._saved_result2
@@ -47,7 +47,7 @@ def layer_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     return _normalised(arrival, shape, leading, False, lambda: (inputs - mean).mul_(scale))
 
 
-def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a GroupNorm."""
     node = arrival.node
     saved = node._saved_input, node._saved_result1, node._saved_result2
@@ -60,7 +60,7 @@ def group_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
     return _normalised(arrival, shape, 1, True, x)
 
 
-def batch_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Use]:
+def batch_norm(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a BatchNorm, by the statistics that it used."""
     node = arrival.node
     inputs = for_products(node._saved_input)

@@ -20,14 +20,14 @@ def losses_of(model, x):
 
 
 def test_the_engine_compares_with_examples_alone():
-    """What is read in company agrees with plain backward passes in independence."""
+    """What is read of a batch agrees with plain backward passes of each example alone."""
     torch.manual_seed(0)
     gate, model = torch.tensor(0.0), nn.Linear(4, 3).double()
     parameters, x = dict(model.named_parameters()), torch.randn(6, 4).double()
     shift = x.mean(0)
 
-    def run(rows, company):
-        return losses_of(model, rows + gate * (shift if company else 0))
+    def run(rows, together):
+        return losses_of(model, rows + gate * (shift if together else 0))
 
     def go(agree=lambda: False):
         return Engine(audit=1).of_independent(
@@ -76,7 +76,7 @@ class Workspace(nn.Module):
 
 
 def test_examples_of_a_workspace_are_compared(tmp_path):
-    """Gradients in company are taken before an example is run alone."""
+    """A batch's gradients are taken before an example is run alone."""
     torch.manual_seed(0)
     data = torch.randn(9, 4).double()
     task = Task(lambda: Workspace().double(), losses_of, train=data, test=data)
@@ -97,7 +97,7 @@ def test_examples_of_a_workspace_are_compared(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_rounding_is_not_taken_for_company(dtype):
+def test_rounding_is_not_taken_for_coupling(dtype):
     """Passes of different sizes round otherwise; ReLU and maxima may fall on the other side."""
     torch.manual_seed(0)
     model = nn.Sequential(

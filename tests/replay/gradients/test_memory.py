@@ -7,15 +7,15 @@ import torch
 
 from replay.gradients.forms import products
 from replay.gradients.forms.convolution import Convolved, Geometry
+from replay.gradients.forms.dense import Dense
 from replay.gradients.forms.lookup import Lookup
-from replay.gradients.forms.outer import Outer
+from replay.gradients.forms.outer_products import OuterProducts
 from replay.gradients.forms.per_example import PerExample
-from replay.gradients.forms.piece import Rows
 from tests.helpers.peaks import took
 
 
 def outer(n, rows, d, p):
-    return Outer(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
+    return OuterProducts(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
 
 
 def convolved(n):
@@ -44,32 +44,32 @@ SMALL = 4 << 20
 def test_products_keep_to_their_budget(left, right):
     torch.manual_seed(0)
     left, right = left(), right()
-    small, found = took(SMALL, lambda: products.inner_pieces([left], [right]))
-    large, expected = took(2 << 30, lambda: products.inner_pieces([left], [right]))
+    small, found = took(SMALL, lambda: left.inner(right))
+    large, expected = took(2 << 30, lambda: left.inner(right))
     assert small <= SMALL < large
     assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
-PIECES = {
+FORMS = {
     "gram": lambda: outer(64, 128, 256, 256),
     "gram-of-one": lambda: outer(2, 700, 1024, 1024),
     "formed": lambda: outer(20, 512, 256, 256),
     "formed-of-one": lambda: outer(1, 1100, 1024, 1024),
     "embedding": lambda: looked_up(30),
     "convolution": lambda: convolved(100),
-    "rows": lambda: Rows(torch.randn(40, 20_000), (20_000, 1)),
-    "row": lambda: Rows(torch.randn(1, 800_000), (800_000, 1)),
+    "rows": lambda: Dense(torch.randn(40, 20_000, 1)),
+    "row": lambda: Dense(torch.randn(1, 800_000, 1)),
 }
 
 
-@pytest.mark.parametrize("make", PIECES.values(), ids=PIECES.keys())
+@pytest.mark.parametrize("make", FORMS.values(), ids=FORMS.keys())
 def test_squared_norms_keep_to_their_budget(make):
     torch.manual_seed(0)
-    piece = make()
-    small, found = took(SMALL, piece.squared_norms)
-    large, whole = took(2 << 30, piece.squared_norms)
+    form = make()
+    small, found = took(SMALL, form.squared_norms)
+    large, whole = took(2 << 30, form.squared_norms)
     assert small <= SMALL < large
-    expected = piece.dense(slice(0, piece.shape[0])).double().square().sum(1)
+    expected = form.dense(slice(0, form.shape[0])).double().square().sum(1)
     assert torch.allclose(found, expected, rtol=1e-5)
     assert torch.allclose(whole, expected, rtol=1e-5)
 
@@ -77,13 +77,13 @@ def test_squared_norms_keep_to_their_budget(make):
 @pytest.mark.parametrize("name", ["gram", "embedding", "convolution"])
 def test_projections_keep_to_their_budget(name):
     torch.manual_seed(0)
-    piece = PIECES[name]()
-    direction = torch.randn(piece.shape)
-    examples = PerExample(torch.zeros(piece.count), {"w": [piece]}, {})
+    form = FORMS[name]()
+    direction = torch.randn(form.shape)
+    examples = PerExample(torch.zeros(form.count), {"w": form}, {})
     job = lambda: products.project(examples, [{"w": direction}])[0]  # noqa: E731
     (small, found), (large, whole) = took(SMALL, job), took(2 << 30, job)
     assert small <= SMALL < large
-    expected = piece.dense(slice(0, piece.shape[0])).double() @ direction.flatten().double()
+    expected = form.dense(slice(0, form.shape[0])).double() @ direction.flatten().double()
     assert (found - expected).norm() <= 1e-5 * expected.norm()
     assert (whole - expected).norm() <= 1e-5 * expected.norm()
 
@@ -91,8 +91,8 @@ def test_projections_keep_to_their_budget(name):
 def test_sums_of_convolutions_keep_to_their_budget():
     torch.manual_seed(0)
     shape = Geometry((3, 3), (1, 1), (1, 1), (1, 1), 1)
-    piece = Convolved(torch.randn(60, 1, 64, 8, 8), torch.randn(60, 1, 64, 8, 8), shape)
-    small, found = took(SMALL, piece.summed)
+    form = Convolved(torch.randn(60, 1, 64, 8, 8), torch.randn(60, 1, 64, 8, 8), shape)
+    small, found = took(SMALL, form.summed)
     assert small <= SMALL  # each block's sum is as large as the weight, 147 kB
-    expected = piece.dense(slice(0, 64)).double().sum(0).view(piece.shape)
+    expected = form.dense(slice(0, 64)).double().sum(0).view(form.shape)
     assert (found - expected).norm() <= 1e-5 * expected.norm()

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from replay.gradients.engine import Engine
 from replay.gradients.forms.products import inner
-from tests.helpers.mixing import ORDERS, K, Model, N, exact_at_every_pass, indexed, made
+from tests.helpers.steady import ORDERS, K, Model, N, exact_at_every_pass, indexed, made
 
 
 def summed(rows, owner, n):

@@ -10,7 +10,7 @@ from torch import nn
 
 from replay.gradients.engine import Engine
 from replay.gradients.forms import products
-from replay.gradients.forms.piece import Rows
+from replay.gradients.forms.dense import matrices
 from replay.gradients.proof import plan
 from replay.gradients.readers import table
 from tests.helpers.layers import (
@@ -121,19 +121,19 @@ def test_lengths_may_change_between_passes():
         assert not complete(engines[0])
 
 
-def swapped(piece):
-    return piece.select(torch.arange(piece.count - 1, -1, -1))
+def swapped(form):
+    return form.select(torch.arange(form.count - 1, -1, -1))
 
 
-def larger(piece):
-    return Rows(1.03 * piece.dense(slice(0, 3)), piece.shape)
+def larger(form):
+    return matrices(1.03 * form.dense(slice(0, 3)), form.shape)
 
 
-def off_by_a_hundredth(piece):
+def off_by_a_hundredth(form):
     """Of one example."""
-    rows = piece.dense(slice(0, 3)).clone()
+    rows = form.dense(slice(0, 3)).clone()
     rows[-1] *= 1.01
-    return Rows(rows, piece.shape)
+    return matrices(rows, form.shape)
 
 
 @pytest.mark.parametrize(
@@ -144,17 +144,17 @@ def off_by_a_hundredth(piece):
         *((kind, off_by_a_hundredth, "do not add up") for kind in ("float64", "float32")),
     ],
 )
-def test_wrong_readings_are_found(monkeypatch, kind, wrong, why):
-    """What an operation's reading says is compared with plain backward passes."""
-    right = table._KNOWN["AddmmBackward0"]
+def test_wrong_readers_are_found(monkeypatch, kind, wrong, why):
+    """What a reader makes is compared with plain backward passes."""
+    right = table.READERS["AddmmBackward0"]
 
     def read(*arguments):
         return [
-            replace(use, build=lambda *a, use=use: wrong(use.build(*a)))
-            for use in right(*arguments)
+            replace(reader, read=lambda *a, reader=reader: wrong(reader.read(*a)))
+            for reader in right(*arguments)
         ]
 
-    monkeypatch.setitem(table._KNOWN, "AddmmBackward0", read)
+    monkeypatch.setitem(table.READERS, "AddmmBackward0", read)
     torch.manual_seed(0)
     engines = Engine(), Engine()
     if kind != "float64":

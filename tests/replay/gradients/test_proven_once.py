@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks import engine as benchmark
 from replay.gradients import engine as module
 from replay.gradients.engine import Engine
-from tests.helpers.mixing import ORDERS, D, K, exact_at_every_pass, made
+from tests.helpers.steady import ORDERS, D, K, exact_at_every_pass, made
 from tracer.errors import GradientError
 
 
@@ -62,7 +62,7 @@ def attention(s, x, told):
 )
 def test_what_leaves_rows_alone_is_proven_once(run, width):
     engine = exact_at_every_pass(*made(run, ORDERS, width=width))
-    assert [proven.passes for proven in engine._plans.values()] == [2]
+    assert [proven.followed for proven in engine._plans.values()] == [2]
 
 
 def test_plans_of_many_graphs_are_not_kept_for_ever(monkeypatch):
@@ -83,7 +83,7 @@ def test_plans_of_many_graphs_are_not_kept_for_ever(monkeypatch):
         kept.append(len(engine._plans))
         depths.pop(0)
     assert kept == [1, 2, 2, 2, 2, 2, 2]
-    assert sorted(proven.passes for proven in engine._plans.values()) == [0, 1]
+    assert sorted(proven.followed for proven in engine._plans.values()) == [0, 1]
 
 
 def test_reentrant_checkpoints_are_refused():

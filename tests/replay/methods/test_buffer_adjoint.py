@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from replay.gradients.forms import products
-from replay.gradients.forms.outer import Outer
-from replay.gradients.forms.piece import Rows
+from replay.gradients.forms.dense import Dense
+from replay.gradients.forms.outer_products import OuterProducts
 from replay.path.buffer_adjoint import Asked
 
 M, N, P, D = 5, 3, 6, 7
@@ -15,7 +14,7 @@ M, N, P, D = 5, 3, 6, 7
 
 def outer(count):
     inputs, deltas = (torch.randn(count, 1, k, dtype=torch.float64) for k in (D, P))
-    return Outer(inputs, deltas, 0, P)
+    return OuterProducts(inputs, deltas, 0, P)
 
 
 def rows(outer):
@@ -32,14 +31,14 @@ def test_waiting_changes_nothing(keeps, each):
         outers, batch = [outer(M) for _ in range(each)], outer(N)
         asked.add(outers, 0.3)
         expected = expected + 0.3 * sum(map(rows, outers))
-        waits = asked.can_wait([[batch]])
+        waits = asked.can_wait([batch])
         waited.append(waits)
         block = asked.blocks(whole=not waits)
         found = torch.zeros(N, M, dtype=torch.float64)
         for some in (slice(0, 2), slice(2, M)):
-            found[:, some] = asked.scale * products.with_vectors([batch], block(some))
+            found[:, some] = asked.scale * batch.with_vectors(block(some))
         if waits:
-            found += asked.waiting([batch])
+            found += asked.waiting(batch)
         assert torch.allclose(found, rows(batch) @ expected.T, rtol=1e-11)
         asked.fade(keep)
         expected = expected * keep
@@ -50,6 +49,6 @@ def test_waiting_changes_nothing(keeps, each):
 def test_what_cannot_be_had_from_factors_does_not_wait():
     asked = Asked(torch.zeros(M, P * D))
     asked.add([outer(M)], 1.0)
-    assert asked.can_wait([[outer(N)]])
-    assert not asked.can_wait([[outer(N)], [Rows(torch.zeros(N, P * D), (P, D))]])
-    assert not asked.can_wait([[outer(1000)]])  # their products would cost more than the addition
+    assert asked.can_wait([outer(N)])
+    assert not asked.can_wait([outer(N), Dense(torch.zeros(N, P, D))])
+    assert not asked.can_wait([outer(1000)])  # their products would cost more than the addition

@@ -109,7 +109,7 @@ def test_small_steps_are_more_than_their_numbers(tmp_path, name):
     counted = sum(step.nbytes + step.trained.nbytes for step in steps)
     assert 0.9 * held <= counted <= 2 * held
     batches = [batch for step in steps for batch in step.trained.batches]
-    examples = sum(_size((batch.losses, batch.pieces), set(names)) for batch in batches)
+    examples = sum(_size((batch.losses, batch.forms), set(names)) for batch in batches)
     assert 0.9 * examples <= sum(step.trained.nbytes for step in steps) <= 2 * examples
 
 

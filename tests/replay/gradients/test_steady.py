@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay.gradients.engine import Engine
-from tests.helpers.mixing import ORDERS, D, N, back, exact_at_every_pass, indexed, made
+from tests.helpers.steady import ORDERS, D, N, back, exact_at_every_pass, indexed, made
 
 
 def selected(s, x, order):

@@ -8,9 +8,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from replay.gradients.engine import Engine
-from replay.gradients.forms import products
-from replay.gradients.forms.outer import Outer, formed, ghost
-from replay.gradients.forms.piece import Rows
+from replay.gradients.forms import outer_products, products
+from replay.gradients.forms.outer_products import OuterProducts, formed, ghost
 from replay.vectors.workspace import temporaries
 from tests.helpers.layers import complete, losses_of, rows_of, vectors
 
@@ -20,8 +19,8 @@ from tests.helpers.layers import complete, losses_of, rows_of, vectors
 @pytest.mark.parametrize(("d", "p"), [(3, 2), (2, 7), (3, 3)])
 def test_both_ways_of_outer_products(n, m, left, right, d, p):
     torch.manual_seed(n + m)
-    a = Outer(torch.randn(n, left, d).double(), torch.randn(n, left, p).double(), 0, p)
-    b = Outer(torch.randn(m, right, d).double(), torch.randn(m, right, p).double(), 0, p)
+    a = OuterProducts(torch.randn(n, left, d).double(), torch.randn(n, left, p).double(), 0, p)
+    b = OuterProducts(torch.randn(m, right, d).double(), torch.randn(m, right, p).double(), 0, p)
     g = torch.einsum("ntp,ntd->npd", a.deltas, a.inputs)
     h = torch.einsum("ntp,ntd->npd", b.deltas, b.inputs)
     expected = torch.einsum("npd,mpd->nm", g, h)
@@ -29,10 +28,6 @@ def test_both_ways_of_outer_products(n, m, left, right, d, p):
     for room in (1 << 30, 96 * min(d, p) * (n + m)):  # all at once; one of the longer side
         with temporaries(room):
             assert torch.allclose(formed(a, b), expected, rtol=1e-11)
-    rows = [Rows(x.flatten(1), (p, d)) for x in (g, h)]
-    assert torch.allclose(products.inner_pieces([a], [rows[1]]), expected, rtol=1e-11)
-    assert torch.allclose(products.inner_pieces([rows[0]], [b]), expected, rtol=1e-11)
-    assert torch.allclose(a.squared_norms(), g.square().sum((1, 2)), rtol=1e-11)
 
 
 class Multiplications(TorchFunctionMode):
@@ -59,18 +54,20 @@ class Multiplications(TorchFunctionMode):
 )
 def test_the_way_of_fewer_operations_is_taken(monkeypatch, n, m, rows, columns, d, p, cheaper):
     """Both ways are counted as they run."""
-    left = Outer(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
-    right = Outer(torch.randn(m, columns, d), torch.randn(m, columns, p), 0, p)
+    left = OuterProducts(torch.randn(n, rows, d), torch.randn(n, rows, p), 0, p)
+    right = OuterProducts(torch.randn(m, columns, d), torch.randn(m, columns, p), 0, p)
     operations = {}
     for way in (ghost, formed):
         with Multiplications() as counted:
             way(left, right)
         operations[way.__name__] = counted.total
     assert min(operations, key=operations.get) == cheaper, operations
-    taken = []
+    taken, expected = [], torch.zeros(n, m)
     for name in operations:
-        monkeypatch.setattr(products, name, lambda *_, name=name: taken.append(name))
-    products.inner_pieces([left], [right])
+        monkeypatch.setattr(
+            outer_products, name, lambda *_, name=name: taken.append(name) or expected
+        )
+    left.inner(right)
     assert taken == [cheaper]
 
 
@@ -84,7 +81,7 @@ def test_half_precision_is_multiplied_in_float32():
         parameters, lambda: losses_of(model, x), lambda i: losses_of(model, x[i : i + 1])
     )
     assert not complete(engine)
-    tensors = [t for pieces in found.pieces.values() for piece in pieces for t in piece.tensors]
+    tensors = [t for form in found.forms.values() for t in form.tensors]
     assert {t.dtype for t in tensors} == {torch.float32}
     r = rows_of(losses_of(model, x), parameters).double()
     gram = products.inner(found, found, dict.fromkeys(parameters, 1.0))

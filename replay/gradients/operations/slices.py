@@ -1,7 +1,8 @@
-r"""Results that are a part of their operand, and operands that are a part of the result."""
+r"""Results that are a slice of their operand, and operands that are a slice of the result."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,14 +12,14 @@ Values = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Part:
+class Slice:
     """Some rows of one dimension of a longer tensor.
 
     Attributes:
         dim: That dimension.
         start: Its first row; None is not known.
         length: How many rows.
-        single: Whether the part lacks the dimension.
+        single: Whether the slice lacks the dimension.
     """
 
     dim: int
@@ -34,41 +35,45 @@ class Part:
         return first if first == last else None
 
 
-def select(values: Values, output: int, made: Shape, given: Shape) -> Part:
+Cut = Callable[[Values, int, Shape, Shape], Slice]
+Join = Callable[[Values, int, Shape, list[Shape | None]], Slice]
+
+
+def select(values: Values, output: int, made: Shape, given: Shape) -> Slice:
     """``x[k]``."""
     dim = signed(values[0]) % len(given)
-    return Part(dim, signed(values[1]) % given[dim], 1, single=True)
+    return Slice(dim, signed(values[1]) % given[dim], 1, single=True)
 
 
-def cut(values: Values, output: int, made: Shape, given: Shape) -> Part:
+def cut(values: Values, output: int, made: Shape, given: Shape) -> Slice:
     """``x[start:end:step]``."""
     dim = signed(values[0]) % len(given)
     start, size = signed(values[1] or 0), given[dim]
     start = max(0, start + size) if start < 0 else min(start, size)
-    return Part(dim, start if values[2] == 1 else None, made[dim])
+    return Slice(dim, start if values[2] == 1 else None, made[dim])
 
 
-def split(values: Values, output: int, made: Shape, given: Shape) -> Part:
+def split(values: Values, output: int, made: Shape, given: Shape) -> Slice:
     """``split`` into equal parts, or into parts of given sizes."""
     dim, sizes = signed(values[0]) % len(given), values[1]
     start = output * sizes if isinstance(sizes, int) else sum(sizes[:output])
-    return Part(dim, start, made[dim])
+    return Slice(dim, start, made[dim])
 
 
-def unbind(values: Values, output: int, made: Shape, given: Shape) -> Part:
+def unbind(values: Values, output: int, made: Shape, given: Shape) -> Slice:
     """``unbind``."""
-    return Part(signed(values[0]) % len(given), output, 1, single=True)
+    return Slice(signed(values[0]) % len(given), output, 1, single=True)
 
 
-def cat(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Part:
+def cat(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Slice:
     """``cat``; of constants among the operands no size is known."""
     dim = signed(values[0]) % len(made)
     # a vector without entries may be joined to anything
     sizes = [None if s is None else s[dim] if len(s) == len(made) else 0 for s in given]
     before = sum(size or 0 for size in sizes[:slot])
-    return Part(dim, None if None in sizes[:slot] else before, sizes[slot] or 0)
+    return Slice(dim, None if None in sizes[:slot] else before, sizes[slot] or 0)
 
 
-def stack(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Part:
+def stack(values: Values, slot: int, made: Shape, given: list[Shape | None]) -> Slice:
     """``stack``."""
-    return Part(signed(values[0]) % len(made), slot, 1, single=True)
+    return Slice(signed(values[0]) % len(made), slot, 1, single=True)

@@ -13,20 +13,26 @@ sequences, Li et al., "Large Language Models Can Be Strong Differentially Privat
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.piece import LARGE, blocks
+from replay.gradients.forms.cuts import LARGE, blocks
+from replay.gradients.forms.form import Form
 from replay.vectors.workspace import room, workspace
 
 _FORMED = 1 << 23  # elements of gradients of both sides that are formed at once
 
 
 @dataclass(frozen=True)
-class Outer:
+class OuterProducts(Form):
     """Gradients of rows ``start:start+p`` of a parameter ``(R, d)``.
+
+    >>> g = OuterProducts(torch.arange(6.0).view(2, 1, 3), torch.ones(2, 1, 4), 0, 4)
+    >>> torch.equal(g.inner(g), (g.dense(slice(0, 4)) @ g.dense(slice(0, 4)).T).double())
+    True
 
     Attributes:
         inputs: ``a``, ``(n, T, d)``.
@@ -56,17 +62,26 @@ class Outer:
         return [self.inputs, self.deltas]
 
     @property
-    def single(self) -> bool:
-        """Whether each gradient is one outer product of all rows."""
-        return self.inputs.shape[1] == 1 and self.deltas.shape[2] == self.total
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """Both, if each gradient is one outer product of all rows."""
+        if self.inputs.shape[1] != 1 or self.deltas.shape[2] != self.total:
+            return None
+        return self.deltas[:, 0], self.inputs[:, 0]
 
-    def aligned(self, other: Outer) -> bool:
-        """Return whether both have the same rows."""
-        return self.start == other.start and self.deltas.shape[2] == other.deltas.shape[2]
+    @property
+    def alike(self) -> Hashable:
+        """Which rows they are of."""
+        return self.start, self.deltas.shape[2]
 
-    def select(self, examples: Tensor | slice) -> Outer:
+    def joined(self, others: Sequence[OuterProducts]) -> OuterProducts:
+        """Put the outer products of others beside these."""
+        inputs = torch.cat([one.inputs for one in (self, *others)], 1)
+        deltas = torch.cat([one.deltas for one in (self, *others)], 1)
+        return OuterProducts(inputs, deltas, self.start, self.total)
+
+    def select(self, examples: Tensor | slice) -> OuterProducts:
         """Return some examples' factors."""
-        return Outer(self.inputs[examples], self.deltas[examples], self.start, self.total)
+        return OuterProducts(self.inputs[examples], self.deltas[examples], self.start, self.total)
 
     def dense(self, rows: slice, role: str | None = None) -> Tensor:
         """Return some rows of each gradient, in a workspace if a role is given."""
@@ -92,13 +107,34 @@ class Outer:
         torch.mm(deltas.T, inputs, out=whole[self.start : self.start + deltas.shape[1]])
         return whole
 
+    def times(self, other: Form) -> Tensor | None:
+        """Multiply with outer products of the same rows."""
+        if not isinstance(other, OuterProducts) or self.alike != other.alike:
+            return None
+        return ghost(self, other) if prefers_ghost(self, other) else formed(self, other)
+
+    def with_vectors(self, vectors: Tensor) -> Tensor:
+        """Return inner products with vectors, by the factors where there is one of each."""
+        if self.factors is None:
+            return super().with_vectors(vectors)
+        (total, d), m = self.shape, len(vectors)
+        products = (self.inputs[:, 0] @ vectors.view(m * total, d).T).view(self.count, m, total)
+        return torch.bmm(products, self.deltas.mT)[:, :, 0].double()
+
+    def weighted_squares(self, weight: Tensor) -> Tensor:
+        """Return weighted squares, by those of the factors where there is one of each."""
+        if self.factors is None:
+            return super().weighted_squares(weight)
+        deltas, inputs = (factor.double().square() for factor in self.factors)
+        return ((deltas @ weight.view(self.shape)) * inputs).sum(1)
+
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         p = self.deltas.shape[2]
         moved = self.deltas @ direction[self.start : self.start + p].to(self.deltas)  # (n, T, d)
         return (moved * self.inputs).sum((1, 2), dtype=torch.float64)
 
-    def squared_norms(self) -> Tensor:
+    def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms."""
         n, rows, d = self.inputs.shape
         p = self.deltas.shape[2]
@@ -107,24 +143,15 @@ class Outer:
             for some, part in blocks(n, p, d):
                 block = torch.bmm(self.deltas[some, :, part].mT, self.inputs[some])
                 result[some] += block.square_().sum((1, 2), dtype=torch.float64)
-            return result
+            return result * scale
         for some, part in blocks(n, rows, rows):
             gram = self.inputs[some, part] @ self.inputs[some].mT  # (some, part, T)
             gram *= self.deltas[some, part] @ self.deltas[some].mT
             result[some] += gram.sum((1, 2), dtype=torch.float64)
-        return result
+        return result * scale
 
 
-def joined(pieces: list[Outer]) -> Outer:
-    """Return several pieces of the same rows as one."""
-    if len(pieces) == 1:
-        return pieces[0]
-    inputs = torch.cat([piece.inputs for piece in pieces], 1)
-    deltas = torch.cat([piece.deltas for piece in pieces], 1)
-    return Outer(inputs, deltas, pieces[0].start, pieces[0].total)
-
-
-def prefers_ghost(left: Outer, right: Outer) -> bool:
+def prefers_ghost(left: OuterProducts, right: OuterProducts) -> bool:
     """Return whether inner products cost fewer operations without any gradient being formed.
 
     Where there is no room for those of one pair's rows, gradients are formed in any case.
@@ -137,7 +164,7 @@ def prefers_ghost(left: Outer, right: Outer) -> bool:
     return products * (d + p) < gradients * d * p
 
 
-def ghost(left: Outer, right: Outer) -> Tensor:
+def ghost(left: OuterProducts, right: OuterProducts) -> Tensor:
     """Return ``⟨g_i, g_j⟩`` for every pair, float64 ``(n, m)``; both of the same rows."""
     n, rows, d = left.inputs.shape
     columns, p = right.inputs.shape[1], left.deltas.shape[2]
@@ -159,7 +186,7 @@ def ghost(left: Outer, right: Outer) -> Tensor:
     return torch.cat(found, 1)
 
 
-def formed(left: Outer, right: Outer) -> Tensor:
+def formed(left: OuterProducts, right: OuterProducts) -> Tensor:
     """Return the same by forming gradients, transposed so that the longer side is cut."""
     n, m = left.count, right.count
     result = torch.zeros(n, m, dtype=torch.float64, device=left.inputs.device)

@@ -1,0 +1,26 @@
+"""How gradients are cut so that temporaries have room."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from replay.vectors.workspace import room
+
+BLOCK = 1 << 22  # elements of a temporary that is used over and over, if there is room
+LARGE = 1 << 25  # elements of any other temporary
+
+
+def blocks(count: int, rows: int, columns: int) -> Iterator[tuple[slice, slice]]:
+    """Cut ``count`` matrices: several whole ones at a time, or rows of one."""
+    fitting = max(1, room(BLOCK) // max(1, columns))
+    some = max(1, fitting // max(1, rows))
+    for k in range(0, count, some):
+        for start in range(0, rows, fitting):
+            yield slice(k, k + some), slice(start, start + fitting)
+
+
+def blocks_of_rows(shape: tuple[int, int], count: int) -> list[slice]:
+    """Cut a parameter's rows so that ``count`` gradients of one block have ``BLOCK`` elements."""
+    rows, columns = shape
+    step = max(1, room(BLOCK) // max(1, count * columns))
+    return [slice(k, min(k + step, rows)) for k in range(0, rows, step)]
