@@ -11,7 +11,8 @@ from tests.helpers.places import ROOT, TESTS
 MODULES = sorted([*ROOT.glob("tracer/**/*.py"), *ROOT.glob("replay/**/*.py")])
 ORDER = [  # each may import what stands before it, and its own room
     *("tracer.errors", "tracer.codec", "tracer.records", "tracer.rules", "tracer.hdf5"),
-    *("tracer.log", "tracer.log.read", "tracer.log.write", "tracer.thread", "tracer.watch"),
+    *("tracer.log.parts", "tracer.log", "tracer.log.read", "tracer.log.write"),
+    *("tracer.thread", "tracer.watch"),
     *("tracer.wrapper", "tracer", "replay.task", "replay.progress", "replay.vectors"),
     *("replay.gradients.operations", "replay.gradients.forms", "replay.gradients.readers"),
     *("replay.gradients.proof", "replay.gradients", "replay.evaluate", "replay.states"),

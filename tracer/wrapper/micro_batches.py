@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tracer.codec.nested import NestedError, encode
 from tracer.errors import TracingError
-from tracer.log import schema
+from tracer.log.parts import micro_batches
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID, MicroBatch, RandomState
 from tracer.watch.forwards import ForwardWatch
@@ -55,8 +55,8 @@ class Observations:
         if step:
             with RunLog(path) as log:
                 self._type = str if log.metadata["id_type"] == "str" else int
-                count = log.tables.length(schema.MICRO)
-                micro = log.tables.rows(schema.MICRO, 0, count, "the steps")
+                count = log.tables.length(micro_batches.MICRO)
+                micro = log.tables.rows(micro_batches.MICRO, 0, count, "the steps")
             self._bytes, self._steps = int(micro["batch_bytes"].sum()), step
 
     @property

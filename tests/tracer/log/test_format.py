@@ -17,6 +17,7 @@ from tracer import TracingOptimizer, open_log
 from tracer.hdf5 import superblock
 from tracer.hdf5.lookup3 import lookup3
 from tracer.log import schema
+from tracer.log.parts import micro_batches
 
 
 @pytest.mark.parametrize("name", ["version-1-none", "version-1-delta"])
@@ -99,10 +100,10 @@ def test_layout_is_the_one_that_is_documented(tmp_path):
 
 def test_packed_rows_are_the_dtypes():
     assert schema.META_STRUCT.size == schema.META_DTYPE.itemsize
-    assert schema.MICRO_STRUCT.size == schema.MICRO_DTYPE.itemsize
+    assert micro_batches.MICRO_STRUCT.size == micro_batches.MICRO_DTYPE.itemsize
     for packed, dtype in (
         (schema.META_STRUCT, schema.META_DTYPE),
-        (schema.MICRO_STRUCT, schema.MICRO_DTYPE),
+        (micro_batches.MICRO_STRUCT, micro_batches.MICRO_DTYPE),
     ):
         kinds = {"q": "<i8", "d": "<f8", "I": "<u4"}
         letters = [c for c in expanded(packed.format) if c in kinds]

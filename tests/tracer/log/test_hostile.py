@@ -23,7 +23,8 @@ from tracer.codec.nested import encode
 from tracer.errors import LogError
 from tracer.hdf5 import filters
 from tracer.log import schema
-from tracer.log.read.tables import Chunks
+from tracer.log.parts import batch_ids, full_states, groups, micro_batches, recorded_batches, seals
+from tracer.log.read.chunks import Chunks
 
 
 def digest(path):
@@ -83,15 +84,15 @@ def sealed_meta(file, t, **changes):
     rows = file[schema.META][t : t + 1]
     for name, value in changes.items():
         rows[name] = value
-    file[schema.META][t : t + 1] = schema.sealed(rows, "record_crc")
+    file[schema.META][t : t + 1] = seals.sealed(rows, "record_crc")
 
 
 def sealed_micro(file, t, **changes):
     """Change a micro-batch's row, and the checksum of it in the meta row."""
-    rows = file[schema.MICRO][t : t + 1]
+    rows = file[micro_batches.MICRO][t : t + 1]
     for name, value in changes.items():
         rows[name] = value
-    file[schema.MICRO][t : t + 1] = rows
+    file[micro_batches.MICRO][t : t + 1] = rows
     sealed_meta(file, t, micro_crc=zlib.crc32(rows.tobytes()))
 
 
@@ -117,7 +118,7 @@ def plain_shape(file):
 
 def some_batches(file):
     """Point at gigabytes of recorded batches of which a little is stored."""
-    data = file[schema.SNAP_BATCHES]
+    data = file[recorded_batches.SNAP_BATCHES]
     data.resize(800 << 20, axis=0)
     data[: 1 << 15] = np.random.default_rng(0).integers(0, 1 << 32, 1 << 15)
     sealed_micro(file, 1, batch=0, batch_bytes=3 << 30)
@@ -128,9 +129,9 @@ def small_batches(file):
     chunk, count, little = 1 << 22, 192, zlib.compress(bytes(1 << 20))
     data = replace(
         file,
-        schema.SNAP_BATCHES,
+        recorded_batches.SNAP_BATCHES,
         shape=(count * chunk,),
-        dtype=schema.WORD,
+        dtype=recorded_batches.WORD,
         chunks=(chunk,),
         maxshape=(None,),
         compression="gzip",
@@ -142,11 +143,11 @@ def small_batches(file):
 
 def sealed_state(file, data):
     """Put other bytes in a full state's place, with the right checksum."""
-    row = file[schema.STATES][0:1]
+    row = file[full_states.STATES][0:1]
     row["bytes"], row["offset"] = len(data), 0
-    row["crc"] = schema.state_crc(row[0], data)
-    file[schema.SNAP_STATE][: len(data)] = np.frombuffer(data, np.uint8)
-    file[schema.STATES][0:1] = row
+    row["crc"] = full_states.state_crc(row[0], data)
+    file[full_states.SNAP_STATE][: len(data)] = np.frombuffer(data, np.uint8)
+    file[full_states.STATES][0:1] = row
 
 
 HUGE = 1 << 40
@@ -165,9 +166,9 @@ HOSTILE = {
     "ids many": lambda f: sealed_micro(f, 1, count=HUGE),
     "coefficients": lambda f: sealed_micro(f, 1, coef=HUGE),
     "random": lambda f: sealed_micro(f, 1, rng=HUGE),
-    "huge table": lambda f: f[schema.GROUPS].resize(HUGE, axis=0),
+    "huge table": lambda f: f[groups.GROUPS].resize(HUGE, axis=0),
     "huge rows": lambda f: f[schema.META].resize(HUGE, axis=0),
-    "huge states": lambda f: f[schema.STATES].resize(HUGE, axis=0),
+    "huge states": lambda f: f[full_states.STATES].resize(HUGE, axis=0),
     "huge layout": lambda f: replace(
         f,
         schema.PARAMETERS,
@@ -179,17 +180,17 @@ HOSTILE = {
     "batches of nothing": small_batches,
     "layout of numbers": plain_shape,
     "huge chunk": lambda f: replace(
-        f, schema.IDS, shape=(8,), dtype="<i8", chunks=(1 << 28,), maxshape=(None,)
+        f, batch_ids.IDS, shape=(8,), dtype="<i8", chunks=(1 << 28,), maxshape=(None,)
     ),
-    "contiguous": lambda f: replace(f, schema.IDS, shape=(99,), dtype="<i8"),
+    "contiguous": lambda f: replace(f, batch_ids.IDS, shape=(99,), dtype="<i8"),
     "another type": lambda f: replace(
-        f, schema.IDS, shape=(99,), dtype="<f4", chunks=(9,), maxshape=(None,)
+        f, batch_ids.IDS, shape=(99,), dtype="<f4", chunks=(9,), maxshape=(None,)
     ),
     "strings": lambda f: replace(
-        f, schema.IDS, shape=(99,), dtype=h5py.string_dtype(), chunks=(9,), maxshape=(None,)
+        f, batch_ids.IDS, shape=(99,), dtype=h5py.string_dtype(), chunks=(9,), maxshape=(None,)
     ),
     "external": lambda f: replace(
-        f, schema.IDS, shape=(9,), dtype="<i8", external=[("/etc/passwd", 0, 72)]
+        f, batch_ids.IDS, shape=(9,), dtype="<i8", external=[("/etc/passwd", 0, 72)]
     ),
     "external layout": lambda f: replace(
         f,
@@ -199,10 +200,10 @@ HOSTILE = {
         external=[("/etc/passwd", 0, 999)],
     ),
     "external link": lambda f: (
-        f.pop(schema.IDS),
-        f.__setitem__(schema.IDS, h5py.ExternalLink("other.h5", "/x")),
+        f.pop(batch_ids.IDS),
+        f.__setitem__(batch_ids.IDS, h5py.ExternalLink("other.h5", "/x")),
     ),
-    "group": lambda f: (f.pop(schema.IDS), f.create_group(schema.IDS)),
+    "group": lambda f: (f.pop(batch_ids.IDS), f.create_group(batch_ids.IDS)),
     "no status": lambda f: f.pop(schema.STATUS),
     "no attribute": lambda f: f.attrs.pop("hyperparameters"),
     "version": lambda f: f.attrs.__setitem__("format_version", "one"),
@@ -248,10 +249,10 @@ def twice_deflated():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        (schema.IDS, {"fletcher32": True}, "needs the unknown HDF5 filter 3"),
-        (schema.IDS, {"compression": "gzip"}, "has the HDF5 filter 1, which no log has there"),
+        (batch_ids.IDS, {"fletcher32": True}, "needs the unknown HDF5 filter 3"),
+        (batch_ids.IDS, {"compression": "gzip"}, "has the HDF5 filter 1, which no log has there"),
         (schema.PARAMETERS, {"shuffle": True}, "has the HDF5 filter 2, which no log has there"),
-        (schema.SNAP_BATCHES, {"dcpl": twice_deflated()}, "is compressed more than once"),
+        (recorded_batches.SNAP_BATCHES, {"dcpl": twice_deflated()}, "is compressed more than once"),
     ],
     ids=["unknown", "IDs", "layout", "twice"],
 )

@@ -19,6 +19,7 @@ from tests.helpers.training import Run
 from tracer import open_log
 from tracer.errors import LogWarning
 from tracer.log import schema
+from tracer.log.parts import batch_ids, full_states, hyperparameters, string_ids
 from tracer.log.write.tables import Tables
 
 BACK, STOP = 10, 13  # killed at step 13, resumed at step 10
@@ -217,7 +218,7 @@ def test_a_long_closed_log_is_cut_without_a_gap(tmp_path, monkeypatch):
     path, copy, seen = tmp_path / "run.h5", tmp_path / "copy.h5", {}
     Run(path, state_every=270, width=2).train(530).close()
     with h5py.File(path, "r+") as file:
-        file[schema.SNAP_STATE][-3] ^= 1  # the last state is torn: back to step 270
+        file[full_states.SNAP_STATE][-3] ^= 1  # the last state is torn: back to step 270
     real = h5py.Dataset.resize
 
     def resize(*arguments, **named):
@@ -251,7 +252,7 @@ def test_meta_rows_are_written_last(tmp_path, monkeypatch):
     assert steps
     for commit in steps:
         assert commit[-1] == schema.META
-        assert {schema.WEIGHTS, schema.IDS, schema.HYPER} <= set(commit)
+        assert {schema.WEIGHTS, batch_ids.IDS, hyperparameters.HYPER} <= set(commit)
 
 
 def test_strings_behind_the_valid_ones_do_not_matter(tmp_path, weights):
@@ -261,7 +262,7 @@ def test_strings_behind_the_valid_ones_do_not_matter(tmp_path, weights):
         warnings.simplefilter("ignore")
         open_log(path).close()
     with h5py.File(path, "r+") as file:
-        ids, ends = file[schema.IDS][:], file[schema.STRING_ENDS]
+        ids, ends = file[batch_ids.IDS][:], file[string_ids.STRING_ENDS]
         first = int(file[schema.META][BACK]["ids"])
         ends[int(ids[:first].max()) + 1 :] = 0
     with pytest.warns(LogWarning, match="torn steps at its end"), open_log(path) as log:

@@ -22,11 +22,12 @@ from tracer.hdf5 import repair as mending
 from tracer.hdf5.patches import DamagedError
 from tracer.hdf5.repair import RepairedView, repair
 from tracer.log import schema
+from tracer.log.parts import batch_ids, full_states
 from tracer.log.write import resumption
 from tracer.log.write.tables import Tables
 
 PAGE = 4096
-TABLES = {schema.WEIGHTS: ("u1", 1), schema.IDS: ("<i8", 16)}
+TABLES = {schema.WEIGHTS: ("u1", 1), batch_ids.IDS: ("<i8", 16)}
 
 
 def torn(before, after, source):
@@ -158,11 +159,11 @@ def test_the_last_chunk_is_longer_than_the_file(tmp_path):
     old, new = growing(tmp_path / "whole.h5", 5, 4001, {})
     (tmp_path / "torn.h5").write_bytes(new)
     with h5py.File(RepairedView(tmp_path / "torn.h5", schema.TABLES), "r") as file:
-        chunk = file[schema.IDS].id.get_chunk_info_by_coord((4000,))
+        chunk = file[batch_ids.IDS].id.get_chunk_info_by_coord((4000,))
     end = chunk.byte_offset + chunk.size
     cut = old[:48] + new[48 : chunk.byte_offset + 8]  # the superblock has the size of the file
     with mended(tmp_path / "torn.h5", cut) as file:
-        np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 4001))
+        np.testing.assert_array_equal(file[batch_ids.IDS][:], values(batch_ids.IDS, 4001))
         assert (tmp_path / "torn.h5").stat().st_size == file.id.get_filesize() >= end
 
 
@@ -200,7 +201,7 @@ def test_damage_is_left_as_it_is(tmp_path, part):
     with h5py.File(view) as file:
         with pytest.raises((OSError, KeyError)):
             file[schema.WEIGHTS][:]
-        np.testing.assert_array_equal(file[schema.IDS][:], values(schema.IDS, 300))
+        np.testing.assert_array_equal(file[batch_ids.IDS][:], values(batch_ids.IDS, 300))
 
 
 def test_a_file_that_cannot_be_looked_through_is_not_changed(tmp_path, monkeypatch):
@@ -333,7 +334,7 @@ def test_a_state_torn_before_the_last_one(tmp_path):
     with pytest.warns(LogWarning), open_log(path) as log:
         (state,) = (row for row in log.full_states.rows() if row["step"] == 8)
     with h5py.File(path, "r+") as file:
-        file[schema.SNAP_STATE][int(state["offset"]) + 100] ^= 1
+        file[full_states.SNAP_STATE][int(state["offset"]) + 100] ^= 1
     again = Run(path, resume=True, **options)
     assert again.optimizer.position[0] == 6
     again.train(12).close()

@@ -16,6 +16,7 @@ from tests.helpers.training import assert_equal_logs
 from tracer import TracingSGD, open_log
 from tracer.errors import LogWarning, MismatchError, TracingError
 from tracer.log import schema
+from tracer.log.parts import recorded_batches, seals
 
 IMAGES = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 TEST = [(IMAGES[k], torch.tensor(k % 3)) for k in range(3)]
@@ -152,10 +153,11 @@ def test_a_last_step_whose_batch_is_torn_is_left_out(tmp_path):
     path = tmp_path / "run.h5"
     recorded(path)
     with h5py.File(path, "r+") as file:
-        file[schema.SNAP_BATCHES].resize(5 * file[schema.SNAP_BATCHES].chunks[0], axis=0)
+        batches = file[recorded_batches.SNAP_BATCHES]
+        batches.resize(5 * batches.chunks[0], axis=0)
         status = file[schema.STATUS][:]
         status["closed"] = 0
-        file[schema.STATUS][:] = schema.sealed(status)
+        file[schema.STATUS][:] = seals.sealed(status)
     with pytest.warns(LogWarning, match="1 torn steps .* It holds 5 whole"), open_log(path) as log:
         assert torch.equal(log.step(4).micro_batches[0].batch, IMAGES[4:6])
 

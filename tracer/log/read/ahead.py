@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import zlib
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.read.tables import LogTables
-
 _BLOCK = 256
+
+
+class Tables(Protocol):
+    """Tables whose rows are read; see ``LogTables``."""
+
+    def length(self, name: str) -> int:
+        """Return how many rows a table has."""
+
+    def rows(self, name: str, start: int, count: int, where: str) -> NDArray[Any]:
+        """Return some rows of a table."""
 
 
 class Ahead:
@@ -21,16 +29,13 @@ class Ahead:
         name: The table.
     """
 
-    def __init__(self, tables: LogTables, name: str) -> None:
+    def __init__(self, tables: Tables, name: str) -> None:
         self._tables, self._name = tables, name
-        self._first, self._block, self._refreshed = 0, np.zeros(0), 0
+        self._first, self._block = 0, np.zeros(0)
 
     def rows(self, start: int, count: int, where: str) -> NDArray[Any]:
         """Return some rows, as they were when first read; see ``LogTables.rows``."""
         start, count = int(start), int(count)
-        if self._refreshed != self._tables.refreshed:
-            self._refreshed = self._tables.refreshed
-            self.forget()
         if not self._first <= start <= start + count <= self._first + len(self._block):
             first = start - start % _BLOCK
             more = min(_BLOCK, self._tables.length(self._name) - first)

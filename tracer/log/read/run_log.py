@@ -8,18 +8,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import Tensor
 
-from tracer.codec.layout import read_layout, row_bytes, shapes, unpack
+from tracer.codec.layout import read_layout, shapes, unpack
 from tracer.errors import LogError, LogWarning
 from tracer.log import schema
 from tracer.log.locking import is_being_written
 from tracer.log.opening import attributes, open_file
-from tracer.log.read.full_states import FullStates
+from tracer.log.parts import segments
+from tracer.log.parts.full_states import FullStates
+from tracer.log.parts.hyperparameters import ever_used
 from tracer.log.read.snapshots import Snapshots
 from tracer.log.read.step_reader import StepReader
 from tracer.log.read.tables import LogTables, require_filters
+from tracer.log.read.whole_steps import WholeSteps
 from tracer.records import ID, Step
 
 
@@ -59,15 +61,14 @@ class RunLog:
             self._attributes = attributes(self._file)
             self.tables = LogTables(self.path, self._file)
             require_filters(self.path, self._file)
-            self._fields = self._layout(schema.PARAMETERS, schema.WEIGHTS)
-            self._buffer_fields = self._layout(schema.BUFFERS, schema.SNAP_BUFFERS)
-            self._steps = StepReader(
-                self.path, self.tables, [field.name for field in self._fields], self._attributes
-            )
+            layouts = (self._layout(name, rows) for name, rows in schema.LAYOUTS)
+            self._facts = schema.facts_of(self._attributes, *layouts)
+            self._steps = StepReader(self.tables, self._facts)
             coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
-            self.snapshots = Snapshots(self.tables, self._fields, coding)
-            self.full_states = FullStates(self.path, self.tables)
-            self._length = self._count()
+            self.snapshots = Snapshots(self.tables, self._facts.parameters, coding)
+            self.full_states = FullStates(self.tables)
+            self._whole = WholeSteps(self.tables, self._steps, self.snapshots, self._attributes)
+            self._length = self._whole.count(live=self.live)
         except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
             self.close()
             raise LogError(
@@ -86,8 +87,8 @@ class RunLog:
                 LogWarning,
                 stacklevel=3,
             )
-        self.parameter_layout = shapes(self._fields)
-        self.buffer_layout = shapes(self._buffer_fields)
+        self.parameter_layout = shapes(self._facts.parameters)
+        self.buffer_layout = shapes(self._facts.buffers)
 
     def __len__(self) -> int:
         return self._length
@@ -107,7 +108,7 @@ class RunLog:
         if self.live:
             self.tables.refresh()
             self.snapshots.forget()
-            self._length = max(self._length, self._count())
+            self._length = max(self._length, self._whole.count(live=True))
         return self._length
 
     def is_being_written(self) -> bool:
@@ -119,7 +120,7 @@ class RunLog:
         """Return the run's metadata; ``closed`` says whether the log was ended cleanly."""
         found = dict(self._attributes)
         found["task"] = found.get("task") or None
-        status = self._steps.status()
+        status = self.tables.status()
         found["closed"] = bool(status["closed"])
         found["id_type"] = "str" if status["strings"] else "int"
         return found
@@ -146,15 +147,15 @@ class RunLog:
                 f"{self.path}: the parameters before step {t} ({schema.WEIGHTS}) do not match "
                 "their checksum; the file is damaged, restore it from a copy."
             )
-        return unpack(row, self._fields)
+        return unpack(row, self._facts.parameters)
 
     def buffers(self, t: int) -> dict[str, Tensor]:
         """Return ``β_t``, the buffers before step ``t``'s first forward; ``T``: the final ones."""
         self._check_index(t, len(self) + 1)
-        if not self._buffer_fields or not len(self):
+        if not self._facts.buffers or not len(self):
             return {}
         found = self._steps.buffers(min(t, len(self) - 1), after=t == len(self))
-        return unpack(found, self._buffer_fields)
+        return unpack(found, self._facts.buffers)
 
     def steps(self) -> Iterator[Step]:
         """Yield every step, in order."""
@@ -185,58 +186,25 @@ class RunLog:
         Raises:
             LogError: There is none, or it does not match its checksum.
         """
-        return self.full_states.read(t)
+        return self.full_states.decode(t)
 
     def segments(self) -> list[tuple[int, str]]:
         """Return where each process that wrote the log began: the step, and when."""
-        return self._steps.segments()
+        return segments.decode(self.tables)
 
     def ever_used(self, hyperparameter: str) -> bool:
         """Return whether any step had a group in which a number was there and not zero."""
-        names = str(self._attributes["hyperparameters"]).split("\n")
-        rows = self.tables.rows(schema.HYPER, 0, self.tables.length(schema.HYPER), "all steps")
-        used = rows[:, [k for k, name in enumerate(names) if name == hyperparameter]]
-        return bool((np.nan_to_num(used) != 0).any())
+        return ever_used(self.tables, self._facts, hyperparameter)
 
-    def string_ids(self, count: int | None = None) -> list[str]:
-        """Return every string ID so far, in the order of their first visits.
-
-        Args:
-            count: How many of them must be there, if not all.
-        """
-        return self._steps.strings.all(count)
+    def ends(self, t: int) -> dict[str, int]:
+        """Return the length of each part's tables before step ``t``, which has a full state."""
+        return {**self._steps.ends(t), **self.full_states.end(t)}
 
     def _layout(self, name: str, rows: str) -> list[Any]:
         table = self.tables.layout(name)
         if zlib.crc32(table.tobytes()) != self._attributes[name.replace("/", "_") + "_crc"]:
             raise self.tables.damage(name, "does not match its checksum")
         return read_layout(table, self.tables.width(rows))
-
-    def _count(self) -> int:
-        """Return how many steps are whole: all of a closed log, else up to the last valid one."""
-        status = self._steps.status()
-        rows, snapshots = self.tables.length(schema.META), self.tables.length(schema.WEIGHTS)
-        snapshots = snapshots if row_bytes(self._fields) else rows + 1
-        if status["closed"] and not self.live:
-            if rows != status["steps"] or snapshots < rows + min(rows, 1):
-                raise self.tables.damage(
-                    schema.META, f"has {rows} of {status['steps']} steps that were closed with it"
-                )
-            return rows
-        steps = max(0, min(rows, snapshots - 1))
-        while steps > 0 and not self._is_whole(steps - 1):
-            steps -= 1
-        synced = steps if self.live else max(0, steps - int(self._attributes.get("sync_every", 0)))
-        return next((t for t in range(synced, steps) if not self._is_whole(t)), steps)
-
-    def _is_whole(self, t: int) -> bool:
-        """Return whether a step and the parameters after it match their checksums."""
-        try:
-            self._steps.require_whole(t)
-            crc = int(self._steps.meta(t)["parameters_after_crc"])
-            return self.snapshots.read(t + 1, crc, last=True) is not None
-        except LogError:
-            return False
 
     def _parameters_crc(self, t: int) -> int | None:
         if not len(self):

@@ -27,6 +27,10 @@ class Snapshots:
         self._tables, self._width = tables, row_bytes(layout)
         self._coder = Coder(layout, *coding)
 
+    def length(self, least: int) -> int:
+        """Return how many rows there are; ``least`` of a model without parameters."""
+        return self._tables.length(schema.WEIGHTS) if self._width else least
+
     def forget(self) -> None:
         """Read anew: a live writer may have replaced its last row."""
         self._coder.forget()

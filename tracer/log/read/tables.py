@@ -7,7 +7,6 @@ and nothing is followed out of the file (external storage, links, filters that l
 from __future__ import annotations
 
 import math
-from array import array
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +19,13 @@ from tracer.errors import LogError
 from tracer.hdf5.chunk_index import LARGEST_CHUNK
 from tracer.hdf5.links import is_own
 from tracer.log import schema
+from tracer.log.parts.seals import is_sealed
+from tracer.log.read.ahead import Ahead
+from tracer.log.read.chunks import DEFLATE, RATIOS, SHUFFLE, ZSTD, Chunks, filters_of
 
-_SHUFFLE, _DEFLATE, _ZSTD = 2, 1, 32015  # HDF5's numbers of the filters that a log has
-# how many bytes one can become: 258 of two bits, 128 KiB of a block of 4 bytes
-_RATIOS = {_SHUFFLE: 1, _DEFLATE: 1032, _ZSTD: 1 << 15}
 # rows of other tables become Python objects: they may not be more than the file's own bytes
-_FILTERS = {schema.WEIGHTS: {_SHUFFLE, _DEFLATE, _ZSTD}, schema.SNAP_BATCHES: {_SHUFFLE, _DEFLATE}}
+_FILTERS = {schema.WEIGHTS: {SHUFFLE, DEFLATE, ZSTD}}
+_FILTERS |= {name: {SHUFFLE, DEFLATE} for name, kind in schema.TABLES.items() if kind.deflated}
 _LARGEST_LAYOUT = 1 << 28
 _LITTLE = 1 << 20  # bytes that may be asked for in any case
 
@@ -37,19 +37,24 @@ class LogTables:
         path: The log, for messages.
         file: The open file.
 
+    Attributes:
+        path: Likewise.
+        strings: Whether IDs are strings, as the status was last.
+
     Raises:
         LogError: A table is missing or is not what a log has.
     """
 
     def __init__(self, path: Path, file: h5py.File) -> None:
-        self._path, self._file, self.refreshed = path, file, 0
+        self.path, self._file, self.strings = path, file, False
         self._data: dict[str, h5py.Dataset] = {}
         self._chunks: dict[str, Chunks] = {}
+        self._ahead: dict[str, Ahead] = {}
         for name, table in schema.TABLES.items():
-            if name == schema.NORMS and not is_own(file, name):
+            if table.optional and not is_own(file, name):
                 continue
             data = self._dataset(name)
-            if data.dtype != table.dtype or data.ndim != 1 + table.wide:
+            if data.dtype != table.dtype or data.ndim != 1 + (table.width is not None):
                 raise self.damage(name, f"has dtype {data.dtype} and {data.ndim} dimensions")
             chunk = 0 if data.chunks is None else np.prod(data.chunks) * data.dtype.itemsize
             if not 0 < chunk <= LARGEST_CHUNK:
@@ -60,15 +65,30 @@ class LogTables:
             raise self.damage(schema.STATUS, "is not one row of status")
         self._data[schema.STATUS] = status
 
+    def status(self) -> Any:
+        """Return the status row."""
+        for _ in range(100):  # a live writer may be at it
+            row = self.rows(schema.STATUS, 0, 1, "the status")
+            if is_sealed(row):
+                self.strings = bool(row[0]["strings"])
+                return row[0]
+        raise self.damage(schema.STATUS, "does not match its checksum")
+
     def damage(self, name: str, what: str) -> LogError:
         """Return the error for a table that is not as it must be."""
+        return LogError(f"{self.path} is a damaged run log: {name} {what}; restore it from a copy.")
+
+    def broken(self, t: int, name: str) -> LogError:
+        """Return the error for a step whose rows do not match their checksum."""
         return LogError(
-            f"{self._path} is a damaged run log: {name} {what}; restore it from a copy."
+            f"{self.path}: the record of step {t} ({name}) does not match its checksum; the file "
+            "is damaged, restore it from a copy."
         )
 
     def refresh(self) -> None:
         """See what a live writer has added."""
-        self.refreshed += 1  # what was read before may have been replaced
+        for rows in self._ahead.values():
+            rows.forget()  # what was read before may have been replaced
         self._chunks.clear()
         for data in self._data.values():
             data.refresh()
@@ -85,9 +105,17 @@ class LogTables:
         """Return the columns of a wide table."""
         return int(self._data[name].shape[1])
 
-    def dataset(self, name: str) -> h5py.Dataset:
-        """Return a table."""
-        return self._data[name]
+    def ahead(self, name: str) -> Ahead:
+        """Return a table that is read in blocks."""
+        if name not in self._ahead:
+            self._ahead[name] = Ahead(self, name)
+        return self._ahead[name]
+
+    def checked(
+        self, name: str, start: int, count: int, where: str, *, crc: int, before: int
+    ) -> NDArray[Any]:
+        """Return some rows of a table that is read in blocks; see ``Ahead.checked``."""
+        return self.ahead(name).checked(start, count, where, crc, before)
 
     def rows(self, name: str, start: int, count: int, where: str) -> NDArray[Any]:
         """Return some rows of a table.
@@ -105,7 +133,7 @@ class LogTables:
         data = self._data[name]
         if start < 0 or count < 0 or start + count > data.shape[0]:
             raise LogError(
-                f"{self._path}: {where} points at rows {start} to {start + count} of {name}, which "
+                f"{self.path}: {where} points at rows {start} to {start + count} of {name}, which "
                 f"has {data.shape[0]}; the file is damaged, restore it from a copy."
             )
         try:
@@ -113,7 +141,7 @@ class LogTables:
             return np.asarray(data[start : start + count])
         except (OSError, RuntimeError, ValueError, OverflowError) as error:
             raise LogError(
-                f"{self._path}: {where} cannot be read from {name} ({error}); the file is damaged, "
+                f"{self.path}: {where} cannot be read from {name} ({error}); the file is damaged, "
                 "restore it from a copy."
             ) from error
 
@@ -131,13 +159,13 @@ class LogTables:
             raise self.damage(name, "is missing, or a link leads to it")
         if data.is_virtual or data.external:
             raise self.damage(name, "keeps its data in other files")
-        numbers = _filters(data)
+        numbers = filters_of(data)
         for number in numbers:
-            if number not in _RATIOS:
+            if number not in RATIOS:
                 raise self.damage(name, f"needs the unknown HDF5 filter {number}")
             if number not in _FILTERS.get(name, ()):
                 raise self.damage(name, f"has the HDF5 filter {number}, which no log has there")
-        if sum(_RATIOS[number] > 1 for number in numbers) > 1:
+        if sum(RATIOS[number] > 1 for number in numbers) > 1:
             raise self.damage(name, "is compressed more than once")
         if data.dtype.hasobject:
             raise self.damage(name, "has elements of variable length")
@@ -158,44 +186,6 @@ class LogTables:
             raise self.damage(name, f"claims {size} bytes that the file does not hold")
 
 
-class Chunks:
-    """Which chunks of a dataset are stored, and in how many bytes.
-
-    Args:
-        data: The dataset.
-        file_size: Bytes of its file, which all chunks together cannot exceed.
-    """
-
-    def __init__(self, data: h5py.Dataset, file_size: int) -> None:
-        found = array("q")  # a chunk may take the file 8 bytes only: no objects are kept
-        data.id.chunk_iter(lambda chunk: found.extend((chunk.chunk_offset[0], chunk.size)))
-        table = np.array(found, np.int64).reshape(-1, 2)
-        self._rows, self._sizes = table[np.argsort(table[:, 0], kind="stable")].T
-        self._high, self._file_size = data.chunks[0], file_size
-        self._across = math.prod(
-            -(-width // columns)
-            for width, columns in zip(data.shape[1:], data.chunks[1:], strict=True)
-        )
-        ratio = math.prod(_RATIOS[number] for number in _filters(data))
-        self._least = math.prod(data.chunks) * data.dtype.itemsize / ratio
-
-    def hold(self, start: int, count: int) -> bool:
-        """Return whether rows are stored, in no fewer bytes than could become them."""
-        first, last = start // self._high, (start + count - 1) // self._high
-        a, b = np.searchsorted(self._rows, (first * self._high, start + count))
-        sizes = self._sizes[a:b]
-        return (
-            len(sizes) == (last - first + 1) * self._across
-            and bool((sizes >= self._least).all())
-            and int(sizes.sum()) <= self._file_size
-        )
-
-
-def _filters(data: h5py.Dataset) -> list[int]:
-    create = data.id.get_create_plist()
-    return [create.get_filter(k)[0] for k in range(create.get_nfilters())]
-
-
 def _is_layout(dtype: np.dtype[Any]) -> bool:
     if dtype.names != layout_dtype(1, 1).names:
         return False
@@ -205,7 +195,7 @@ def _is_layout(dtype: np.dtype[Any]) -> bool:
 
 def require_filters(path: Path, file: h5py.File) -> None:
     """Raise LogError if the parameters are coded with a filter that is not installed."""
-    if _ZSTD in _filters(file[schema.WEIGHTS]):
+    if ZSTD in filters_of(file[schema.WEIGHTS]):
         try:
             import hdf5plugin  # noqa: F401
         except ImportError as error:

@@ -20,7 +20,9 @@ from tracer.codec.delta import KEYFRAME_EVERY
 from tracer.codec.layout import fields
 from tracer.hdf5.filters import filters
 from tracer.log import schema
-from tracer.log.write.writer import LogWriter, abandon
+from tracer.log.parts.part import Facts
+from tracer.log.write.abandoning import abandon
+from tracer.log.write.writer import LogWriter
 
 _LEAST = 1 << 16  # bytes, less than any log takes
 
@@ -73,12 +75,15 @@ def create_log(
         file = h5py.File(
             new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
         )
+        facts = Facts(
+            tuple(fields(parameters)),
+            tuple(fields(buffers)),
+            tuple(hyperparameters),
+            random_bytes=random_bytes,
+        )
         schema.create(
             file,
-            fields(parameters),
-            fields(buffers),
-            hyperparameters=hyperparameters,
-            random_bytes=random_bytes,
+            facts,
             attributes={
                 **attributes,
                 "device": str(next((p.device for p in parameters.values()), "cpu")),
@@ -89,9 +94,7 @@ def create_log(
             },
             filters=filters(options.compression),
         )
-        writer = LogWriter(
-            file, list(parameters), hyperparameters, sync_every=options.sync_every, path=path
-        )
+        writer = LogWriter(file, sync_every=options.sync_every, path=path)
         new.replace(path)
     except BaseException:
         if file is not None:

@@ -9,15 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from tracer.errors import LogError, LogWarning, TracingError
 from tracer.log import schema
+from tracer.log.parts.seals import sealed
 from tracer.log.read.run_log import RunLog
+from tracer.log.write.abandoning import abandon
 from tracer.log.write.tables import sync
-from tracer.log.write.writer import LogWriter, abandon
+from tracer.log.write.writer import LogWriter
 
 
 @dataclass(frozen=True)
@@ -110,11 +110,8 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         OSError, RuntimeError: It cannot be written; the steps before ``step`` are readable.
     """
     with RunLog(path) as log:
-        lengths = _lengths(log, step)
-        names = list(log.parameter_layout)
-        groups = [group.names for group in log.step(step - 1).groups]
-        strings = log.string_ids(lengths[schema.STRING_ENDS])[: lengths[schema.STRING_ENDS]]
-        hyperparameters = str(log.metadata["hyperparameters"]).split("\n")
+        lengths = {schema.META: step, schema.WEIGHTS: step + 1, **log.ends(step)}
+        last = log.step(step - 1)
         meta = log.tables.rows(schema.META, step - 1, 1, f"step {step - 1}")
         crc = int(meta[0]["parameters_after_crc"])
         replaced = step == len(log) and log.snapshots.is_replaced(step, crc)
@@ -134,8 +131,8 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         file.flush()
         if sync_every:
             sync(file)  # what is cut off, before its space is another's
-        writer = LogWriter(file, names, hyperparameters, sync_every=sync_every)
-        writer.restore(meta, groups, strings, torch.get_num_threads())
+        writer = LogWriter(file, sync_every=sync_every)
+        writer.restore(meta[0], last, torch.get_num_threads())
     except BaseException:
         abandon(file)
         raise
@@ -152,7 +149,7 @@ def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> N
     """
     status = file[schema.STATUS][:]
     status["closed"] = 0  # a closed log must have all its steps
-    file[schema.STATUS][:] = schema.sealed(status)
+    file[schema.STATUS][:] = sealed(status)
     file.flush()
     meta, end = file[schema.META], lengths[schema.META]
     # HDF5 fills what is cut off a chunk with zeros at once and drops whole ones later: from the
@@ -169,41 +166,3 @@ def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> N
     for name, length in lengths.items():
         file[name].resize(length, axis=0)
     file.flush()
-
-
-def _lengths(log: RunLog, step: int) -> dict[str, int]:
-    """Return the length that each table has before ``step``."""
-    tables = log.tables
-    meta = tables.rows(schema.META, 0, step, "the steps")
-    last = meta[-1]
-    micro = tables.rows(schema.MICRO, 0, int(last["micro"] + last["micro_count"]), "the steps")
-    state, data = log.full_states.find(step)
-    batches = _end(micro["batch"], -(-micro["batch_bytes"] // schema.WORD.itemsize))
-    chunk = schema.TABLES[schema.SNAP_BATCHES].chunk
-    ids = tables.rows(schema.IDS, 0, int(last["ids"] + last["count"]), "the steps")
-    strings = int(ids.max(initial=-1)) + 1 if log.metadata["id_type"] == "str" else 0
-    ends = tables.rows(schema.STRING_ENDS, 0, strings, "the string IDs")
-    return {
-        schema.META: step,
-        **({schema.NORMS: step} if tables.has(schema.NORMS) else {}),
-        schema.WEIGHTS: step + 1,
-        schema.IDS: len(ids),
-        schema.MICRO: len(micro),
-        schema.HYPER: int(last["hyper"] + last["groups"]),
-        schema.GROUPS: int(last["members"] + last["member_count"]),
-        schema.MASKS: _end(meta["mask"]),
-        schema.SNAP_BUFFERS: max(_end(meta["buffers"]), _end(meta["buffers_after"])),
-        schema.SNAP_RANDOM: _end(micro["rng"]),
-        schema.COEFFICIENTS: _end(micro["coef"], micro["count"]),
-        schema.SNAP_BATCHES: min(batches + -batches % chunk, tables.length(schema.SNAP_BATCHES)),
-        schema.STRING_ENDS: strings,
-        schema.STRINGS: int(ends[-1]) if strings else 0,
-        schema.STATES: state + 1,
-        schema.SNAP_STATE: int(log.full_states.rows()[state]["offset"]) + len(data),
-    }
-
-
-def _end(starts: NDArray[Any], counts: NDArray[Any] | int = 1) -> int:
-    """Return where the last of some rows ends; ``NONE`` is no row."""
-    ends = np.where(starts == schema.NONE, 0, starts + counts)
-    return int(ends.max(initial=0))

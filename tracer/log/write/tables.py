@@ -79,9 +79,9 @@ class Tables:
         length = self._kept[name]
         return self._file[name][length - 1] if length else None
 
-    def row(self, name: str, number: int) -> NDArray[Any]:
-        """Return a row that is on file."""
-        return np.asarray(self._file[name][number])
+    def rows(self, name: str, start: int, count: int) -> NDArray[Any]:
+        """Return rows that are on file."""
+        return np.asarray(self._file[name][start : start + count])
 
     def commit(self) -> None:
         """Write what waits, the meta rows last, and hand it to the operating system."""

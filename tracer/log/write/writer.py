@@ -6,29 +6,28 @@ of every readable step are readable. The file is written in SWMR mode: it can be
 
 from __future__ import annotations
 
-import contextlib
 import os
-import weakref
 import zlib
-from collections.abc import Sequence
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from tracer.codec.delta import Coder
 from tracer.codec.layout import Row, read_layout, row_bytes
 from tracer.log import schema
 from tracer.log.opening import attributes
+from tracer.log.parts import segments
+from tracer.log.parts.full_states import FullStateWriter
+from tracer.log.parts.part import Entry
+from tracer.log.parts.seals import sealed
+from tracer.log.parts.string_ids import STRING_ENDS
+from tracer.log.write.abandoning import abandon, forget, keep_from_forks
 from tracer.log.write.step_rows import StepRows
 from tracer.log.write.tables import Tables, sync
 from tracer.records import Step
-
-_open_writers: weakref.WeakSet[LogWriter] = weakref.WeakSet()
 
 
 class LogWriter:
@@ -36,8 +35,6 @@ class LogWriter:
 
     Args:
         file: The open file, new (``schema.create``) or cut to whole steps.
-        names: Names of the model's parameters, in order.
-        hyperparameters: Names of the numbers logged for each group.
         sync_every: Steps between forced writes to the disk itself; 0 is never.
         path: Its name, if it does not have it yet.
 
@@ -45,66 +42,54 @@ class LogWriter:
         committed: How many steps are on file.
     """
 
-    def __init__(
-        self,
-        file: h5py.File,
-        names: Sequence[str],
-        hyperparameters: Sequence[str],
-        *,
-        sync_every: int = 0,
-        path: Path | None = None,
-    ) -> None:
+    def __init__(self, file: h5py.File, *, sync_every: int = 0, path: Path | None = None) -> None:
         self._file = file
         self._weights = file[schema.WEIGHTS]
-        self._layout = read_layout(file[schema.PARAMETERS][:], self._weights.shape[1])
+        layouts = (read_layout(file[k][:], file[rows].shape[1]) for k, rows in schema.LAYOUTS)
         found = attributes(file)
+        facts = schema.facts_of(found, *layouts)
+        self._width = row_bytes(facts.parameters)
         self._coder = Coder(
-            self._layout, found["encoding"], found["momentum"], found["keyframe_every"]
+            facts.parameters, found["encoding"], found["momentum"], found["keyframe_every"]
         )
         file.swmr_mode = True
         self._tables = Tables(file)
-        self._rows = StepRows(self._tables, names, hyperparameters)
+        self._rows = StepRows(self._tables, facts)
+        self._states = FullStateWriter(self._tables)
         self._meta: list[float] = []  # the last step's row
         self._crc = 0  # of the last parameters
         self._steps = self._synced = self.committed = 0
         self._sync_every = sync_every
-        self._state_passes = False  # the next one takes the place of the last
         self._descriptor = int(file.id.get_vfd_handle())
         self._path = path or Path(os.path.realpath(file.filename))
         self._stat = os.fstat(self._descriptor)
-        _open_writers.add(self)
+        keep_from_forks(self, self._descriptor)
 
     def __len__(self) -> int:
         return self._steps
 
     def begin(self, parameters: Row, threads: int) -> None:
         """Write ``w_0``; ``threads`` is how many torch trains with."""
-        self._segment(threads)
+        segments.encode(self._tables, 0, threads)
         self._crc = self._snapshot(0, parameters)
         self.commit()
 
-    def restore(
-        self,
-        meta: NDArray[Any],
-        groups: Sequence[Sequence[str]],
-        strings: Sequence[str],
-        threads: int,
-    ) -> None:
-        """Go on behind the last step on file: see ``StepRows.restore``."""
-        self._meta = list(meta[0].item())
-        self._steps = self._synced = int(meta[0]["step"]) + 1
-        self._crc = int(meta[0]["parameters_after_crc"])
-        self._rows.restore(meta, groups, strings)
-        self._state_passes = True
-        width = row_bytes(self._layout)
+    def restore(self, meta: NDArray[Any], step: Step, threads: int) -> None:
+        """Go on behind the last step on file, given its meta row."""
+        self._meta = list(meta.item())
+        self._steps = self._synced = step.index + 1
+        self._crc = int(meta["parameters_after_crc"])
+        self._rows.restore(meta, step)
+        self._states = FullStateWriter(self._tables, passing=True)
+        width = self._width
         self._coder.restore(self._steps, lambda k: np.asarray(self._weights[k][:width]))
-        self._segment(threads)
+        segments.encode(self._tables, self._steps, threads)
         self.commit()
 
     def append(self, step: Step, parameters: Row, before: Row, after: Row) -> None:
         """Take step ``t`` with ``w_{t+1}``, ``β_t`` and ``β_{t+1}``; on file at ``commit``."""
         crc, self._crc = self._crc, self._snapshot(step.index + 1, parameters)
-        self._meta = self._rows.append(step, before, after, (crc, self._crc))
+        self._meta = self._rows.append(Entry(step, before, after), (crc, self._crc))
         self._tables.extend(schema.META, schema.packed_meta(self._meta), 1)
         self._steps = step.index + 1
         if self._sync_every and self._steps - self._synced >= self._sync_every:
@@ -144,23 +129,11 @@ class LogWriter:
             passing: Whether the next state may take its place.
         """
         self.commit()
-        number, offset = self._tables[schema.STATES], self._tables[schema.SNAP_STATE]
-        last = self._tables.last(schema.STATES)
-        if last is not None and (self._state_passes or last["step"] == t):
-            number, offset = number - 1, int(last["offset"])
-        row = np.zeros(1, schema.STATE_DTYPE)
-        row["step"], row["bytes"], row["offset"] = t, len(data), offset
-        row["crc"] = schema.state_crc(row[0], data)
-        self._state_passes = passing
-        if last is not None and row[0] == last:
-            return  # it is on file: a flush wrote it
-        self._tables.replace(schema.SNAP_STATE, offset, np.frombuffer(data, np.uint8))
-        self._tables.replace(schema.STATES, number, row)
-        self.commit()
-        if self._tables[schema.SNAP_STATE] > offset + len(data):
-            self._tables.cut(schema.SNAP_STATE, offset + len(data))
+        if self._states.encode(t, data, passing=passing):
             self.commit()
-            self.sync()  # before its space is another's
+            if self._states.trim():
+                self.commit()
+                self.sync()  # before its space is another's
 
     def commit(self) -> None:
         """Hand everything so far to the operating system.
@@ -190,58 +163,19 @@ class LogWriter:
         self._file.flush()
         self.sync()
         self._file.close()
-        _open_writers.discard(self)
+        forget(self)
 
     def abandon(self) -> None:
         """Close the file though it cannot be written any more."""
-        _open_writers.discard(self)
+        forget(self)
         abandon(self._file)
 
-    def disconnect(self) -> None:
-        """Keep HDF5 from writing the file."""
-        _disconnect(self._descriptor)
-
-    def _segment(self, threads: int) -> None:
-        row = np.zeros(1, schema.SEGMENT_DTYPE)
-        row["step"], row["threads"] = self._steps, threads
-        row["began"] = datetime.now(timezone.utc).isoformat(timespec="seconds").encode()
-        row["torch"] = str(torch.__version__).encode()
-        self._tables.extend(schema.SEGMENTS, schema.sealed(row).tobytes(), 1)
-
     def _status(self, *, closed: bool) -> None:
-        row = (self._steps, closed, self._rows.has_strings, 0)
-        table = schema.sealed(np.array([row], schema.STATUS_DTYPE))
+        row = (self._steps, closed, self._tables[STRING_ENDS] > 0, 0)
+        table = sealed(np.array([row], schema.STATUS_DTYPE))
         self._tables.replace(schema.STATUS, 0, table)
 
     def _snapshot(self, t: int, parameters: Row) -> int:
         if len(parameters):
             self._tables.snapshot(t, self._coder.encode(t, parameters))
         return zlib.crc32(parameters.data)
-
-
-def abandon(file: h5py.File) -> None:
-    """Close a file that cannot be written any more.
-
-    HDF5 would try to write what it holds, again at exit, and crash; so its file descriptor is
-    pointed at the null device first.
-    """
-    if file:
-        _disconnect(int(file.id.get_vfd_handle()))
-        with contextlib.suppress(Exception):  # known: the file cannot be written
-            file.close()
-
-
-def _disconnect(descriptor: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, descriptor)
-    os.close(null)
-
-
-def _disconnect_child() -> None:
-    """Keep a forked process, a DataLoader's worker say, from writing its parent's logs."""
-    for writer in _open_writers:
-        writer.disconnect()
-    _open_writers.clear()
-
-
-os.register_at_fork(after_in_child=_disconnect_child)

@@ -1,0 +1,126 @@
+"""The full states of a run: from one of them it resumes. A row says where each one's bytes lie."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tracer.codec.nested import NestedError, decode
+from tracer.errors import LogError
+from tracer.log.parts.part import Table
+from tracer.log.parts.sink import Writable
+from tracer.log.parts.source import Readable
+
+STATES = "snap/states"
+SNAP_STATE = "snap/opt"
+STATE_DTYPE = np.dtype([("step", "<i8"), ("offset", "<i8"), ("bytes", "<i8"), ("crc", "<u4")])
+TABLES = {STATES: Table(STATE_DTYPE, chunk=16), SNAP_STATE: Table(np.dtype("u1"), chunk=1 << 16)}
+
+
+class FullStateWriter:
+    """Writes full states.
+
+    Args:
+        tables: The log's tables.
+        passing: Whether the first state takes the place of the last one on file.
+    """
+
+    def __init__(self, tables: Writable, *, passing: bool = False) -> None:
+        self._tables, self._passing = tables, passing
+        self._end = 0  # of the last one's bytes
+
+    def encode(self, t: int, data: bytes, *, passing: bool) -> bool:
+        """Write the state before step ``t``, encoded, if it is not on file already.
+
+        Args:
+            t: The step.
+            data: The state.
+            passing: Whether the next state may take its place.
+
+        Returns:
+            Whether something was written.
+        """
+        number, offset = self._tables[STATES], self._tables[SNAP_STATE]
+        last = self._tables.last(STATES)
+        if last is not None and (self._passing or last["step"] == t):
+            number, offset = number - 1, int(last["offset"])
+        row = np.zeros(1, STATE_DTYPE)
+        row["step"], row["bytes"], row["offset"] = t, len(data), offset
+        row["crc"] = state_crc(row[0], data)
+        self._passing, self._end = passing, offset + len(data)
+        if last is not None and row[0] == last:
+            return False  # a flush wrote it
+        self._tables.replace(SNAP_STATE, offset, np.frombuffer(data, np.uint8))
+        self._tables.replace(STATES, number, row)
+        return True
+
+    def trim(self) -> bool:
+        """Cut off what a longer state left behind the last one; return whether it did."""
+        longer = self._tables[SNAP_STATE] > self._end
+        if longer:
+            self._tables.cut(SNAP_STATE, self._end)
+        return longer
+
+
+class FullStates:
+    """Reads full states.
+
+    Args:
+        tables: The log's tables.
+    """
+
+    def __init__(self, tables: Readable) -> None:
+        self._tables = tables
+
+    def rows(self) -> NDArray[Any]:
+        """Return a row for each state on file."""
+        return self._tables.rows(STATES, 0, self._tables.length(STATES), "the list of states")
+
+    def decode(self, t: int) -> dict[str, Any]:
+        """Return the full state before step ``t``.
+
+        Raises:
+            LogError: There is none, or it does not match its checksum.
+        """
+        try:
+            value = decode(self._find(t)[1])
+        except NestedError as error:
+            raise self._tables.damage(SNAP_STATE, f"holds no state: {error}") from error
+        if not isinstance(value, dict):
+            raise self._tables.damage(SNAP_STATE, "holds no state")
+        return value
+
+    def end(self, t: int) -> dict[str, int]:
+        """Return the length of each table with the state before step ``t`` as the last one."""
+        number, data = self._find(t)
+        return {STATES: number + 1, SNAP_STATE: int(self.rows()[number]["offset"]) + len(data)}
+
+    def _find(self, t: int) -> tuple[int, bytes]:
+        """Return the number of the row of the state before step ``t``, and the state's bytes."""
+        rows = self.rows()
+        found = [k for k, row in enumerate(rows) if row["step"] == t]
+        if not found:
+            raise LogError(
+                f"{self._tables.path} holds no full state before step {t}; see states()."
+            )
+        where = f"the state before step {t}"
+        for k in reversed(found):  # a kill may have left a torn one behind
+            start, size = rows[k]["offset"], rows[k]["bytes"]
+            try:
+                data = self._tables.rows(SNAP_STATE, start, size, where).tobytes()
+            except LogError:
+                if k == found[0]:
+                    raise
+                continue
+            if rows[k]["crc"] == state_crc(rows[k], data):
+                return k, data
+        raise self._tables.damage(SNAP_STATE, f"does not match its checksum for {where}")
+
+
+def state_crc(row: Any, data: bytes) -> int:
+    """Return the checksum of a full state: of its row in ``snap/states`` and of its bytes."""
+    numbers = np.array([row["step"], row["offset"], row["bytes"]], "<i8")
+    return zlib.crc32(data, zlib.crc32(numbers.tobytes()))
