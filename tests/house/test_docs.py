@@ -151,9 +151,9 @@ def output(program: Callable[[], object], named: str, arguments: list[str]) -> s
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """An empty folder to work in; what is imported from it is forgotten."""
+    """An empty folder to work in and import from; what was imported is forgotten."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     before = set(sys.modules)
     yield tmp_path
     for module in set(sys.modules) - before:
