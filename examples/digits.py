@@ -86,13 +86,20 @@ def train(log: Path, *, epochs: int, overwrite: bool) -> nn.Module:
 
 
 @torch.no_grad()
-def hardest(model: nn.Module, count: int) -> list[int]:
-    """Return the numbers of the test images with the largest loss."""
+def mixed(model: nn.Module) -> dict[int, str]:
+    """Return two test images of each digit, the hardest and a typical one, with their labels.
+
+    Hard and typical images take turns, and so do the digits: the first few are a mixture.
+    """
     keys = list(task.test)
-    losses = task.loss(model.eval(), task.collate([task.test[k] for k in keys]))
-    accuracy = float((losses < torch.log(torch.tensor(2.0))).float().mean())
-    click.echo(f"{len(keys)} test images, {100 * accuracy:.1f} % given over half the probability")
-    return [keys[k] for k in losses.argsort(descending=True)[:count].tolist()]
+    losses = task.loss(model.eval(), task.collate([task.test[k] for k in keys])).tolist()
+    by_loss = [key for _, key in sorted(zip(losses, keys, strict=True))]
+    chosen = {}
+    for digit in range(10):
+        hard, other = ([k for k in by_loss if task.test[k][1] == d] for d in (digit, 9 - digit))
+        chosen[hard[-1]] = f"{digit}, the hardest"
+        chosen[other[len(other) // 2]] = f"{9 - digit}, a typical one"
+    return chosen
 
 
 @click.command()
@@ -101,12 +108,14 @@ def hardest(model: nn.Module, count: int) -> list[int]:
 @click.option("--epochs", default=5, show_default=True)
 @click.option("--overwrite", is_flag=True, help="Replace an existing log.")
 def main(log: Path, test_ids: Path, epochs: int, overwrite: bool) -> None:
-    """Train on digits with tracing; write the IDs of the 20 test images with the largest loss."""
+    """Train on digits with tracing; write the IDs of 20 mixed test images."""
     model = train(log, epochs=epochs, overwrite=overwrite)
-    lines = [f"{k}  # {show(task.test[k])}" for k in hardest(model, 20)]
-    test_ids.write_text("\n".join(lines) + "\n")
-    size = log.stat().st_size
-    click.echo(f"wrote {log} ({size / 1e6:.1f} MB) and {test_ids} (20 test IDs)")
+    chosen = mixed(model)
+    test_ids.write_text("".join(f"{k}  # a {label}\n" for k, label in chosen.items()))
+    click.echo(f"wrote {log}: every step of the run, {log.stat().st_size / 1e6:.1f} MB")
+    click.echo(
+        f"wrote {test_ids}: {len(chosen)} test images, the hardest and a typical one of each"
+    )
 
 
 if __name__ == "__main__":
