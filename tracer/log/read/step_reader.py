@@ -39,7 +39,7 @@ class StepReader:
     def meta(self, t: int) -> Any:
         """Return the meta row of step ``t``."""
         row = self._meta.rows(t, 1, f"step {t}")
-        if row[0]["step"] != t or not is_sealed(row, "record_crc"):
+        if row[0]["step"] != t or not is_sealed(row):
             self._meta.forget()
             raise self._tables.broken(t, schema.META)
         return row[0]
