@@ -28,8 +28,9 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
     for ours, mine in left.parts(chosen):
         for theirs, others in right.parts(chosen):
             block = result[ours, theirs]
-            for name in mine.keys() & others.keys():
-                block += chosen[name] * mine[name].inner(others[name])
+            for name in mine:  # in one order in every process: sums are rounded
+                if name in others:
+                    block += chosen[name] * mine[name].inner(others[name])
     return result
 
 
@@ -79,7 +80,7 @@ def _projected(form: Form, direction: Tensor) -> Tensor:
 
 def squared_norms(examples: PerExample, names: set[str]) -> Tensor:
     """Return ``‖g_i‖²`` over the named parameters, float64 ``(n,)``."""
-    return weighted_squares(examples, dict.fromkeys(names & examples.names, 1.0))
+    return weighted_squares(examples, dict.fromkeys(sorted(names & examples.names), 1.0))
 
 
 def weighted_squares(examples: PerExample, weights: dict[str, Tensor | float]) -> Tensor:
