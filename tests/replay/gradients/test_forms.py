@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from replay.gradients.forms import products
 from replay.gradients.forms.convolution import Convolved, Geometry
 from replay.gradients.forms.dense import Dense
 from replay.gradients.forms.lookup import Lookup
 from replay.gradients.forms.outer_products import OuterProducts
+from replay.gradients.forms.per_example import PerExample
 from replay.gradients.forms.sum import added
 from replay.vectors.workspace import temporaries
 
@@ -75,7 +77,8 @@ FORMS = {
     "outer": outer(1),
     "outer-sequences": outer(3),
     "outer-long-sequences": outer(40),
-    "outer-of-some-rows": outer(2, start=2, p=3),
+    "outer-of-some-rows": outer(1, start=2, p=3),
+    "outer-sequences-of-some-rows": outer(2, start=1, p=3),
     "lookup": lookup,
     "convolution": convolved(1, 1),
     "convolution-folded": convolved(2, 1),
@@ -123,23 +126,47 @@ def test_its_products(made, room):
     close(form.weighted_squares(v[1]), g.flatten(1).square() @ v[1])
 
 
-@pytest.mark.parametrize("other", FORMS)
-def test_inner_products_with_every_form(made, room, other):
+def test_inner_products_with_every_form(made, room):
     """Also with gradients computed anew, which are seen as one column."""
     form, g = made
-    theirs, h = FORMS[other](3)
-    close(form.inner(theirs), torch.einsum("nrc,mrc->nm", g, h))
-    column = Dense(h.flatten(1)[:, :, None])
-    close(form.inner(column), torch.einsum("nrc,mrc->nm", g, h))
-    close(column.inner(form), torch.einsum("nrc,mrc->mn", g, h))
+    for make in FORMS.values():
+        other, h = make(3)
+        close(form.inner(other), torch.einsum("nrc,mrc->nm", g, h))
+        column = Dense(h.flatten(1)[:, :, None])
+        close(form.inner(column), torch.einsum("nrc,mrc->nm", g, h))
+        close(column.inner(form), torch.einsum("nrc,mrc->mn", g, h))
 
 
-@pytest.mark.parametrize("other", FORMS)
-def test_sums_of_two(made, other):
+def test_tensors_that_are_overwritten(made):
+    form, g = made[0], made[1].clone()
+    kept = form.kept(frozenset(t.untyped_storage().data_ptr() for t in form.tensors))
+    for tensor in form.tensors:
+        tensor.zero_()
+    close(kept.dense(slice(0, R)), g.flatten(1))
+
+
+def test_sums_with_every_form(made):
     """Calls of one layer become one form of the same class, where that class can."""
     form, g = made
-    theirs, h = FORMS[other](5)
-    found = added([form, theirs])
-    close(found.dense(slice(0, R)), (g + h).flatten(1))
-    joins = type(form) is type(theirs) and form.alike is not None and form.alike == theirs.alike
-    assert (type(found) is type(form)) == joins or len(form.terms) > 1
+    for make in FORMS.values():
+        other, h = make(5)
+        found = added([form, other])
+        close(found.dense(slice(0, R)), (g + h).flatten(1))
+        joins = type(form) is type(other) and form.alike is not None and form.alike == other.alike
+        assert (type(found) is type(form)) == joins or len(form.terms) > 1
+
+
+def test_parameters_that_are_left_out():
+    """Of those that are stored, and of those that are computed anew, in blocks."""
+    torch.manual_seed(0)
+    (stored, g), anew = dense(3), {"b": numbers(3, 4), "c": numbers(3, 2)}
+
+    def blocks():
+        for rows in (slice(0, 2), slice(2, 3)):
+            yield rows, {name: one[rows] for name, one in anew.items()}
+
+    found = PerExample(numbers(3), {"a": stored, "d": stored}, {}, ("b", "c"), blocks)
+    expected = 2 * torch.einsum("nrc,mrc->nm", g, g) + 3 * anew["b"] @ anew["b"].T
+    close(products.inner(found, found, {"a": 2.0, "b": 3.0, "c": 0.0, "e": 1.0}), expected)
+    squares = products.weighted_squares(found, {"a": 2.0, "b": 3.0, "e": 1.0})
+    close(squares, expected.diagonal())
