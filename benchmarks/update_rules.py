@@ -104,7 +104,7 @@ def step(path: Path, task: Task, m: int, more: int, *, again: bool = False) -> f
 def hold_half(run: Replay, steps: range) -> None:
     """Give recorded steps less memory than a window takes: half of it are held at once."""
     with run._computing(), Progress(enabled=False) as shown:
-        budget = run._tape(steps, shown, lenient=False).outlook().nbytes - 1
+        budget = run._tape(steps, shown, allow_mismatch=False).estimate().nbytes - 1
     known = (run.log, run.task, run._models)
     run._tape = lambda steps, shown, **how: Tape(  # type: ignore[method-assign]
         *known, steps, budget=budget, report=shown.task, **how

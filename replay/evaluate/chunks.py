@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from replay.evaluate.batches import Shelf
+from replay.evaluate.binding import Models
 from replay.evaluate.state import State, States
-from replay.evaluate.test_side import Examples, Models
+from replay.evaluate.test_side import Examples
 from replay.gradients.forms.products import is_cheap
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replay.evaluate.state import State
-from replay.evaluate.test_side import Models
+from replay.evaluate.binding import Models
 from replay.evaluate.train_side import losses_at
 from replay.gradients.forms import products
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 from replay.task import Task
 from tracer.errors import TaskError
 from tracer.records import ID
@@ -42,7 +41,7 @@ class Sums:
         self.scores = {name: np.zeros(len(train_ids)) for name in SCORES}
         self.visits = np.zeros(len(train_ids), dtype=np.int64)
 
-    def add(self, recorded: Recorded, task: Task, models: Models) -> None:
+    def add(self, recorded: ReplayedStep, task: Task, models: Models) -> None:
         """Add the visits of one step, whose gradients are recorded."""
         assert recorded.trained is not None
         ids = recorded.trained.ids
@@ -54,7 +53,7 @@ class Sums:
         np.add.at(self.visits, places, 1)
 
 
-def _immediate(recorded: Recorded) -> Tensor:
+def _immediate(recorded: ReplayedStep) -> Tensor:
     """Return ``±κ c_i ⟨K g_i, g_i⟩`` of every occurrence, float64 ``(b,)``."""
     assert recorded.trained is not None
     micro_batches = recorded.transition.step.micro_batches
@@ -74,13 +73,13 @@ def _immediate(recorded: Recorded) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def _own_drops(recorded: Recorded, task: Task, models: Models) -> Tensor:
+def _own_drops(recorded: ReplayedStep, task: Task, models: Models) -> Tensor:
     """Return ``ℓ_i(w_t) − ℓ_i(w_{t+1})``, train mode, buffers and batches of the step, ``(b,)``."""
     assert recorded.trained is not None
     now = recorded.transition
     before, after = (
-        torch.cat(losses_at(task, now, models.value, state, device=models.device))
-        for state in (now.before, State(now.after.parameters, now.before.buffers))
+        torch.cat(losses_at(task, now.step, now.along(u), models.value, device=models.device))
+        for u in (0, 1)
     )
     known = torch.cat([batch.losses for batch in recorded.trained.batches]).double()
     half = any(p.dtype.itemsize < 4 for p in models.train.parameters.values())

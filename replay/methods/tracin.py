@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
-from replay.path.step_path import Line, Split
+from replay.path.step_path import Split, StepPath
 
 
-def split(line: Line) -> Split:
+def split(line: StepPath) -> Split:
     """Divide the step by the gradient at its beginning."""
     node = line.end(0)
     m = len(node.norms)

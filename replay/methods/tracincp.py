@@ -15,7 +15,7 @@ from numbers import Integral
 from torch import Tensor
 
 from replay.evaluate.chunks import placed
-from replay.evaluate.state import State
+from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
@@ -72,16 +72,16 @@ def against(
         yield columns, products.inner(test, found, checkpoint.scale).cpu()
 
 
-def checkpoint(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:
-    """Read checkpoint ``k`` from a log; products are taken over ``names``, by default all."""
-    step = log.step(min(k, len(log) - 1))
+def checkpoint(states: States, k: int, names: frozenset[str] | None = None) -> Checkpoint:
+    """Return checkpoint ``k`` of a run; products are taken over ``names``, by default all."""
+    step = states.step(min(k, states.last - 1))
     scale = {
         name: group.hyperparameters["lr"]
         for group in step.groups
         for name in group.names
         if name not in step.frozen and (names is None or name in names)
     }
-    return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)
+    return Checkpoint(k, states.at(k), scale)
 
 
 def choose(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

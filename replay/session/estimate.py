@@ -121,14 +121,14 @@ def _ahead(
 
         def tape(count: int) -> Tape:
             splits = set(split) != {"tracin-sgd"}
-            return run._tape(chosen[:count], shown, lenient=True, splits=splits)
+            return run._tape(chosen[:count], shown, allow_mismatch=True, splits=splits)
 
-        whole, part = tape(len(chosen)).outlook(), tape(few).outlook()
+        whole, part = tape(len(chosen)).estimate(), tape(few).estimate()
         each = 0.0
-        if whole.recordings:
+        if whole.replays:
             chunks = run._chunks.for_splits(test_ids, split, plain=tape(1).plain and whole_model)
             each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
-    return Cost(whole.recordings * each, max(0, whole.nbytes - part.nbytes))
+    return Cost(whole.replays * each, max(0, whole.nbytes - part.nbytes))
 
 
 def _timed(job: Callable[[int], object], more: int) -> tuple[float, float]:

@@ -8,20 +8,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.evaluate.chunks import placed
+from replay.evaluate.state import States
 from replay.evaluate.test_side import Examples
 from replay.methods import tracincp
 from replay.session import run_pass
 from replay.session.score_tables import Tables
 from replay.steps.tape import Tape
-from tracer.log.read.run_log import RunLog
 
 
-def drops(log: RunLog, chunks: list[Examples], advance: Callable[[], None]) -> NDArray[np.float64]:
+def drops(
+    states: States, chunks: list[Examples], advance: Callable[[], None]
+) -> NDArray[np.float64]:
     """Return every step's measured drop for all chunks, ``(T, m)``."""
     columns = []
     for chunk in chunks:
         rows = []
-        for drop in run_pass.drops(log, chunk):
+        for drop in run_pass.drops(states, chunk):
             rows.append(drop.measured.numpy())
             advance()
         columns.append(np.stack(rows))

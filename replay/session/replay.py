@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replay.evaluate.binding import bind
 from replay.evaluate.chunks import BLOCK, Chunks, parse_bytes
 from replay.evaluate.device import usable_device
 from replay.evaluate.isolation import usual_surroundings
-from replay.evaluate.test_side import bind
 from replay.methods import tracincp
 from replay.methods.self_influence import Sums
 from replay.progress import Progress
@@ -90,7 +90,8 @@ class Replay:
         with self._computing():
             kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
             self._models = bind(self.task, self.log, self._device, kinds, audit=audit)
-        self._chunks = Chunks(self.task, self._models, LoggedStates(self.log), self._budget)
+        self._states = LoggedStates(self.log)
+        self._chunks = Chunks(self.task, self._models, self._states, self._budget)
 
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
         """Return the test IDs of an ``ids.txt``, in its order; see ``replay.task``."""
@@ -113,8 +114,8 @@ class Replay:
         """
         test_ids = known_ids(test_ids, self.task.test, "test")
         with self._computing(), Progress(progress) as shown:
-            chunks = self._chunks.of(test_ids, "test")
-            return filling.drops(self.log, chunks, shown.task("drops", len(chunks) * len(self.log)))
+            chunks, states = self._chunks.of(test_ids, "test"), self._states
+            return filling.drops(states, chunks, shown.task("drops", len(chunks) * len(self.log)))
 
     def influence(
         self,
@@ -167,10 +168,10 @@ class Replay:
         found: dict[str, str | int] = {}
         rest = chosen
         with self._computing(), Progress(progress) as shown:
-            point = partial(tracincp.checkpoint, self.log, names=names)
+            point = partial(tracincp.checkpoint, self._states, names=names)
             blocks = self._chunks.of(columns, "train", most=BLOCK) if chosen else []
             if split:
-                how = {"lenient": allow_mismatch, "splits": split != ("tracin-sgd",)}
+                how = {"allow_mismatch": allow_mismatch, "splits": split != ("tracin-sgd",)}
                 tape = self._tape(chosen_steps, shown, **how)
                 plain = tape.plain and names is None
                 chunks = self._chunks.for_splits(test_ids, split, plain=plain)
@@ -213,7 +214,7 @@ class Replay:
         looked_at = window(steps, len(self.log))
         sums = Sums(chosen)
         with self._computing(), Progress(progress) as shown:
-            tape = self._tape(looked_at, shown, lenient=allow_mismatch)
+            tape = self._tape(looked_at, shown, allow_mismatch=allow_mismatch)
             advance = shown.task("self-influence", len(looked_at))
             for recorded in tape.forwards():
                 sums.add(recorded, self.task, self._models)
@@ -231,12 +232,12 @@ class Replay:
         """
         chosen = window(steps, len(self.log))
         with self._computing(), Progress(progress) as shown:
-            return verified(self._tape(chosen, shown, lenient=False), chosen)
+            return verified(self._tape(chosen, shown, allow_mismatch=False), chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""
         with self._computing():
-            known = self.log, self.task, self._models, self._chunks
+            known = self._states, self.task, self._models, self._chunks
             return paths_of_run(*known, budget=self._budget)
 
     @contextmanager
@@ -245,5 +246,5 @@ class Replay:
             yield
 
     def _tape(self, steps: range, shown: Progress, **how: bool) -> Tape:
-        budget, report = self._budget // 4, shown.task
-        return Tape(self.log, self.task, self._models, steps, budget=budget, report=report, **how)
+        budget, report, states = self._budget // 4, shown.task, self._states
+        return Tape(states, self.task, self._models, steps, budget=budget, report=report, **how)

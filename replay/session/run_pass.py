@@ -9,18 +9,16 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from replay.evaluate.state import State, Transition
+from replay.evaluate.state import State, States, Transition
 from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods import ideal, tracin
 from replay.path.adjoint import Adjoint
-from replay.path.step_path import Line, Split
-from replay.states.logged import transitions
-from replay.steps.replayed_step import Recorded
+from replay.path.step_path import Split, StepPath
+from replay.steps.replayed_step import ReplayedStep
 from replay.steps.tape import Tape
-from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
 TERMS = (  # "elsewhere" only where a part of the parameters was chosen
@@ -141,11 +139,11 @@ class Settings:
     snapshots: frozenset[int] = frozenset()
 
 
-def drops(log: RunLog, examples: Examples) -> Iterator[Drop]:
+def drops(states: States, examples: Examples) -> Iterator[Drop]:
     """Yield the measured drop of every step, for any optimizer."""
     values = Values(examples)
-    for transition in transitions(log):
-        yield values.around(transition)
+    for t in range(states.last):
+        yield values.around(states.transition(t))
 
 
 def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepResult]:
@@ -157,16 +155,15 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
     adjoints = {name: Adjoint(len(examples)) for name in settings.methods}
     for recorded in tape.walk():
         now = recorded.transition
-        trained = recorded.trained or tape.train(now)
+        trained = recorded.trained or tape.train(now.step, now.before)
         drop = values.around(now)
         ends.move(now)
-        line = Line(
+        line = StepPath(
             recorded,
             trained,
             examples,
             (partial(ends.get, 0), partial(ends.get, 1)),
             (drop.before, drop.moved),
-            recorded.parts.norm,
             settings.names,
             keeps=not tape.plain or settings.names is not None,
             compares="ideal" in settings.methods,
@@ -192,7 +189,7 @@ def steps(tape: Tape, examples: Examples, settings: Settings) -> Iterator[StepRe
         yield StepResult(t, trained.ids, drop, splits, credited, restricted, snapshots)
 
 
-def _splits(line: Line, settings: Settings) -> dict[str, Split]:
+def _splits(line: StepPath, settings: Settings) -> dict[str, Split]:
     methods: dict[str, Callable[[], Split]] = {
         "tracin": lambda: tracin.split(line),
         "ideal": lambda: ideal.split(line, settings.tolerance),
@@ -201,7 +198,7 @@ def _splits(line: Line, settings: Settings) -> dict[str, Split]:
 
 
 def _ignoring_the_optimizer(
-    recorded: Recorded, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
+    recorded: ReplayedStep, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
 ) -> Tensor:
     """Return ``η_t c_i ⟨q_t, g_i⟩``, the paper's formula whatever the optimizer, ``(b, m)``."""
     step = recorded.transition.step
