@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.evaluate.batches import fresh, moved
 from replay.evaluate.binding import BoundModel, set_random_state, without_graph
 from replay.evaluate.checked import checked_losses, require_finite
+from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.forms.piece import is_finite
