@@ -102,10 +102,10 @@ def step(path: Path, task: Task, m: int, more: int, *, again: bool = False) -> f
 
 
 def hold_half(run: Replay, steps: range) -> None:
-    """Give recorded steps less memory than a window takes: half of it are held at once."""
+    """Give replayed steps less memory than a window takes: half of it are held at once."""
     bound = run._run
     with bound.computing(), Progress(enabled=False) as shown:
-        held = bound.tape(steps, shown, lenient=False).outlook().nbytes - 1
+        held = bound.tape(steps, shown, allow_mismatch=False).estimate().nbytes - 1
     run._run = replace(bound, budget=4 * held)  # a tape takes a quarter
 
 

@@ -67,8 +67,8 @@ def self_influence(
     target = log.with_name(log.stem + ".self.h5") if out is None else out
     check_free(target, overwrite=overwrite, inputs=[log])
     run = opened(log, options, target)
-    lenient = options["allow_mismatch"]
-    found = run.self_influence(steps=options["steps"], allow_mismatch=lenient)
+    allow_mismatch = options["allow_mismatch"]
+    found = run.self_influence(steps=options["steps"], allow_mismatch=allow_mismatch)
     found.save(target, overwrite=overwrite)
     click.echo(f"wrote {target}", err=True)
     if as_json:

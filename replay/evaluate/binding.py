@@ -1,10 +1,10 @@
-"""A task's model and data bound to a log: private copies, exact dtypes, checked outputs."""
+"""Binds a task's model to a log: private copies of it that hold logged states in given dtypes."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,9 @@ from torch.nn.parameter import is_lazy
 
 from replay.gradients.engine import Engine
 from replay.task import Task
-from tracer.errors import NonFiniteError, TaskError
+from tracer.errors import TaskError
 from tracer.log.read.run_log import RunLog
-from tracer.records import ID, RandomState
+from tracer.records import RandomState
 
 Layout = Mapping[str, tuple[torch.Size, torch.dtype]]
 
@@ -62,6 +62,40 @@ class BoundModel:
             tensor.copy_(parameters[name])
         for name, tensor in self._buffers.items():
             tensor.copy_(buffers[name])
+
+
+@dataclass(frozen=True)
+class Models:
+    """The copies that a replay evaluates.
+
+    Attributes:
+        train: Holds ``w_t`` in train mode while step t is replayed.
+        test: Holds any point, eval mode, the run's dtype: gradients.
+        value: Likewise, for values of ``φ``: float64 unless ``values="model"``.
+        device: Where all of them are.
+    """
+
+    train: BoundModel
+    test: BoundModel
+    value: BoundModel
+    device: torch.device
+
+
+def bind(
+    task: Task,
+    log: RunLog,
+    device: torch.device,
+    dtypes: tuple[torch.dtype | None, torch.dtype | None, torch.dtype | None],
+    *,
+    audit: int,
+) -> Models:
+    """Return three copies of a task's model, each in a dtype (None is the run's own)."""
+    built = build(task)
+    train, test, value = (
+        BoundModel(copied(built, task), log, device=device, dtype=dtype, audit=audit)
+        for dtype in dtypes
+    )
+    return Models(train, test, value, device)
 
 
 def build(task: Task) -> nn.Module:
@@ -126,46 +160,6 @@ def _check_layout(kind: str, found: Mapping[str, Tensor], logged: Layout, log: R
                 f"task.model() has the {kind} {name!r}, which {log.path} does not hold; "
                 "build the model as the traced run did."
             )
-
-
-def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
-    """Return what a loss function gave if it is one finite loss an example.
-
-    Args:
-        losses: What it returned.
-        ids: IDs of the batch, length ``b``.
-        function: ``"task.loss"`` or ``"task.measure"``.
-        where: ``"step 3"``, for the message.
-
-    Raises:
-        TaskError: It is not a tensor of shape ``(b,)``.
-        NonFiniteError: A loss is NaN or infinite; names its example.
-    """
-    b = len(ids)
-    advice = "return each example's own loss, for instance cross_entropy(..., reduction='none')"
-    if not isinstance(losses, Tensor):
-        raise TaskError(
-            f"{where}: {function} must return a tensor of shape ({b},), found "
-            f"{type(losses).__name__}; {advice}."
-        )
-    if losses.dim() == 0:
-        raise TaskError(
-            f"{where}: {function} returned a scalar for a batch of {b} IDs; expected shape "
-            f"({b},): {advice}."
-        )
-    if losses.shape != (b,):
-        raise TaskError(
-            f"{where}: {function} returned shape {tuple(losses.shape)} for a batch of {b} IDs; "
-            f"expected ({b},): one ID and one loss for each example; {advice}."
-        )
-    finite = torch.isfinite(losses.detach())
-    if not finite.all():
-        first = int((~finite).nonzero()[0])
-        raise NonFiniteError(
-            f"{where}: {function} of example {ids[first]!r} is {losses[first].item()}; "
-            "influence is undefined there. Did the run itself diverge?"
-        )
-    return losses
 
 
 def set_random_state(state: RandomState | None) -> None:

@@ -1,4 +1,4 @@
-"""Which examples share a forward pass: as many as a stated budget of memory allows.
+"""Cuts examples into chunks that share a forward pass: as many as a budget of memory allows.
 
 Examples that are not independent in eval mode (padding, statistics of the batch, losses over pairs)
 are taken one at a time, since ``φ`` is defined for each alone.
@@ -14,8 +14,9 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from replay.evaluate.batches import Shelf
+from replay.evaluate.binding import Models
 from replay.evaluate.state import State, States
-from replay.evaluate.test_side import Examples, Models
+from replay.evaluate.test_side import Examples
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError
 from tracer.records import ID
@@ -26,8 +27,8 @@ _BETWEEN = 2  # more of them where a method looks between the ends ...
 WAITING = 4  # outer products that wait to be added to a buffer's adjoint, at most
 BLOCK = 1024  # training examples taken together at most
 _SHELF = 8  # the part of the budget that examples may take which are not in use
-_SAMPLE = 32  # examples of the same shapes of which independence is asked
-_POINTS = 8  # ... and where those are kept until later steps have told what they ask
+_SAMPLE = 32  # examples of the same shapes that are compared with themselves alone
+_POINTS = 8  # ... and where those are kept until the later steps were seen
 
 
 def parse_bytes(memory: int | str) -> int:
@@ -56,7 +57,7 @@ class Chunks:
         budget: Bytes.
 
     Attributes:
-        took: By side, seconds that comparing examples alone and in company took.
+        took: By side, seconds that comparing examples alone and with others took.
         asked_of_all: By side, whether every example was compared.
     """
 

@@ -1,4 +1,4 @@
-"""Where to compute."""
+"""Checks that a device exists and computes in float64."""
 
 from __future__ import annotations
 

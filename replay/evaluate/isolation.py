@@ -1,4 +1,4 @@
-"""What a program may have set around a replay, and a replay must neither see nor change."""
+"""Computes as a fresh program would: what is set around a replay is neither seen nor changed."""
 
 from __future__ import annotations
 

@@ -1,19 +1,20 @@
-"""A state of the run, and a step between two of them."""
+"""A state of the run, a step between two of them, and the door to both."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
 
 @dataclass(frozen=True)
 class State:
-    """Parameters ``w_t`` and buffers ``β_t``, on the CPU, as logged."""
+    """Parameters ``w_t`` and buffers ``β_t``, on the CPU."""
 
     parameters: dict[str, Tensor]
     buffers: dict[str, Tensor]
@@ -24,19 +25,6 @@ class State:
             value is other.buffers[name] or torch.equal(value, other.buffers[name])
             for name, value in self.buffers.items()
         )
-
-
-class States(Protocol):
-    """The states of a run by number: ``t`` is before step ``t``, ``last`` the final one."""
-
-    @property
-    def last(self) -> int:
-        """The number of the final state, ``T``."""
-        ...
-
-    def at(self, t: int) -> State:
-        """Return ``w_t`` and ``β_t``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -50,4 +38,66 @@ class Transition:
     @property
     def name(self) -> str:
         """How messages call it."""
-        return f"step {self.step.index}"
+        return step_name(self.step)
+
+    def along(self, u: float) -> State:
+        """Return the state ``w_t − uΔ_t`` with the buffers ``β_t``; ``u`` is from 0 to 1."""
+        if u in (0.0, 1.0):
+            return State((self.after if u else self.before).parameters, self.before.buffers)
+        moved = self.after.parameters
+        return State(
+            {
+                name: torch.lerp(w.double(), moved[name].double(), u)
+                if w.is_floating_point()
+                else w
+                for name, w in self.before.parameters.items()
+            },
+            self.before.buffers,
+        )
+
+
+class States(Protocol):
+    """The one door to a run's states: ``t`` is before step ``t``, ``last`` the final one.
+
+    Whoever walks along the steps, in either direction, causes each state to be made only once.
+    """
+
+    @property
+    def log(self) -> RunLog:
+        """The run's log: its path and what it says of the whole run."""
+        ...
+
+    @property
+    def last(self) -> int:
+        """The number of the final state, ``T``."""
+        ...
+
+    @property
+    def stored(self) -> frozenset[int]:
+        """The numbers of the states whose ``optimizer`` is on file."""
+        ...
+
+    def at(self, t: int) -> State:
+        """Return ``w_t`` and ``β_t``."""
+        ...
+
+    def step(self, t: int) -> Step:
+        """Return step ``t`` as logged."""
+        ...
+
+    def transition(self, t: int) -> Transition:
+        """Return step ``t`` with the states before and after it."""
+        ...
+
+    def optimizer(self, t: int) -> dict[str, dict[str, Any]]:
+        """Return the optimizer's state before step ``t``, one of ``stored``, by parameter.
+
+        Each parameter's is what torch's ``state_dict`` holds of it, by torch's names; one that has
+        no state yet is absent.
+        """
+        ...
+
+
+def step_name(step: Step) -> str:
+    """Return how messages call a step."""
+    return f"step {step.index}"

@@ -1,64 +1,29 @@
 """The test side: gradients and float64 values of ``φ`` for one chunk of test examples.
 
-``φ`` is defined for each example alone, in eval mode. Examples are taken together only where
-``are_independent`` found that company changes nothing.
+``φ`` is defined for each example alone, in eval mode. Examples are evaluated together only where
+``are_independent`` found that the other examples change nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from replay.evaluate.batches import Batches, Shelf
-from replay.evaluate.binding import BoundModel, build, checked_losses, copied, without_graph
+from replay.evaluate.binding import BoundModel, Models, without_graph
+from replay.evaluate.checked import checked_losses
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
 from replay.gradients.proof.independence import differ, some_of
 from replay.task import Task
 from tracer.errors import TaskError
-from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Models:
-    """The copies that a replay evaluates.
-
-    Attributes:
-        train: Holds ``w_t`` in train mode while step t is replayed.
-        test: Holds any point, eval mode, the run's dtype: gradients.
-        value: Likewise, for values of ``φ``: float64 unless ``values="model"``.
-        device: Where all of them are.
-    """
-
-    train: BoundModel
-    test: BoundModel
-    value: BoundModel
-    device: torch.device
-
-
-def bind(
-    task: Task,
-    log: RunLog,
-    device: torch.device,
-    dtypes: tuple[torch.dtype | None, torch.dtype | None, torch.dtype | None],
-    *,
-    audit: int,
-) -> Models:
-    """Return three copies of a task's model, each in a dtype (None is the run's own)."""
-    built = build(task)
-    train, test, value = (
-        BoundModel(copied(built, task), log, device=device, dtype=dtype, audit=audit)
-        for dtype in dtypes
-    )
-    return Models(train, test, value, device)
 
 
 class Examples:
@@ -215,18 +180,3 @@ def _moving(bound: BoundModel, names: Collection[str] | None = None) -> dict[str
         for n, p in bound.parameters.items()
         if p.requires_grad and (names is None or n in names)
     }
-
-
-def between(before: State, after: State, u: float) -> State:
-    """Return the state ``w_t − uΔ_t`` with the buffers ``β_t``."""
-    if u in (0.0, 1.0):
-        return State((after if u else before).parameters, before.buffers)
-    return State(
-        {
-            name: torch.lerp(w.double(), after.parameters[name].double(), u)
-            if w.is_floating_point()
-            else w
-            for name, w in before.parameters.items()
-        },
-        before.buffers,
-    )

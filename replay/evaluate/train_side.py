@@ -1,6 +1,7 @@
-"""The training side: per-example gradients of one step's real batch, as the run computed them.
+"""The training side: per-example gradients of one step's real batch, at the state it is given.
 
-Train mode, buffers ``β_t``, each micro-batch in order under the random state of its forward pass.
+Train mode, each micro-batch in order under the random state of its forward pass: at ``w_t`` and
+``β_t``, what the run computed.
 """
 
 from __future__ import annotations
@@ -12,15 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.evaluate.batches import fresh, moved
-from replay.evaluate.binding import BoundModel, checked_losses, set_random_state, without_graph
-from replay.evaluate.state import State, Transition
+from replay.evaluate.binding import BoundModel, set_random_state, without_graph
+from replay.evaluate.checked import checked_losses, require_finite
+from replay.evaluate.nested import fresh, moved
+from replay.evaluate.state import State, step_name
 from replay.gradients.forms.form import is_finite
 from replay.gradients.forms.per_example import PerExample
 from replay.task import Task, unknown_ids
 from replay.vectors.fused import together
-from tracer.errors import NonFiniteError, TaskError, UnsupportedRuleError
-from tracer.records import ID, MicroBatch
+from tracer.errors import TaskError, UnsupportedRuleError
+from tracer.records import ID, MicroBatch, Step
 
 TENSOR = 1 << 10  # bytes that a tensor takes besides its elements, about, with its place in a dict
 
@@ -56,19 +58,21 @@ class TrainedStep:
 
 def replay_step(
     task: Task,
-    transition: Transition,
+    step: Step,
+    state: State,
     bound: BoundModel,
     names: list[str],
     *,
     device: torch.device,
     budget: int,
 ) -> TrainedStep:
-    """Run a step's forward and backward passes again, at ``w_t``.
+    """Run a step's forward and backward passes at a state.
 
     Args:
         task: The task.
-        transition: The logged step.
-        bound: The model copy; holds ``w_t`` afterwards.
+        step: Gives the batches, weights and random states, as logged.
+        state: Where: ``w_t`` and ``β_t`` repeat the run, others are a counterfactual.
+        bound: The model copy; holds the state's parameters afterwards.
         names: The parameters that the step moved.
         device: Where the model is.
         budget: Bytes for stored complete gradients.
@@ -78,26 +82,23 @@ def replay_step(
         NonFiniteError: A loss or a gradient is NaN or infinite; names step and example.
         UnsupportedRuleError: A gradient is sparse.
     """
-    parameters = _at_step(transition, bound, names)
-    micro_batches = transition.step.micro_batches
+    parameters, where = _placed(bound, state, names), step_name(step)
     batches = []
-    for micro in micro_batches:
-        forward = _forward(task, micro, transition, bound, device)
+    for micro in step.micro_batches:
+        forward = _forward(task, micro, where, bound, device)
         weights = micro.coefficients.to(device)
-        share = budget // max(1, len(micro_batches))
-        found = bound.engine.of_batch(
-            parameters, forward, weights, budget=share, where=transition.name
-        )
-        _require_finite(found, micro.ids, transition.name)
+        share = budget // max(1, len(step.micro_batches))
+        found = bound.engine.of_batch(parameters, forward, weights, budget=share, where=where)
+        require_finite(found, micro.ids, where)
         batches.append(found)
-    gradient = _sum([batch.total for batch in batches], transition.name)
-    penalty = _penalty(task, bound, parameters)
-    return TrainedStep(batches, transition.step.batch_ids, gradient, penalty)
+    gradient = _sum([batch.total for batch in batches], where)
+    return TrainedStep(batches, step.batch_ids, gradient, _penalty(task, bound, parameters))
 
 
 def replay_gradient(
     task: Task,
-    transition: Transition,
+    step: Step,
+    state: State,
     bound: BoundModel,
     names: list[str],
     *,
@@ -105,34 +106,38 @@ def replay_gradient(
     budget: int,
 ) -> TrainedStep:
     """Do what ``replay_step`` does for the batch's gradient only, without its examples'."""
-    parameters = _at_step(transition, bound, names)
+    parameters, where = _placed(bound, state, names), step_name(step)
     totals = []
-    for micro in transition.step.micro_batches:
+    for micro in step.micro_batches:
         with torch.enable_grad():
-            losses = _forward(task, micro, transition, bound, device)()
+            losses = _forward(task, micro, where, bound, device)()
             objective = (losses * micro.coefficients.to(losses)).sum()
         totals.append(_gradients(objective, parameters))
-    gradient = _sum(totals, transition.name)
-    if not all(is_finite(g) for g in gradient.values()):
-        return replay_step(task, transition, bound, names, device=device, budget=budget)
-    return TrainedStep([], transition.step.batch_ids, gradient, _penalty(task, bound, parameters))
+    gradient = _sum(totals, where)
+    if not all(is_finite(g) for g in gradient.values()):  # name the example
+        return replay_step(task, step, state, bound, names, device=device, budget=budget)
+    return TrainedStep([], step.batch_ids, gradient, _penalty(task, bound, parameters))
 
 
 def losses_at(
-    task: Task, transition: Transition, bound: BoundModel, state: State, *, device: torch.device
+    task: Task, step: Step, state: State, bound: BoundModel, *, device: torch.device
 ) -> list[Tensor]:
-    """Return the losses of a step's micro-batches, as in the run but at another state, float64."""
+    """Return the losses of a step's micro-batches at a state, float64 ``(b,)`` each.
+
+    All else is as in the run. To compare two points of one step, give the state at either with
+    the step's own buffers ``β_t``, as ``Transition.along`` does.
+    """
     bound.load(state.parameters, state.buffers)
     bound.module.train()
     return [
-        without_graph(_forward(task, micro, transition, bound, device)).double()
-        for micro in transition.step.micro_batches
+        without_graph(_forward(task, micro, step_name(step), bound, device)).double()
+        for micro in step.micro_batches
     ]
 
 
-def _at_step(transition: Transition, bound: BoundModel, names: list[str]) -> dict[str, Tensor]:
-    """Put the model where the step began; return the parameters that it moved."""
-    bound.load(transition.before.parameters, transition.before.buffers)
+def _placed(bound: BoundModel, state: State, names: list[str]) -> dict[str, Tensor]:
+    """Put the model at a state, in train mode; return the parameters that the step moves."""
+    bound.load(state.parameters, state.buffers)
     bound.module.train()
     chosen = set(names)
     for name, parameter in bound.parameters.items():
@@ -155,14 +160,9 @@ def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
 
 
 def _forward(
-    task: Task,
-    micro: MicroBatch,
-    transition: Transition,
-    bound: BoundModel,
-    device: torch.device,
+    task: Task, micro: MicroBatch, where: str, bound: BoundModel, device: torch.device
 ) -> Callable[[], Tensor]:
     """Return the micro-batch's forward pass, under its random state."""
-    where = transition.name
     batch = moved(_batch(task, micro, where), device, bound.dtype)
 
     def forward() -> Tensor:
@@ -174,7 +174,7 @@ def _forward(
 
 
 def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
-    """Return the batch that the log recorded, or the one that the task has for its IDs."""
+    """Return the logged batch, or the one that the task has for its IDs."""
     if micro.payload is not None:
         return micro.batch
     missing = unknown_ids(task.train, set(micro.ids))
@@ -184,31 +184,6 @@ def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
             "give the task the data (and the keys) of the traced run."
         )
     return task.collate([task.train[identity] for identity in micro.ids])
-
-
-def _require_finite(found: PerExample, ids: tuple[ID, ...], where: str) -> None:
-    bad = [name for name, gradient in found.total.items() if not is_finite(gradient)]
-    if not bad:
-        return
-    for i, identity in enumerate(ids):
-        if _has_nonfinite_row(found, i):
-            raise NonFiniteError(
-                f"{where}: the gradient of training example {identity!r} is NaN or infinite "
-                f"(in {bad[0]!r}); influence is undefined there."
-            )
-    raise NonFiniteError(
-        f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {list(ids)!r}."
-    )
-
-
-def _has_nonfinite_row(found: PerExample, i: int) -> bool:
-    chosen = torch.tensor([i], device=found.losses.device)
-    if not all(bool(found.rows(name, chosen).isfinite().all()) for name in found.forms):
-        return True
-    for rows, gradients in found.blocks():
-        if rows.start <= i < rows.stop:
-            return any(not g[i - rows.start].isfinite().all() for g in gradients.values())
-    return False
 
 
 def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from replay.methods.method import Method
-from replay.path.step_path import Line, Node, Split, average
+from replay.path.step_path import Node, Split, StepPath, average
 
 _PIECES = (2, 4, 8)
 
 
-def divide(line: Line, tolerance: float | None) -> Split:
+def divide(line: StepPath, tolerance: float | None) -> Split:
     """Divide the step by its mean gradient.
 
     Args:
@@ -70,13 +70,13 @@ def _put(result: Split, columns: Tensor, node: Node, inside: Tensor, gradients: 
     return change
 
 
-def _rounding(line: Line, norms: Tensor, values: Tensor) -> Tensor:
+def _rounding(line: StepPath, norms: Tensor, values: Tensor) -> Tensor:
     """Return how far a slope may be from a measured drop by rounding alone, ``(m,)``."""
     exact = line.examples.is_double
     return (1e-11 if exact else 1e-5) * norms * line.step_norm() + 4e-16 * values.abs()
 
 
-def _gauss(line: Line, count: int, active: Tensor) -> tuple[Node, Tensor]:
+def _gauss(line: StepPath, count: int, active: Tensor) -> tuple[Node, Tensor]:
     """Return the Gauss-Legendre average of some columns, and where it leaves no residual."""
     points, weights = np.polynomial.legendre.leggauss(count)
     columns = active.tolist()
@@ -98,7 +98,7 @@ class _Point:
 class _Grid:
     """Nodes and values at equal spacing along a step, added to as pieces are halved."""
 
-    def __init__(self, line: Line) -> None:
+    def __init__(self, line: StepPath) -> None:
         self._line = line
         self._points: dict[float, _Point] = {u: _Point(line.end(u), line.values[u]) for u in (0, 1)}
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms.per_example import PerExample
-from replay.path.step_path import Line, Split
+from replay.path.step_path import Split, StepPath
 from replay.states.checkpoints import Checkpoint
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 
-Divide = Callable[[Line, float | None], Split]
-Credit = Callable[[Recorded, TrainedStep, PerExample, frozenset[str] | None], Tensor]
+Divide = Callable[[StepPath, float | None], Split]
+Credit = Callable[[ReplayedStep, TrainedStep, PerExample, frozenset[str] | None], Tensor]
 Score = Callable[[Checkpoint, PerExample, list[Examples]], Iterator[tuple[slice, Tensor]]]
 
 

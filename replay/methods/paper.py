@@ -14,17 +14,17 @@ from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 
 
 def credit(
-    recorded: Recorded, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
+    replayed: ReplayedStep, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
 ) -> Tensor:
     """Return ``η_t c_i ⟨q_t, g_i⟩`` of every occurrence and test example, float64 ``(b, m)``."""
     rates = {
         name: rate
-        for name, rate in recorded.transition.step.learning_rates.items()
-        if name in recorded.filters and (names is None or name in names)
+        for name, rate in replayed.transition.step.learning_rates.items()
+        if name in replayed.filters and (names is None or name in names)
     }
     return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()
 

@@ -18,11 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from replay.evaluate.state import State
-from replay.evaluate.test_side import Models
+from replay.evaluate.binding import Models
 from replay.evaluate.train_side import losses_at
 from replay.gradients.forms import products
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 from replay.task import Task
 from tracer.errors import TaskError
 from tracer.records import ID
@@ -42,11 +41,11 @@ class Sums:
         self.scores = {name: np.zeros(len(train_ids)) for name in SCORES}
         self.visits = np.zeros(len(train_ids), dtype=np.int64)
 
-    def add(self, recorded: Recorded, task: Task, models: Models) -> None:
-        """Add the visits of one step, whose gradients are recorded."""
-        assert recorded.trained is not None
-        ids = recorded.trained.ids
-        found = {"self": _immediate(recorded), "own_drop": _own_drops(recorded, task, models)}
+    def add(self, replayed: ReplayedStep, task: Task, models: Models) -> None:
+        """Add the visits of one step, whose gradients are replayed."""
+        assert replayed.trained is not None
+        ids = replayed.trained.ids
+        found = {"self": _immediate(replayed), "own_drop": _own_drops(replayed, task, models)}
         pairs = [(i, self._place[z]) for i, z in enumerate(ids) if z in self._place]
         occurrences, places = ([pair[k] for pair in pairs] for k in (0, 1))
         for name, values in found.items():
@@ -54,18 +53,18 @@ class Sums:
         np.add.at(self.visits, places, 1)
 
 
-def _immediate(recorded: Recorded) -> Tensor:
+def _immediate(replayed: ReplayedStep) -> Tensor:
     """Return ``±κ c_i ⟨K g_i, g_i⟩`` of every occurrence, float64 ``(b,)``."""
-    assert recorded.trained is not None
-    micro_batches = recorded.transition.step.micro_batches
+    assert replayed.trained is not None
+    micro_batches = replayed.transition.step.micro_batches
     found = []
-    for batch, micro in zip(recorded.trained.batches, micro_batches, strict=True):
+    for batch, micro in zip(replayed.trained.batches, micro_batches, strict=True):
         total = batch.losses.new_zeros(batch.count, dtype=torch.float64)
         weights = {}
-        for name, rule in recorded.filters.items():
+        for name, rule in replayed.filters.items():
             if name not in batch.names or not rule.immediate:
                 continue
-            diagonal = rule.immediate * recorded.factors[name]
+            diagonal = rule.immediate * replayed.factors[name]
             sides = [d.flatten() for d in rule.diagonals if d is not None]
             weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
         total += products.weighted_squares(batch, weights)
@@ -74,15 +73,15 @@ def _immediate(recorded: Recorded) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def _own_drops(recorded: Recorded, task: Task, models: Models) -> Tensor:
+def _own_drops(replayed: ReplayedStep, task: Task, models: Models) -> Tensor:
     """Return ``ℓ_i(w_t) − ℓ_i(w_{t+1})``, train mode, buffers and batches of the step, ``(b,)``."""
-    assert recorded.trained is not None
-    now = recorded.transition
+    assert replayed.trained is not None
+    now = replayed.transition
     before, after = (
-        torch.cat(losses_at(task, now, models.value, state, device=models.device))
-        for state in (now.before, State(now.after.parameters, now.before.buffers))
+        torch.cat(losses_at(task, now.step, now.along(u), models.value, device=models.device))
+        for u in (0, 1)
     )
-    known = torch.cat([batch.losses for batch in recorded.trained.batches]).double()
+    known = torch.cat([batch.losses for batch in replayed.trained.batches]).double()
     half = any(p.dtype.itemsize < 4 for p in models.train.parameters.values())
     share = 0.1 if half else 1e-2  # noise of another dtype is off by all of it
     if bool(((before - known).abs() > share * (1 + known.abs())).any()):

@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 
 from replay.methods.method import Method
-from replay.path.step_path import Line, Split
+from replay.path.step_path import Split, StepPath
 
 
-def divide(line: Line, _: float | None) -> Split:
+def divide(line: StepPath, _: float | None) -> Split:
     """Divide the step by the gradient at its beginning."""
     node = line.end(0)
     m = len(node.norms)

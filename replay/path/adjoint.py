@@ -2,9 +2,9 @@ r"""What a step's gradients did to the test values through this step and all lat
 
     λ_s = Σ_{t ≥ s} K_{t,s}ᵀ q_t,      credit of occurrence i = κ_s c_i ⟨λ_s, g_i⟩,
 
-where ``K_{t,s}`` is what of a gradient of step s the optimizer moves at step t. One vector a test
-example, found backwards: each step adds its ``q_t`` to what later steps ask of the momentum
-buffer (``Filter.backward``).
+where ``K_{t,s}`` maps a gradient of step s to the part of step t that it causes. ``λ`` is one
+vector per test example, computed backwards: every step adds its ``q_t`` to the adjoint of the
+momentum buffer (``Filter.backward``).
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.form import Form
-from replay.path.buffer_adjoint import Asked
-from replay.path.test_means import Along, Weighted, gradient_of
+from replay.path.buffer_adjoint import BufferAdjoint
+from replay.path.test_means import Projections, WeightedGradients, gradient_of
 from replay.steps.displacement import Vector
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 from tracer.rules.filter import Filter
 
 _CACHED = 1 << 19  # elements that stay near the processor
@@ -36,20 +36,20 @@ class Adjoint:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._asked: dict[str, Asked] = {}  # of each buffer, by later steps
+        self._buffers: dict[str, BufferAdjoint] = {}  # by parameter
 
     def credits(
         self,
-        recorded: Recorded,
+        replayed: ReplayedStep,
         trained: TrainedStep,
-        mean: Sequence[Weighted],
+        mean: Sequence[WeightedGradients],
         names: frozenset[str] | None = None,
         directions: Sequence[Vector] = (),
     ) -> tuple[Tensor, Tensor]:
         """Find what each occurrence earns from this step and all later ones.
 
         Args:
-            recorded: The step; steps come in descending order.
+            replayed: The step; steps come in descending order.
             trained: Gradients of its examples.
             mean: The test examples' gradients along the step, to be summed.
             names: Parameters whose products count; None is all.
@@ -63,40 +63,58 @@ class Adjoint:
         sizes = [batch.count for batch in trained.batches]
         result = torch.zeros(sum(sizes), self._count, dtype=torch.float64, device=device)
         shares = list(torch.split(result, sizes))
-        along = Along(directions, self._count, device)
+        projections = Projections(directions, self._count, device)
         postponed: list[dict[str, Tensor]] = [{} for _ in sizes]
-        chosen = {n: f for n, f in recorded.filters.items() if names is None or n in names}
-        for name, exact in chosen.items():
-            complete = [k for k, b in enumerate(trained.batches) if name in b.complete]
-            forms = {k: b.forms[name] for k, b in enumerate(trained.batches) if name in b.forms}
-            size = self._block(list(forms.values()), name, recorded, whole=bool(complete))
-            added = self._added(name, exact, mean)
-            waits = added and not complete and self._can_wait(name, exact, list(forms.values()))
-            vectors = self._vectors(name, exact, mean, along, size, added=added, whole=not waits)
-            for rows, asked, scale in vectors:
-                factor = scale * recorded.factors[name]
-                for k, form in forms.items():
-                    shares[k][:, rows] += factor * form.with_vectors(asked)
-                for k in complete:
-                    postponed[k][name] = asked * factor
-            for k, form in forms.items() if waits else ():
-                factor = exact.gain * recorded.factors[name]
-                shares[k] += factor * self._asked[name].waiting(form)
-            if name in self._asked:
-                self._asked[name].fade(exact.keep)
+        for name in replayed.filters:
+            if names is None or name in names:
+                self._credit(name, replayed, trained, mean, projections, shares, postponed)
         for k, later in enumerate(postponed):
             if later:
                 shares[k] += products.complete_with_vectors(trained.batches[k], later)
         for part in mean:
-            along.add_others(part)
-        return result.cpu(), along.products.cpu()
+            projections.add_others(part)
+        return result.cpu(), projections.products.cpu()
+
+    def _credit(
+        self,
+        name: str,
+        replayed: ReplayedStep,
+        trained: TrainedStep,
+        mean: Sequence[WeightedGradients],
+        projections: Projections,
+        shares: list[Tensor],
+        postponed: list[dict[str, Tensor]],
+    ) -> None:
+        """Add one parameter's part to the shares of each micro-batch, and go one step back.
+
+        Vectors of gradients that are not stored are postponed, to be multiplied all at once.
+        """
+        rule, kappa = replayed.filters[name], replayed.factors[name]
+        complete = [k for k, b in enumerate(trained.batches) if name in b.complete]
+        forms = {k: b.forms[name] for k, b in enumerate(trained.batches) if name in b.forms}
+        stored = list(forms.values())
+        size = self._block(stored, name, replayed, whole=bool(complete))
+        added = self._added(name, rule, mean)
+        waits = added and not complete and self._can_wait(name, rule, stored)
+        vectors = self._vectors(name, rule, mean, projections, size, added=added, whole=not waits)
+        for rows, found, scale in vectors:
+            factor = scale * kappa
+            for k, form in forms.items():
+                shares[k][:, rows] += factor * form.with_vectors(found)
+            for k in complete:
+                postponed[k][name] = found * factor
+        for k, form in forms.items() if waits else ():
+            factor = rule.gain * kappa
+            shares[k] += factor * self._buffers[name].waiting(form)
+        if name in self._buffers:
+            self._buffers[name].fade(rule.keep)
 
     def _vectors(
         self,
         name: str,
         exact: Filter,
-        mean: Sequence[Weighted],
-        along: Along,
+        mean: Sequence[WeightedGradients],
+        projections: Projections,
         size: int,
         *,
         added: bool,
@@ -108,12 +126,12 @@ class Adjoint:
             name: The parameter.
             exact: How the step moved it.
             mean: The test examples' gradients along the step.
-            along: Gets those that are formed.
+            projections: Gets those that are formed.
             size: How many test examples at a time.
-            added: Whether gradients are with what is asked already.
+            added: Whether gradients are in the buffer's adjoint already.
             whole: Whether what waits of it is part of ``λ``.
         """
-        known = self._asked.get(name)
+        known = self._buffers.get(name)
         blocks = None if known is None else known.blocks(whole=whole)
         rule: Filter | None = None
         for start in range(0, self._count, size):
@@ -122,36 +140,36 @@ class Adjoint:
             if q is None and not added:
                 continue
             if q is not None and not all(part.is_single(name) for part in mean):
-                along.add(name, q, rows)
+                projections.add(name, q, rows)
             if q is not None and known is None and exact.through:
-                known = self._asked[name] = Asked(q.new_zeros(self._count, q.shape[1]))
+                known = self._buffers[name] = BufferAdjoint(q.new_zeros(self._count, q.shape[1]))
                 blocks = known.blocks(whole=True)
             if rule is None:
-                like = self._asked[name].whole if q is None else q
+                like = self._buffers[name].whole if q is None else q
                 rule = exact.flat(like.dtype).rescaled(1.0 if known is None else known.scale)
             yield rows, *rule.backward(q, None if blocks is None else blocks(rows))
 
-    def _block(self, forms: list[Form], name: str, recorded: Recorded, *, whole: bool) -> int:
+    def _block(self, forms: list[Form], name: str, replayed: ReplayedStep, *, whole: bool) -> int:
         """Return how many test examples to take at once for one parameter."""
         if whole:
             return self._count
-        numel = recorded.transition.before.parameters[name].numel()
+        numel = replayed.transition.before.parameters[name].numel()
         cheap = all(form.factors for form in forms)
         return max(1, (_CACHED if cheap else _TEMPORARY) // max(1, numel))
 
     def _can_wait(self, name: str, rule: Filter, forms: list[Form]) -> bool:
-        return rule.pre is None and self._asked[name].can_wait(forms)
+        return rule.pre is None and self._buffers[name].can_wait(forms)
 
-    def _gradient(self, mean: Sequence[Weighted], name: str, rows: slice) -> Tensor | None:
-        """Return gradients of one parameter; None where nothing is or was asked of it."""
+    def _gradient(self, mean: Sequence[WeightedGradients], name: str, rows: slice) -> Tensor | None:
+        """Return gradients of one parameter; None if there are none, now or in later steps."""
         q = gradient_of(mean, name, rows.start, rows.stop)
-        asked = self._asked.get(name)
-        if q is None and asked is not None:
-            return torch.zeros_like(asked.whole[rows])
+        adjoint = self._buffers.get(name)
+        if q is None and adjoint is not None:
+            return torch.zeros_like(adjoint.whole[rows])
         return q
 
-    def _added(self, name: str, rule: Filter, mean: Sequence[Weighted]) -> bool:
-        """Add outer products to what is asked of a buffer, without forming them, if that will do.
+    def _added(self, name: str, rule: Filter, mean: Sequence[WeightedGradients]) -> bool:
+        """Add outer products to a buffer's adjoint, without forming them, if that will do.
 
         It is the larger part of the walk: one pass over ``λ`` instead of three.
         """
@@ -161,8 +179,8 @@ class Adjoint:
         outers = [outer for outer in found if outer is not None]
         if not outers or len(outers) < len(found):
             return False
-        if name not in self._asked:
+        if name not in self._buffers:
             p, d = outers[0].shape
-            self._asked[name] = Asked(outers[0].deltas.new_zeros(self._count, p * d))
-        self._asked[name].add(outers, rule.through)
+            self._buffers[name] = BufferAdjoint(outers[0].deltas.new_zeros(self._count, p * d))
+        self._buffers[name].add(outers, rule.through)
         return True

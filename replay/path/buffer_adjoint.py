@@ -1,6 +1,6 @@
-r"""What later steps ask of one parameter's buffer: a vector for each of m test examples.
+r"""Adjoint of one parameter's momentum buffer, for m test examples.
 
-    asked = scale whole + Σ_k factor_k δ_k a_kᵀ
+    adjoint = scale whole + Σ_k factor_k δ_k a_kᵀ
 
 Outer products wait until several of them are added by one matrix product: a pass over ``whole`` is
 a large part of the walk. Meanwhile their products with gradients need their factors only.
@@ -20,8 +20,8 @@ from replay.gradients.forms.outer_products import OuterProducts
 _FADED = 1e-3  # a smaller scale is multiplied out
 
 
-class Asked:
-    """Vectors of one parameter, ``(m, numel)``, changed in place.
+class BufferAdjoint:
+    """One vector a test example, ``(m, numel)``, changed in place.
 
     Attributes:
         whole: See the module.

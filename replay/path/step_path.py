@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from replay.evaluate.test_side import Examples, between
+from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
-from replay.path.test_means import Weighted
+from replay.path.test_means import WeightedGradients
 from replay.steps.displacement import Vector
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Node:
             plain SGD what it is credited with, else a measure of how the split changes.
         parts: ``⟨q_j, data⟩``, ``⟨q_j, regulariser⟩``, ``⟨q_j, history⟩``, ``⟨q_j, rounding⟩``,
             float64 ``(4, m)``; a fifth where only some parameters are looked at: the others'.
-            NaN until they are found together with credits (``Line.later``).
+            NaN until they are found together with credits (``StepPath.later``).
         norms: ``‖q_j‖`` over the parameters that the step moved (of an average: the average
             of the norms), float64 ``(m,)``; NaN where only ``tracin`` looks.
         weights: By u, the weight of the gradient there in the average, ``(m,)`` each.
@@ -75,34 +75,32 @@ def average(weights: Tensor, nodes: list[Node]) -> Node:
     return Node(shares, parts, norms, joined)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A step and a chunk of m test examples.
+@dataclass
+class StepPath:
+    """A step as a chunk of m test examples sees it; what is computed along it is kept.
 
     Attributes:
-        recorded: The step, with what moved it.
+        replayed: The step, with what moved it.
         trained: Gradients of its examples.
         examples: The test examples.
         ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
         values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
-        step_norm: ``‖Δ_t‖``.
         names: Parameters that ``parts`` are about, the others being a part of their own; None
             is all.
         keeps: Whether gradients along the step are kept for ``mean``.
         compares: Whether nodes are compared with each other, by their products and norms.
     """
 
-    recorded: Recorded
+    replayed: ReplayedStep
     trained: TrainedStep
     examples: Examples
     ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
     values: tuple[Tensor, Tensor]
-    step_norm: Callable[[], float]
     names: frozenset[str] | None
     keeps: bool
     compares: bool
-    _kept: dict[float, Weighted] = field(default_factory=dict)
-    _ends: dict[int, Node] = field(default_factory=dict)
+    _gradients: dict[float, WeightedGradients] = field(init=False, default_factory=dict)
+    _end_nodes: dict[int, Node] = field(init=False, default_factory=dict)
 
     @property
     def later(self) -> bool:
@@ -112,49 +110,52 @@ class Line:
     @property
     def parts(self) -> list[Vector]:
         """The parts of the step, as in ``Node.parts``."""
-        return self.recorded.parts.of(self.names)
+        return self.replayed.parts.of(self.names)
+
+    def step_norm(self) -> float:
+        """Return ``‖Δ_t‖``."""
+        return self.replayed.parts.norm()
 
     def end(self, u: int) -> Node:
         """Return the node at ``u`` = 0 or 1, for every test example.
 
         Methods share it: it is not to be changed.
         """
-        if u not in self._ends:
+        if u not in self._end_nodes:
             columns = list(range(len(self.examples)))
-            self._ends[u] = self._node(float(u), self.ends[u](), columns)
-        return self._ends[u]
+            self._end_nodes[u] = self._node(float(u), self.ends[u](), columns)
+        return self._end_nodes[u]
 
     def node(self, u: float, columns: list[int]) -> Node:
         """Return the node at any ``u`` for some test examples, in ascending order."""
-        now = self.recorded.transition
-        state = between(now.before, now.after, u)
-        return self._node(u, self.examples.gradients(state, now.name, columns), columns)
+        now = self.replayed.transition
+        found = self.examples.gradients(now.along(u), now.name, columns)
+        return self._node(u, found, columns)
 
     def value(self, u: float, columns: list[int]) -> Tensor:
         """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
-        now = self.recorded.transition
-        state = between(now.before, now.after, u)
-        return self.examples.values(state, now.name, columns)
+        now = self.replayed.transition
+        return self.examples.values(now.along(u), now.name, columns)
 
-    def mean(self, node: Node) -> list[Weighted]:
+    def mean(self, node: Node) -> list[WeightedGradients]:
         """Return the gradients that a node averages, with their weights; needs ``keeps``."""
         found = []
         for u, weights in node.weights.items():
-            kept = self._kept[u]
+            kept = self._gradients[u]
             chosen = weights[kept.columns]
             one = bool((chosen == 1).all())
-            found.append(Weighted(kept.gradients, kept.columns, None if one else chosen))
+            found.append(WeightedGradients(kept.gradients, kept.columns, None if one else chosen))
         return found
 
     @property
     def scale(self) -> dict[str, float]:
         """``±κ`` times the learning rate of every parameter that moved."""
-        rates, factors = self.recorded.transition.step.learning_rates, self.recorded.factors
+        rates, factors = self.replayed.transition.step.learning_rates, self.replayed.factors
         return {name: rate * factors[name] for name, rate in rates.items() if name in factors}
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
         if self.keeps:
-            self._kept[u] = Weighted(test, torch.tensor(columns))
+            self._gradients[u] = WeightedGradients(test, torch.tensor(columns))
         one = torch.ones(len(columns), dtype=torch.float64)
         unknown = one * torch.nan
         shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
@@ -165,7 +166,7 @@ class Line:
             shares = torch.cat(found).cpu()
             parts = products.project(test, self.parts).cpu()
         if self.compares:
-            norms = products.squared_norms(test, set(self.recorded.filters)).sqrt().cpu()
+            norms = products.squared_norms(test, set(self.replayed.filters)).sqrt().cpu()
         return Node(shares, parts, norms, {u: one})
 
 

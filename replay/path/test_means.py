@@ -19,7 +19,7 @@ from replay.steps.displacement import Vector
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedGradients:
     """Gradients of some test examples, with the weight that each has in an average.
 
     Attributes:
@@ -56,25 +56,27 @@ class Weighted:
         """
         if name not in self.gradients.names:
             return None
-        inside = (self.columns >= start) & (self.columns < stop)
+        wanted = (self.columns >= start) & (self.columns < stop)
         if self.weights is not None:
-            inside &= self.weights != 0
-        chosen = inside.nonzero().flatten()
+            wanted &= self.weights != 0
+        chosen = wanted.nonzero().flatten()
         if len(chosen) == 0:
             return None
         first, last = int(chosen[0]), int(chosen[-1])
-        together = last - first + 1 == len(chosen)  # need not be copied
-        some = slice(first, last + 1) if together else chosen.to(self.gradients.losses.device)
+        contiguous = last - first + 1 == len(chosen)  # need not be copied
+        some = slice(first, last + 1) if contiguous else chosen.to(self.gradients.losses.device)
         found = self.gradients.rows(name, some, role)
         if self.weights is not None:
             found = found * self.weights[chosen].to(found)[:, None]
         return found, self.columns[chosen] - start
 
 
-def gradient_of(mean: Sequence[Weighted], name: str, start: int, stop: int) -> Tensor | None:
+def gradient_of(
+    mean: Sequence[WeightedGradients], name: str, start: int, stop: int
+) -> Tensor | None:
     """Return the sum for one parameter, columns start to stop, ``(stop - start, numel)``."""
     result: Tensor | None = None
-    role = "asked" if len(mean) == 1 else None  # else they are needed side by side
+    role = "mean gradient" if len(mean) == 1 else None  # else they are needed side by side
     for part in mean:
         found = part.rows(name, start, stop, role)
         if found is None:
@@ -89,7 +91,7 @@ def gradient_of(mean: Sequence[Weighted], name: str, start: int, stop: int) -> T
     return result
 
 
-class Along:
+class Projections:
     """Collects products of mean gradients with vectors.
 
     Args:
@@ -119,7 +121,7 @@ class Along:
         if self._which:
             self.products[self._which, columns] += self._rows @ gradients.T
 
-    def add_others(self, part: Weighted) -> None:
+    def add_others(self, part: WeightedGradients) -> None:
         """Add the parts of the parameters whose gradients were not given."""
         rest = [
             {name: v for name, v in direction.items() if name not in self._formed}

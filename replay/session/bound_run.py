@@ -7,9 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from replay.evaluate.binding import Models
 from replay.evaluate.chunks import Chunks
 from replay.evaluate.isolation import usual_surroundings
-from replay.evaluate.test_side import Models
+from replay.evaluate.state import States
 from replay.progress import Progress
 from replay.steps.tape import Tape
 from replay.task import Task
@@ -38,7 +39,7 @@ class BoundRun:
     """A run, its task, and how it is computed.
 
     Attributes:
-        log: The run.
+        states: The run's states.
         task: Its task.
         models: Private copies of the task's model.
         chunks: Cuts examples into chunks that fit into memory.
@@ -46,12 +47,17 @@ class BoundRun:
         allow_tf32: Let a GPU round products to 10 bits.
     """
 
-    log: RunLog
+    states: States
     task: Task
     models: Models
     chunks: Chunks
     budget: int
     allow_tf32: bool
+
+    @property
+    def log(self) -> RunLog:
+        """The run."""
+        return self.states.log
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute as a replay does; see the function."""
@@ -60,5 +66,5 @@ class BoundRun:
     def tape(self, steps: range, shown: Progress, **how: Any) -> Tape:
         """Return the training side of some steps; ``how`` is ``Tape``'s."""
         budget = self.budget // 4
-        known = self.log, self.task, self.models, steps
+        known = self.states, self.task, self.models, steps
         return Tape(*known, budget=budget, report=shown.task, **how)

@@ -84,22 +84,22 @@ def estimated(run: BoundRun, question: Question) -> Cost:
 def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
     """Return what recording a window ahead of the walk takes more than recording few steps.
 
-    Steps that remember others are walked backwards; those that memory does not hold are recorded
+    Steps that remember others are walked backwards; those that memory does not hold are replayed
     without their examples' gradients first, for each chunk of test examples.
     """
     with run.computing(), Progress(enabled=False) as shown:
 
         def tape(count: int) -> Tape:
-            how = {"lenient": True, "splits": walk.divides}
+            how = {"allow_mismatch": True, "splits": walk.divides}
             return run.tape(walk.steps[:count], shown, **how)
 
-        whole, part = tape(len(walk.steps)).outlook(), tape(few).outlook()
+        whole, part = tape(len(walk.steps)).estimate(), tape(few).estimate()
         each = 0.0
-        if whole.recordings:
+        if whole.replays:
             kept = 0 if tape(1).plain and walk.names is None else len(walk.methods)
             chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
             each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
-    return Cost(whole.recordings * each, max(0, whole.nbytes - part.nbytes))
+    return Cost(whole.replays * each, max(0, whole.nbytes - part.nbytes))
 
 
 def _timed(job: Callable[[int], object], more: int) -> tuple[float, float]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from replay.evaluate.binding import Models
 from replay.evaluate.state import Transition
-from replay.evaluate.test_side import Models
 from replay.evaluate.train_side import replay_step
 from replay.session.bound_run import BoundRun
-from replay.states.logged import state
 from replay.task import Task, example_ids
 
 _TEST = 8  # test examples that are looked at
@@ -35,16 +34,16 @@ class ParameterPath:
 
 def paths_of_run(run: BoundRun) -> list[ParameterPath]:
     """Return every parameter's path at step 0."""
-    log, task, models = run.log, run.task, run.models
-    now = Transition(log.step(0), state(log, 0), state(log, 1))
+    task, models = run.task, run.models
+    now = run.states.transition(0)
     train = _of_training(task, now, models, run.budget)
     run.chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
     test = models.test.engine.paths
     return [
         ParameterPath(
-            name, list(shape), train.get(name, "not moved"), test.get(name, "no gradient")
+            name, list(w.shape), train.get(name, "not moved"), test.get(name, "no gradient")
         )
-        for name, (shape, _) in log.parameter_layout.items()
+        for name, w in now.before.parameters.items()
     ]
 
 
@@ -54,8 +53,10 @@ def _of_training(task: Task, now: Transition, models: Models, budget: int) -> di
     without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
     paths: dict[str, dict[str, None]] = {}
     for micro in step.micro_batches:  # each may use other parameters
-        one = replace(now, step=replace(step, micro_batches=(micro,)))
-        trained = replay_step(task, one, models.train, names, device=models.device, budget=budget)
+        one = replace(step, micro_batches=(micro,))
+        trained = replay_step(
+            task, one, now.before, models.train, names, device=models.device, budget=budget
+        )
         without |= dict.fromkeys(trained.penalty, "only the penalty moves it")
         for name, path in models.train.engine.paths.items():
             paths.setdefault(name, {})[path] = None

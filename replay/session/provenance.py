@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from replay.evaluate.test_side import Models
+from replay.evaluate.binding import Models
 from tracer.log.read.run_log import RunLog
 
 

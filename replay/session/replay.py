@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replay.evaluate.binding import bind
 from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
-from replay.evaluate.test_side import bind
 from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
@@ -73,8 +73,9 @@ class Replay:
         kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
         with computing(budget, allow_tf32=allow_tf32):
             models = bind(self.task, self.log, where, kinds, audit=audit)
-        chunks = Chunks(self.task, models, LoggedStates(self.log), budget)
-        self._run = BoundRun(self.log, self.task, models, chunks, budget, allow_tf32)
+        states = LoggedStates(self.log)
+        chunks = Chunks(self.task, models, states, budget)
+        self._run = BoundRun(states, self.task, models, chunks, budget, allow_tf32)
 
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
         """Return the test IDs of an ``ids.txt``, in its order; see ``replay.task``."""
@@ -215,7 +216,7 @@ class Replay:
         """
         chosen = window(steps, len(self.log))
         with self._run.computing(), Progress(progress) as shown:
-            return verified(self._run.tape(chosen, shown, lenient=False), chosen)
+            return verified(self._run.tape(chosen, shown, allow_mismatch=False), chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""

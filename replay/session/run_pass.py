@@ -11,11 +11,11 @@ from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.path.adjoint import Adjoint
 from replay.path.end_gradients import EndGradients
-from replay.path.step_path import Line, Split
+from replay.path.step_path import Split, StepPath
 from replay.path.test_values import Drop, Values
 from replay.session.question import Question
 from replay.session.step_result import StepResult
-from replay.steps.replayed_step import Recorded
+from replay.steps.replayed_step import ReplayedStep
 from replay.steps.tape import Tape
 
 
@@ -36,26 +36,26 @@ class RunPass:
     def steps(self) -> Iterator[StepResult]:
         """Yield every step, credited by every method that walks."""
         names, wanted = self._question.names, frozenset(self._question.checkpoints)
-        for recorded in self._tape.walk():
-            now = recorded.transition
-            trained = recorded.trained or self._tape.train(now)
+        for replayed in self._tape.walk():
+            now = replayed.transition
+            trained = replayed.trained or self._tape.train(now.step, now.before)
             drop = self._values.around(now)
             self._ends.move(now)
-            splits, credited = self._divided(recorded, trained, drop)
+            splits, credited = self._divided(replayed, trained, drop)
             for method in self._question.walking:
                 if method.credit is not None:
                     test = self._ends.get(0)
-                    credited[method.name] = method.credit(recorded, trained, test, names)
+                    credited[method.name] = method.credit(replayed, trained, test, names)
             t = now.step.index
             states = {t} if t + 1 < self._tape.stop else {t, t + 1}
             snapshots = self._ends.known(states, wanted)
             yield StepResult(t, trained.ids, drop, splits, credited, names is not None, snapshots)
 
     def _divided(
-        self, recorded: Recorded, trained: TrainedStep, drop: Drop
+        self, replayed: ReplayedStep, trained: TrainedStep, drop: Drop
     ) -> tuple[dict[str, Split], dict[str, Tensor]]:
         """Divide a step by each method that does, and carry credit on to later steps."""
-        line, tolerance = self._line(recorded, trained, drop), self._question.tolerance
+        line, tolerance = self._line(replayed, trained, drop), self._question.tolerance
         methods = self._question.walking
         splits = {m.name: m.divide(line, tolerance) for m in methods if m.divide is not None}
         credited = {}
@@ -65,19 +65,18 @@ class RunPass:
                 continue
             wanted, mean = line.parts if line.later else [], line.mean(split.node)
             names, adjoint = self._question.names, self._adjoints[name]
-            credited[name], parts = adjoint.credits(recorded, trained, mean, names, wanted)
+            credited[name], parts = adjoint.credits(replayed, trained, mean, names, wanted)
             if line.later:
                 splits[name] = split.with_parts(parts)
         return splits, credited
 
-    def _line(self, recorded: Recorded, trained: TrainedStep, drop: Drop) -> Line:
-        return Line(
-            recorded,
+    def _line(self, replayed: ReplayedStep, trained: TrainedStep, drop: Drop) -> StepPath:
+        return StepPath(
+            replayed,
             trained,
             self._examples,
             (partial(self._ends.get, 0), partial(self._ends.get, 1)),
             (drop.before, drop.moved),
-            recorded.parts.norm,
             self._question.names,
             keeps=not self._tape.plain or self._question.names is not None,
             compares=self._question.refines,

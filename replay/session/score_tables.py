@@ -107,9 +107,10 @@ class ScoreTables:
                 warnings.warn(
                     f"{name} scores of test example {self.question.test_ids[j]!r} add up to "
                     f"{earned[j]:.4g}, the data part of its loss difference is "
-                    f"{data[j]:.4g}: gradients that cancel in the sum (a bias before a "
-                    "BatchNorm, say) are rounding, which Adam and RMSprop divide by next to "
-                    "nothing. Take gradients in float64: dtype=torch.float64 (--dtype float64).",
+                    f"{data[j]:.4g}. Some gradients are pure rounding error because they cancel "
+                    "over the batch (for example a bias in front of a BatchNorm); Adam and "
+                    "RMSprop magnify them. Compute gradients in float64: dtype=torch.float64 "
+                    "(--dtype float64).",
                     PrecisionWarning,
                     stacklevel=3,
                 )

@@ -21,7 +21,6 @@ from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
-from replay.states.logged import transitions
 from tracer.records import ID
 
 
@@ -32,7 +31,8 @@ def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArra
     columns = []
     for chunk in chunks:
         rows = []
-        for drop in drops(transitions(run.log), chunk):
+        steps = map(run.states.transition, range(run.states.last))
+        for drop in drops(steps, chunk):
             rows.append(drop.measured.numpy())
             advance()
         columns.append(np.stack(rows))
@@ -44,10 +44,10 @@ def self_influence(
 ) -> SelfInfluence:
     """Return what each training example's visits did to the example itself."""
     sums = Sums(train_ids)
-    tape = run.tape(steps, shown, lenient=allow_mismatch)
+    tape = run.tape(steps, shown, allow_mismatch=allow_mismatch)
     advance = shown.task("self-influence", len(steps))
-    for recorded in tape.forwards():
-        sums.add(recorded, run.task, run.models)
+    for replayed in tape.forwards():
+        sums.add(replayed, run.task, run.models)
         advance()
     where, scaled = f"{steps.start}:{steps.stop}", tape.factors.scaled(steps)
     facts = provenance(run.log, run.models, window=where, steps_scaled_outside=scaled)
@@ -71,7 +71,7 @@ class Scoring:
     def __init__(self, run: BoundRun, question: Question, shown: Progress) -> None:
         self._run, self._question, self._shown = run, question, shown
         self._tables = ScoreTables(question)
-        self._point = partial(checkpoint_at, run.log, names=question.names)
+        self._point = partial(checkpoint_at, run.states, names=question.names)
         ids, summing = question.train_ids, question.summing
         self._blocks = run.chunks.of(ids, "train", most=BLOCK) if summing else []
         self._done: set[int] = set()  # checkpoints
@@ -93,7 +93,7 @@ class Scoring:
         Gradients of test examples that fall on a checkpoint serve there, too.
         """
         question, walking = self._question, self._question.walking
-        how = {"lenient": question.allow_mismatch, "splits": question.divides}
+        how = {"allow_mismatch": question.allow_mismatch, "splits": question.divides}
         tape = self._run.tape(question.steps, self._shown, **how)
         kept = 0 if tape.plain and question.names is None else len(walking)
         between = question.refines

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Integral
 
-from replay.evaluate.state import State
+from replay.evaluate.state import State, States
 from tracer.errors import InputError
 from tracer.log.read.run_log import RunLog
 
@@ -31,15 +31,15 @@ class Checkpoint:
         return f"checkpoint {self.index}"
 
 
-def checkpoint_at(log: RunLog, k: int, names: frozenset[str] | None = None) -> Checkpoint:
-    """Read checkpoint ``k`` from a log; products are taken over ``names``, by default all."""
-    step = log.step(min(k, len(log) - 1))
+def checkpoint_at(states: States, k: int, names: frozenset[str] | None = None) -> Checkpoint:
+    """Return checkpoint ``k`` of a run; products are taken over ``names``, by default all."""
+    step = states.step(min(k, states.last - 1))
     scale = {
         name: rate
         for name, rate in step.learning_rates.items()
         if name not in step.frozen and (names is None or name in names)
     }
-    return Checkpoint(k, State(log.parameters(k), log.buffers(k)), scale)
+    return Checkpoint(k, states.at(k), scale)
 
 
 def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

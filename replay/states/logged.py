@@ -1,43 +1,58 @@
-"""The states of a run and the steps between them, read from the log."""
+"""The states of a run, read from its log."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Any
 
 from replay.evaluate.state import State, Transition
 from tracer.log.read.run_log import RunLog
+from tracer.records import Step
 
 
-@dataclass(frozen=True)
 class LoggedStates:
-    """The states that a log holds.
+    """The states that a log holds; see ``States``.
 
     Attributes:
         log: The run.
     """
 
-    log: RunLog
+    def __init__(self, log: RunLog) -> None:
+        self.log = log
+        self._kept: dict[int, State] = {}  # both ends of the last transition
 
     @property
     def last(self) -> int:
         """The number of the final state, ``T``."""
         return len(self.log)
 
+    @property
+    def stored(self) -> frozenset[int]:
+        """The numbers of the states whose ``optimizer`` is on file."""
+        return frozenset(self.log.states())
+
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU, as logged."""
-        return state(self.log, t)
+        known = self._kept.get(t)
+        return State(self.log.parameters(t), self.log.buffers(t)) if known is None else known
 
+    def step(self, t: int) -> Step:
+        """Return step ``t`` as logged."""
+        return self.log.step(t)
 
-def state(log: RunLog, t: int) -> State:
-    """Return ``w_t`` and ``β_t``; ``t = len(log)`` is the end of the run."""
-    return State(log.parameters(t), log.buffers(t))
+    def transition(self, t: int) -> Transition:
+        """Return step ``t``; a state that the last one had is not read again."""
+        before, after = self.at(t), self.at(t + 1)
+        # while training goes on, the final state's buffers may yet change
+        self._kept = {t: before} | ({t + 1: after} if t + 1 < self.last else {})
+        return Transition(self.step(t), before, after)
 
+    def optimizer(self, t: int) -> dict[str, dict[str, Any]]:
+        """Return the optimizer's stored state before step ``t``, by the parameters' names.
 
-def transitions(log: RunLog) -> Iterator[Transition]:
-    """Yield every step, in order; each snapshot is read once."""
-    before = state(log, 0)
-    for t in range(len(log)):
-        after = state(log, t + 1)
-        yield Transition(log.step(t), before, after)
-        before = after
+        Raises:
+            LogError: There is none, or it does not match its checksum.
+        """
+        groups = self.step(min(t, self.last - 1)).groups
+        names = [name for group in groups for name in group.names]
+        stored = self.log.state(t)["optimizer"]["state"]
+        return {names[int(k)]: state for k, state in stored.items() if str(k).isdigit()}

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replay.evaluate.state import Transition
 from replay.steps.displacement import Division
-from replay.steps.mismatch import ENDING, advice, tolerance
+from replay.steps.mismatch import explained, tolerance, usual_causes
 from tracer.errors import MismatchError
 from tracer.rules.filter import Filter
 
@@ -22,12 +22,12 @@ class Checks:
     Attributes:
         path: The log, for messages.
         same_dtype: Whether the replay computes in the run's dtype.
-        lenient: Go on where a step does not reproduce.
+        allow_mismatch: Go on where a step does not reproduce.
     """
 
     path: str
     same_dtype: bool
-    lenient: bool
+    allow_mismatch: bool
 
     def step(
         self,
@@ -60,24 +60,22 @@ class Checks:
         later, unit = dict(noise), 0.0
         for name, left in found.largest.items():
             w, moved = transition.before.parameters[name], transition.after.parameters[name]
+            share, rule = tolerance(w.dtype, self.same_dtype), filters.get(name)
             move: Tensor | float = 0.0
-            share = tolerance(w.dtype, self.same_dtype)
-            outside = filters[name].post if name in filters else None
-            if name in filters:
+            post = None if rule is None else rule.post
+            if rule is not None:
                 size = share * found.norm
                 unit = max(unit, size)
-                move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
-            if self.lenient or left <= _least(move, outside):
+                move, later[name] = _carried(rule, size, noise.get(name, 0.0))
+            if self.allow_mismatch or left <= _least(move, post):
                 continue
             rest = found.parts.rounding[name].double()
-            largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
-            place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
-            over = (rest.abs() - place * largest).clamp_min(0)
-            if name in filters and not bool((over <= _outer(move, outside)).all()):
+            over = _beyond_last_places(rest, w, moved)
+            if rule is not None and not bool((over <= _outer(move, post)).all()):
                 size = max(size, share / 10 * added())
                 unit = max(unit, size)
-                move, later[name] = _carried(filters[name], size, noise.get(name, 0.0))
-            move = _outer(move, outside)
+                move, later[name] = _carried(rule, size, noise.get(name, 0.0))
+            move = _outer(move, post)
             if not bool((over <= move).all()):  # also NaN
                 raise MismatchError(self._message(transition, name, filters, rest, move, share))
         return later, unit
@@ -100,14 +98,15 @@ class Checks:
         """
         gap = (found.double() - stored.double()).abs()
         own = tolerance(stored.dtype, self.same_dtype) * stored.double().abs()
-        if self.lenient or bool((gap <= own + allowed.double().to(gap.device)).all()):
+        if self.allow_mismatch or bool((gap <= own + allowed.double().to(gap.device)).all()):
             return
         size = max(float(stored.double().norm()), 1e-300)
-        raise MismatchError(
-            f"step {t} of {self.path}: the recomputed {key} of {name!r} differs from the one in "
-            f"the log by {float(gap.norm()) / size:.2g} of its norm; was the optimizer's state "
-            f"changed or loaded during the run? {advice(self.same_dtype)}"
+        finding = (
+            f"step {t} of {self.path} does not reproduce: the recomputed {key} of {name!r} differs "
+            f"from the one in the log by {float(gap.norm()) / size:.2g} of its norm"
         )
+        cause = "what changes the optimizer's state during the run (loading, clearing)"
+        raise MismatchError(explained(finding, [cause, *usual_causes(self.same_dtype)]))
 
     def _message(
         self,
@@ -120,34 +119,43 @@ class Checks:
     ) -> str:
         where = f"step {transition.step.index} of {self.path} does not reproduce"
         if name not in filters:
-            return (
+            finding = (
                 f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in "
-                f"no group), but moved by up to {rest.abs().max():.3g} before the next one; was "
-                f"it changed between steps (clamped, averaged, swapped)? {ENDING}"
+                f"no group), but moved by up to {rest.abs().max():.3g} before the next one"
             )
+            cause = "what changes parameters between steps (clamping, averaging, swapping)"
+            return explained(finding, [cause])
         whole = torch.as_tensor(move, dtype=torch.float64, device=rest.device).clamp_min(1e-300)
         relative = share * float((rest / whole).norm())
-        return (
+        finding = (
             f"{where}: the replayed gradient and the logged change of {name!r} differ by "
-            f"{relative:.2g} of the gradient's norm. {advice(self.same_dtype)}"
+            f"{relative:.2g} of the gradient's norm"
         )
+        return explained(finding, usual_causes(self.same_dtype))
 
 
-def _outer(move: Tensor | float, outside: Tensor | None) -> Tensor | float:
-    return move if outside is None else move * outside
+def _beyond_last_places(rest: Tensor, w: Tensor, moved: Tensor) -> Tensor:
+    """Return by how much a remainder is more than 4 units in the parameter's last place."""
+    largest = torch.maximum(w.abs(), moved.abs()).to(rest.device).double()
+    place = 4 * torch.finfo(w.dtype).eps if w.dtype.is_floating_point else 0.0
+    return (rest.abs() - place * largest).clamp_min(0)
 
 
-def _least(move: Tensor | float, outside: Tensor | None) -> float:
-    """Return the smallest element of ``outside move``."""
+def _outer(move: Tensor | float, post: Tensor | None) -> Tensor | float:
+    return move if post is None else move * post
+
+
+def _least(move: Tensor | float, post: Tensor | None) -> float:
+    """Return the smallest element of ``post move``."""
     if isinstance(move, Tensor):
-        return float(_outer(move, outside).min())  # type: ignore[union-attr]
-    return move if outside is None else move * float(outside.min())
+        return float(_outer(move, post).min())  # type: ignore[union-attr]
+    return move if post is None else move * float(post.min())
 
 
 def _carried(
     rule: Filter, size: float, noise: Tensor | float
 ) -> tuple[Tensor | float, Tensor | float]:
-    """Return how far a gradient off by ``size`` puts off the move, but for ``outside``, and b."""
+    """Return how far a gradient off by ``size`` puts off the move, before ``E``, and the buffer."""
     each = size if rule.pre is None else rule.pre * size
     later = abs(rule.keep) * noise + abs(rule.gain) * each
     return abs(rule.direct) * each + abs(rule.through) * later, later

@@ -2,8 +2,8 @@ r"""Whether the gradient that a step applied is the replayed one times one facto
 
     gradient as applied = κ Σ c_i g_i
 
-``κ`` is the recorded factor, unless the logged norm says that it was smaller still. Value clipping,
-noise and the like change gradients otherwise; then there is no split.
+``κ`` is the logged clip factor, unless the logged norm says that it was smaller still. Value
+clipping, noise and the like change gradients otherwise; then there is no split.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from replay.evaluate.train_side import TrainedStep
-from replay.steps.mismatch import advice, tolerance
+from replay.steps.mismatch import explained, tolerance, usual_causes
 from tracer.errors import MismatchError
 from tracer.records import Step
 
@@ -28,11 +27,13 @@ class _Replayed:
 
     Attributes:
         groups: By group and parameter.
+        whole: Of all together.
         share: How much of what was added up may be rounding.
         added: ``Σ_i ‖c_i g_i‖``: their sum may cancel; called if needed.
     """
 
     groups: list[dict[str, float]]
+    whole: float
     share: float
     added: Callable[[], float]
 
@@ -40,11 +41,6 @@ class _Replayed:
         """Return whether a norm may be off by so much, of the whole one ``times`` the share."""
         allowed = self.share * kappa
         return not gap > times * allowed * self.whole or not gap > allowed * self.added()
-
-    @cached_property
-    def whole(self) -> float:
-        """The norm of all together."""
-        return math.hypot(*(norm for group in self.groups for norm in group.values()))
 
 
 @dataclass
@@ -54,13 +50,13 @@ class ClipFactors:
     Attributes:
         path: The log, for messages.
         same_dtype: Whether the replay computes in the run's dtype.
-        lenient: Go on where a step does not reproduce.
+        allow_mismatch: Go on where a step does not reproduce.
         inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
     """
 
     path: str
     same_dtype: bool
-    lenient: bool
+    allow_mismatch: bool
     inferred: dict[int, float] = field(default_factory=dict)
 
     def scaled(self, steps: range) -> int:
@@ -81,7 +77,7 @@ class ClipFactors:
         """
         found = self._norms(step, trained, added)
         kappas = [self._factor(step, g, found) for g in range(len(step.groups))]
-        if not self.lenient:
+        if not self.allow_mismatch:
             for g, kappa in enumerate(kappas):
                 self._require_one(step, g, kappa, found)
         return kappas
@@ -96,7 +92,8 @@ class ClipFactors:
                     share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
                     replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
             groups.append(_norms(replayed))
-        return _Replayed(groups, share, added)
+        whole = math.hypot(*(norm for group in groups for norm in group.values()))
+        return _Replayed(groups, whole, share, added)
 
     def _factor(self, step: Step, g: int, found: _Replayed) -> float:
         known, applied = step.clip_factor, step.groups[g].gradient_norm
@@ -107,13 +104,9 @@ class ClipFactors:
         if applied < expected:
             self.inferred[step.index] = known * applied / expected
             return known * applied / expected
-        if self.lenient:
+        if self.allow_mismatch:
             return known
-        raise MismatchError(
-            f"step {step.index} of {self.path} does not reproduce: the gradient of group {g} as "
-            f"applied had the norm {applied:.4g}, the replayed one {expected:.4g}; clipping makes "
-            f"gradients smaller, never larger. {advice(self.same_dtype)}"
-        )
+        raise self._mismatch(step, f"gradient norm of group {g}", applied, expected)
 
     def _require_one(self, step: Step, g: int, kappa: float, found: _Replayed) -> None:
         group = step.groups[g]
@@ -126,11 +119,18 @@ class ClipFactors:
         name = max(gaps, key=lambda name: gaps[name], default="")
         if not gaps or found.is_rounding(gaps[name], kappa, times=10):
             return
-        raise MismatchError(
-            f"step {step.index} of {self.path} does not reproduce: the gradient of {name!r} as "
-            f"applied had the norm {applied[name]:.4g}, the replayed one, times {kappa:.4g} as in "
-            f"all of group {g}, {kappa * found.groups[g][name]:.4g}. {advice(self.same_dtype)}"
+        expected = kappa * found.groups[g][name]
+        times = "" if kappa == 1 else f", times {kappa:.4g} as in all of group {g}"
+        raise self._mismatch(step, f"gradient norm of {name!r}", applied[name], expected, times)
+
+    def _mismatch(
+        self, step: Step, what: str, applied: float, expected: float, times: str = ""
+    ) -> MismatchError:
+        finding = (
+            f"step {step.index} of {self.path} does not reproduce: the {what} was {applied:.4g} in "
+            f"the run and is {expected:.4g} in the replay{times}"
         )
+        return MismatchError(explained(finding, usual_causes(self.same_dtype)))
 
 
 def _norms(vectors: dict[str, Tensor]) -> dict[str, float]:

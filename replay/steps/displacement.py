@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.state import Transition
-from replay.steps.effective_gradient import Drive
+from replay.steps.effective_gradient import EffectiveGradient
 from replay.vectors.blocks import Parts, block_size, cut, double, total
 from replay.vectors.fused import alike, apart, joined
 from replay.vectors.workspace import workspace
@@ -47,12 +47,12 @@ class Displacement:
         """Return the parts of some parameters, and what the others did as a fifth; None is all."""
         if names is None:
             return self.parts
-        inside = [{n: v for n, v in part.items() if n in names} for part in self.parts]
-        outside: Vector = {}
+        chosen = [{n: v for n, v in part.items() if n in names} for part in self.parts]
+        others: Vector = {}
         for part in self.parts:
             for name in part.keys() - names:
-                outside[name] = outside[name] + part[name] if name in outside else part[name]
-        return [*inside, outside]
+                others[name] = others[name] + part[name] if name in others else part[name]
+        return [*chosen, others]
 
     def norm(self) -> float:
         """Return ``‖Δ_t‖``."""
@@ -68,7 +68,7 @@ class Division:
     Attributes:
         parts: ``Δ_t`` in parts.
         buffers: By parameter, the optimizer's buffer after the step in parts, float64.
-        norm: Of what drove the step.
+        norm: Of the effective gradient.
         largest: By parameter, the largest magnitude of ``rounding`` in what was taken together with
             it; NaN if that holds one.
     """
@@ -81,7 +81,7 @@ class Division:
 
 def split(
     transition: Transition,
-    driven: dict[str, Drive],
+    gradients: dict[str, EffectiveGradient],
     filters: dict[str, Filter],
     buffers: dict[str, Parts],
     device: torch.device,
@@ -91,7 +91,7 @@ def split(
 
     Args:
         transition: The logged step.
-        driven: What drives each parameter.
+        gradients: The effective gradient of every parameter that moved.
         filters: Of every parameter that moved.
         buffers: By parameter, before the step.
         device: Where to compute.
@@ -102,23 +102,23 @@ def split(
     nothing: Parts = (None, None, None)
 
     def kind(name: str) -> Hashable:
-        drive, rule = driven.get(name), filters.get(name, Filter())
+        gradient, rule = gradients.get(name), filters.get(name, Filter())
         diagonals, known = rule.diagonals, buffers.get(name, nothing)
-        given = [x is None for x in (*diagonals, *known, *(drive.vectors if drive else ()))]
-        numbers = (drive.factor, drive.decay) if drive else None
+        given = [x is None for x in (*diagonals, *known, *(gradient.vectors if gradient else ()))]
+        numbers = (gradient.factor, gradient.decay) if gradient else None
         return (name in filters, name in buffers, numbers, rule.numbers, *given)
 
     moved = {n: w for n, w in transition.before.parameters.items() if w.numel()}
     for names, olds in alike(moved, kind):
         first, news = names[0], [transition.after.parameters[n] for n in names]
-        drive, rule = driven.get(first), filters.get(first, Filter())
-        if drive is not None:
-            drive = drive.with_vectors(*_joined([driven[n].vectors for n in names]))
+        gradient, rule = gradients.get(first), filters.get(first, Filter())
+        if gradient is not None:
+            gradient = gradient.with_vectors(*_joined([gradients[n].vectors for n in names]))
             rule = rule.with_diagonals(*_joined([filters[n].diagonals for n in names]))
         w, new = (joined(xs).to(device) for xs in (olds, news))
         known = _joined([buffers.get(n, nothing) for n in names])
         kept = torch.float64 if torch.float64 in (dtype, w.dtype) else torch.float32
-        found = _divided(w, new, drive, rule, known, kept)
+        found = _divided(w, new, gradient, rule, known, kept)
         for vector, move in zip(result.parts, found.moves, strict=True):
             if move is not None:
                 vector.update(zip(names, apart(move, olds), strict=True))
@@ -149,24 +149,24 @@ class _Divided:
 def _divided(
     w: Tensor,
     moved: Tensor,
-    drive: Drive | None,
+    gradient: EffectiveGradient | None,
     rule: Filter,
     before: Sequence[Tensor | None],
     dtype: torch.dtype,
 ) -> _Divided:
-    """Divide a vector's change; no ``drive`` means that the step left it out."""
+    """Divide a vector's change; no ``gradient`` means that the step left it out."""
     size = block_size(w)
     moves, after = _Vectors(w, dtype, size), _Vectors(w, torch.float64, size)
     diagonals, known = (
         zip(*(cut(x, size) for x in xs), strict=False) for xs in (rule.diagonals, before)
     )
-    driven = itertools.repeat((None, None)) if drive is None else drive.blocks()
+    given = itertools.repeat((None, None)) if gradient is None else gradient.blocks()
     ends: list[Tensor] = []
     squares = 0.0
-    blocks = zip(cut(w, size), cut(moved, size), driven, diagonals, known, strict=False)
+    blocks = zip(cut(w, size), cut(moved, size), given, diagonals, known, strict=False)
     for k, (old, new, us, pair, buffers) in enumerate(blocks):
         rest = double(old, "rest").sub_(double(new, "move"))
-        if drive is not None:
+        if gradient is not None:
             u = total(us)
             squares += 0.0 if u is None else float(torch.dot(u, u))
             part = rule.with_diagonals(*pair)

@@ -1,4 +1,7 @@
-"""What drives a step: gradients of the losses and of the penalty, and decay that goes with them."""
+r"""What an update rule is given at a step: gradients with their sign, and the decay added to them.
+
+u = ±κ (gradient of the losses + gradient of the penalty) + decay w
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.evaluate.state import Transition
+from replay.evaluate.state import State
 from replay.evaluate.train_side import TrainedStep
 from replay.vectors.blocks import block_size, cut, double, total
 
 
 @dataclass(frozen=True)
-class Drive:
-    """``u = factor (gradient + penalty) + decay w`` of one parameter.
+class EffectiveGradient:
+    """``u`` of one parameter.
 
     Attributes:
         gradient: Of the batch's losses; None is zero.
@@ -37,9 +40,11 @@ class Drive:
         """Gradient, penalty and parameter."""
         return self.gradient, self.penalty, self.w
 
-    def with_vectors(self, gradient: Tensor | None, penalty: Tensor | None, w: Any) -> Drive:
+    def with_vectors(
+        self, gradient: Tensor | None, penalty: Tensor | None, w: Any
+    ) -> EffectiveGradient:
         """Return the same of other vectors."""
-        return Drive(gradient, penalty, w, self.factor, self.decay)
+        return EffectiveGradient(gradient, penalty, w, self.factor, self.decay)
 
     @property
     def whole(self) -> Tensor:
@@ -47,7 +52,7 @@ class Drive:
         plain = self.penalty is None and self.factor == 1 and not self.decay
         if self.gradient is not None and plain:
             return self.gradient.to(self.w)
-        found = total(self._pair(self.gradient, self.penalty, self.w))
+        found = total(self._parts(self.gradient, self.penalty, self.w))
         return torch.zeros_like(self.w) if found is None else found.to(self.w)
 
     def blocks(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
@@ -57,9 +62,9 @@ class Drive:
         """
         size = block_size(self.w)
         vectors = (cut(v, size) for v in self.vectors)
-        return (self._pair(g, p, w, "u") for g, p, w in zip(*vectors, strict=False))
+        return (self._parts(g, p, w, "u") for g, p, w in zip(*vectors, strict=False))
 
-    def _pair(
+    def _parts(
         self, gradient: Tensor | None, penalty: Tensor | None, w: Tensor, role: str | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
         data = _times(gradient, self.factor, role and f"{role} of data")
@@ -70,25 +75,25 @@ class Drive:
         return data, pull
 
 
-def drives(
-    transition: Transition,
+def effective_gradients(
+    before: State,
     trained: TrainedStep,
     decays: dict[str, float],
     factors: dict[str, float],
     device: torch.device,
-) -> dict[str, Drive]:
-    """Return what drives each parameter.
+) -> dict[str, EffectiveGradient]:
+    """Return the effective gradient of each parameter.
 
     Args:
-        transition: The logged step.
-        trained: Its gradients.
+        before: The state before the step.
+        trained: The step's gradients there.
         decays: Coupled weight decay of every parameter that moved.
         factors: ``±κ`` of each.
         device: Where to compute.
     """
-    w, gradient, penalty = transition.before.parameters, trained.gradient, trained.penalty
+    w, gradient, penalty = before.parameters, trained.gradient, trained.penalty
     return {
-        n: Drive(gradient.get(n), penalty.get(n), w[n].to(device), factors[n], decay)
+        n: EffectiveGradient(gradient.get(n), penalty.get(n), w[n].to(device), factors[n], decay)
         for n, decay in decays.items()
     }
 

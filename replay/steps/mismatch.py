@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
-ENDING = "allow_mismatch=True (--allow-mismatch) goes on and counts the difference as rounding."
-_LOOK = (
-    "Look at the task (loss, model, data, order, collate), at reduction and weights, at autocast, "
-    "at gradients changed before the step other than by one factor (value clipping), at parameters "
-    "changed between steps (clamped, averaged, swapped), at the optimizer's state (loaded or "
-    "cleared in the middle of the run), and at randomness outside the model: if "
-    'training examples are augmented at random, trace with record="batches" and '
-    "step(batch_ids=ids, batch=batch), which logs the batches themselves."
+_ANOTHER_DTYPE = (
+    "the dtype: this replay computes in another one than the run (dtype=, --dtype), in which torch "
+    "may draw other random numbers"
 )
-_OTHER_DTYPE = (
-    " This replay computes in another dtype than the run (dtype=, --dtype), in which torch may "
-    "draw other random numbers."
+_USUAL = (
+    "the task: the same loss, model, data, keys, order and collate as in training",
+    "reduction= and the weights passed to observe()",
+    "autocast: it belongs inside task.loss",
+    'random augmentation: trace with record="batches" and step(batch_ids=ids, batch=batch), which '
+    "logs the batches themselves",
+    "what changes gradients (value clipping), parameters (clamping, averaging, swapping) or the "
+    "optimizer's state (loading, clearing) between steps",
 )
+_ENDING = "To go on and count the difference as rounding: allow_mismatch=True (--allow-mismatch)."
 
 
-def advice(same_dtype: bool) -> str:
-    """Return what to look at, and how to go on all the same.
+def usual_causes(same_dtype: bool) -> list[str]:
+    """Return what to check, likeliest first.
 
     Args:
         same_dtype: Whether the replay computes in the run's dtype.
     """
-    return f"{_LOOK}{'' if same_dtype else _OTHER_DTYPE} {ENDING}"
+    return [*_USUAL] if same_dtype else [_ANOTHER_DTYPE, *_USUAL]
+
+
+def explained(finding: str, causes: Sequence[str]) -> str:
+    """Return a finding of one sentence, then what to check, numbered, and how to go on.
+
+    Args:
+        finding: What was expected and found, and where; without a full stop.
+        causes: Likeliest first.
+    """
+    check = "Check, in this order:" if len(causes) > 1 else "Check:"
+    numbered = [f"  {k}. {cause}" for k, cause in enumerate(causes, start=1)]
+    return "\n".join([f"{finding}.", check, ";\n".join(numbered) + ".", _ENDING])
 
 
 def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:

@@ -1,21 +1,23 @@
-"""What an optimizer remembers between steps, recomputed and read from the log's full states."""
+"""What the optimizer holds between steps: recomputed, and compared with the states on file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from replay.evaluate.state import States
 from replay.steps.checking import Checks
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
-from tracer.log.read.run_log import RunLog
 from tracer.rules.rule import State, UpdateRule
 
 
 @dataclass(frozen=True)
-class Memory:
+class OptimizerState:
     """The optimizer between two steps.
 
     Attributes:
@@ -30,78 +32,80 @@ class Memory:
     noise: dict[str, Tensor | float] = field(default_factory=dict)
     unit: float = 0.0
 
-    def as_history(self) -> Memory:
+    def as_history(self) -> OptimizerState:
         """Return the same with all of each buffer counted as history."""
         return replace(self, buffers={n: (None, None, total(b)) for n, b in self.buffers.items()})
 
 
-class StoredStates:
-    """The optimizer's part of a log's full states.
+class StoredOptimizer:
+    """The optimizer's states on file, in the terms of its update rule.
 
     Args:
-        log: The run.
+        states: The run's states.
         rule: Its update rule.
         device: Where tensors go.
     """
 
-    def __init__(self, log: RunLog, rule: UpdateRule, device: torch.device) -> None:
-        self._log, self._rule, self._device = log, rule, device
-        self._known = set(log.states())
+    def __init__(self, states: States, rule: UpdateRule, device: torch.device) -> None:
+        self._states, self._rule, self._device = states, rule, device
+        self._stored = states.stored
 
-    def before(self, t: int) -> tuple[int, Memory]:
+    def before(self, t: int) -> tuple[int, OptimizerState]:
         """Return the last stored state before step ``t`` and its step.
 
         Raises:
             LogError: There is none.
         """
-        at = max((k for k in self._known if k <= t), default=None)
+        at = max((k for k in self._stored if k <= t), default=None)
         if at is None:
             raise LogError(
-                f"{self._log.path} holds no full state before step {t}, so what the optimizer "
-                "remembered then is unknown; begin the window later (steps=), or see states()."
+                f"{self._states.log.path} holds no full state before step {t}, so what the "
+                "optimizer remembered then is unknown; begin the window later (steps=), or see "
+                "states()."
             )
-        stored = self._read(at)
+        stored = self._states.optimizer(at)
         moments = {name: self._moments(state) for name, state in stored.items()}
-        buffers: dict[str, Parts] = {}
-        for name, state in stored.items():
-            buffer = self._buffer(state)
-            if buffer is not None:
-                buffers[name] = (None, None, buffer.double())
-        return at, Memory({n: s for n, s in moments.items() if s}, buffers)
+        found = {name: self._buffer(state) for name, state in stored.items()}
+        buffers: dict[str, Parts] = {
+            name: (None, None, b.double()) for name, b in found.items() if b is not None
+        }
+        return at, OptimizerState({n: s for n, s in moments.items() if s}, buffers)
 
-    def renewed(self, memory: Memory, t: int, checks: Checks) -> Memory:
+    def renewed(self, known: OptimizerState, t: int, checks: Checks) -> OptimizerState:
         """Return what is known before step ``t``: with stored second moments, if there are any.
 
         Raises:
             MismatchError: The stored state is not the recomputed one.
         """
-        if t not in self._known:
-            return memory
-        moments = dict(memory.moments)
-        for name, state in self._read(t).items():
+        if t not in self._stored:
+            return known
+        moments = dict(known.moments)
+        for name, state in self._states.optimizer(t).items():
             stored, buffer = self._moments(state), self._buffer(state)
             if stored and name in moments:
-                count = float(stored["step"])
-                for key, value in stored.items():
-                    unit = memory.unit * count**0.5
-                    allowed = 2 * value.abs().sqrt() * unit + unit**2
-                    checks.state(t, name, key, moments[name][key], value, allowed)
+                self._compare_moments(t, name, stored, known, checks)
                 moments[name] = stored
-            if buffer is not None and name in memory.buffers:
-                allowed = torch.as_tensor(memory.noise.get(name, 0.0), dtype=torch.float64)
-                found = total(memory.buffers[name])
-                found = torch.zeros_like(buffer) if found is None else found
-                checks.state(t, name, str(self._rule.buffer), found, buffer, allowed)
-        return replace(memory, moments=moments)
+            if buffer is not None and name in known.buffers:
+                self._compare_buffer(t, name, buffer, known, checks)
+        return replace(known, moments=moments)
 
-    def _read(self, t: int) -> dict[str, State]:
-        """Return the optimizer's state before step ``t`` by the parameters' names."""
-        groups = self._log.step(min(t, len(self._log) - 1)).groups
-        names = [name for group in groups for name in group.names]
-        stored = self._log.state(t)["optimizer"]["state"]
-        return {names[int(k)]: state for k, state in stored.items() if str(k).isdigit()}
+    def _compare_moments(
+        self, t: int, name: str, stored: State, known: OptimizerState, checks: Checks
+    ) -> None:
+        unit = known.unit * float(stored["step"]) ** 0.5
+        for key, value in stored.items():
+            allowed = 2 * value.abs().sqrt() * unit + unit**2
+            checks.state(t, name, key, known.moments[name][key], value, allowed)
 
-    def _moments(self, state: State) -> State:
+    def _compare_buffer(
+        self, t: int, name: str, buffer: Tensor, known: OptimizerState, checks: Checks
+    ) -> None:
+        allowed = torch.as_tensor(known.noise.get(name, 0.0), dtype=torch.float64)
+        found = total(known.buffers[name])
+        found = torch.zeros_like(buffer) if found is None else found
+        checks.state(t, name, str(self._rule.buffer), found, buffer, allowed)
+
+    def _moments(self, state: Mapping[str, Any]) -> State:
         if not self._rule.adapts:
             return {}
         return {
@@ -110,6 +114,6 @@ class StoredStates:
             if key != self._rule.buffer
         }
 
-    def _buffer(self, state: State) -> Tensor | None:
+    def _buffer(self, state: Mapping[str, Any]) -> Tensor | None:
         buffer = state.get(self._rule.buffer) if self._rule.buffer else None
         return None if buffer is None else buffer.to(self._device)

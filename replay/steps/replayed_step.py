@@ -1,4 +1,4 @@
-"""One step's training side, replayed."""
+"""One step as the replay found it: how it moved each parameter, and what it was made of."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _VISIT = 128  # ... an ID and its coefficient
 
 
 @dataclass(frozen=True)
-class Recorded:
-    """One step's training side.
+class ReplayedStep:
+    """One step's training side, replayed and compared with the log.
 
     Attributes:
-        transition: The logged step.
+        transition: The logged step, with the states at both ends.
         filters: How it moved each parameter.
         factors: ``±κ`` of each: what its gradient was multiplied by.
-        parts: What moved it.
+        parts: What it was made of.
         trained: Gradients of its examples; None if they are to be computed again.
     """
 

@@ -5,137 +5,146 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from replay.evaluate.state import State, Transition
-from replay.evaluate.test_side import Models
+from replay.evaluate.binding import Models
+from replay.evaluate.state import State, States
 from replay.evaluate.train_side import TrainedStep, replay_gradient, replay_step
 from replay.gradients.forms.products import squared_norms
-from replay.states.logged import state
 from replay.steps.checking import Checks
 from replay.steps.clipping import ClipFactors
 from replay.steps.displacement import Displacement, split
-from replay.steps.effective_gradient import drives
-from replay.steps.optimizer_state import Memory, StoredStates
-from replay.steps.replayed_step import Recorded, settings
+from replay.steps.effective_gradient import EffectiveGradient, effective_gradients
+from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
+from replay.steps.replayed_step import ReplayedStep, settings
 from replay.task import Task
-from tracer.log.read.run_log import RunLog
+from tracer.records import Step
 from tracer.rules.filter import Filter
+from tracer.rules.rule import Numbers, UpdateRule
 from tracer.rules.rule import State as Moments
-from tracer.rules.rule import UpdateRule
 
 
-class StepRecorder:
-    """Records steps of one run.
+class Replayer:
+    """Replays steps of one run.
 
     Args:
-        log: The run.
+        states: The run's states.
         task: Its task.
         models: The bound copies.
         rule: How steps are split; None is not at all.
         audited: Steps whose per-example gradients are proven.
         budget: Bytes for complete gradients.
-        lenient: Go on where a step does not reproduce.
+        allow_mismatch: Go on where a step does not reproduce.
 
     Attributes:
         factors: What finds how gradients were clipped.
-        stored: The optimizer's states in the log; None without a rule.
+        stored: The optimizer's states on file; None without a rule.
     """
 
     def __init__(
         self,
-        log: RunLog,
+        states: States,
         task: Task,
         models: Models,
         rule: UpdateRule | None,
         *,
         audited: set[int],
         budget: int,
-        lenient: bool,
+        allow_mismatch: bool,
     ) -> None:
-        self._log, self._task, self._models, self._rule = log, task, models, rule
+        self._states, self._task, self._models, self._rule = states, task, models, rule
         self._audited, self._budget = audited, budget
-        known = str(log.path), models.test.dtype is None, lenient
+        known = str(states.log.path), models.test.dtype is None, allow_mismatch
         self._checks, self.factors = Checks(*known), ClipFactors(*known)
-        self.stored = None if rule is None else StoredStates(log, rule, models.device)
-        self._states: dict[int, State] = {}
-        self._sums: dict[int, float] = {}
+        self.stored = None if rule is None else StoredOptimizer(states, rule, models.device)
+        self._added: dict[int, float] = {}
 
-    def record(self, t: int, memory: Memory, *, keep: bool) -> tuple[Recorded, Memory]:
+    def replay(
+        self, t: int, optimizer: OptimizerState, *, keep: bool
+    ) -> tuple[ReplayedStep, OptimizerState]:
         """Replay a step.
 
         Args:
             t: The step.
-            memory: What the optimizer remembers before it.
+            optimizer: Before it.
             keep: Whether with its examples' gradients.
 
         Returns:
-            The step, and what the optimizer remembers after it.
+            The step, and the optimizer after it.
 
         Raises:
             MismatchError: It is not the step that was logged.
         """
-        memory = self.checked(memory, t)
-        now = self._transition(t)
-        trained = self._run(replay_step if keep else replay_gradient, now)
-        added = partial(self._added, now, trained)
+        optimizer = self.checked(optimizer, t)
+        now = self._states.transition(t)
+        how = replay_step if keep else replay_gradient
+        trained = self._run(how, now.step, now.before)
+        added = partial(self._sum_of_norms, now.step, now.before, trained)
         numbers, factors = settings(now.step, self.factors.of(now.step, trained, added))
         examples = trained.examples_only() if keep else None
         if self._rule is None:
             filters = dict.fromkeys(numbers, Filter())
-            return Recorded(now, filters, factors, Displacement({}, {}, {}, {}), examples), memory
-        decays = {name: self._rule.coupled_decay(n) for name, n in numbers.items()}
-        driven = drives(now, trained, decays, factors, self._models.device)
-        moments: dict[str, Moments] = dict(memory.moments)
-        filters = {}
-        for name, n in numbers.items():
-            if self._rule.adapts:
-                known = moments.get(name) or self._rule.initial(driven[name].w, n)
-                moments[name] = self._rule.observe(known, driven[name].whole, n)
-            first = name not in memory.buffers
-            filters[name] = self._rule.filter(moments.get(name, {}), n, first=first)
+            nothing = Displacement({}, {}, {}, {})
+            return ReplayedStep(now, filters, factors, nothing, examples), optimizer
         device, dtype = self._models.device, self._models.test.dtype
-        divided = split(now, driven, filters, memory.buffers, device, dtype)
+        decays = {name: self._rule.coupled_decay(n) for name, n in numbers.items()}
+        gradients = effective_gradients(now.before, trained, decays, factors, device)
+        filters, moments = self._filters(self._rule, numbers, gradients, optimizer)
+        divided = split(now, gradients, filters, optimizer.buffers, device, dtype)
         most = max((abs(factor) for factor in factors.values()), default=1.0)
-        noise, unit = self._checks.step(now, filters, divided, memory.noise, lambda: most * added())
-        recorded = Recorded(now, filters, factors, divided.parts, examples)
-        return recorded, Memory(moments, divided.buffers, noise, max(unit, memory.unit))
+        noise, unit = self._checks.step(
+            now, filters, divided, optimizer.noise, lambda: most * added()
+        )
+        after = OptimizerState(moments, divided.buffers, noise, max(unit, optimizer.unit))
+        return ReplayedStep(now, filters, factors, divided.parts, examples), after
 
-    def checked(self, memory: Memory, t: int) -> Memory:
-        """Return what is known before step ``t``, compared with the log's full state if it has one.
+    def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:
+        """Return the optimizer before step ``t``, compared with its state on file if there is one.
 
         Raises:
             MismatchError: They differ.
         """
-        return memory if self.stored is None else self.stored.renewed(memory, t, self._checks)
+        return optimizer if self.stored is None else self.stored.renewed(optimizer, t, self._checks)
 
-    def train(self, transition: Transition) -> TrainedStep:
-        """Compute the gradients of a step's examples."""
-        return self._run(replay_step, transition)
+    def train(self, step: Step, state: State) -> TrainedStep:
+        """Compute the gradients of a step's examples at a state."""
+        return self._run(replay_step, step, state)
 
-    def _run(self, replayed: Callable[..., TrainedStep], now: Transition) -> TrainedStep:
+    def _filters(
+        self,
+        rule: UpdateRule,
+        numbers: dict[str, Numbers],
+        gradients: dict[str, EffectiveGradient],
+        optimizer: OptimizerState,
+    ) -> tuple[dict[str, Filter], dict[str, Moments]]:
+        """Return how the step moves each parameter, and the second moments after it."""
+        moments, filters = dict(optimizer.moments), {}
+        for name, n in numbers.items():
+            if rule.adapts:
+                known = moments.get(name) or rule.initial(gradients[name].w, n)
+                moments[name] = rule.observe(known, gradients[name].whole, n)
+            first = name not in optimizer.buffers
+            filters[name] = rule.filter(moments.get(name, {}), n, first=first)
+        return filters, moments
+
+    def _run(self, replay: Callable[..., TrainedStep], step: Step, state: State) -> TrainedStep:
         models = self._models
-        if replayed is replay_step and now.step.index in self._audited:
+        if replay is replay_step and step.index in self._audited:
             models.train.engine.audit()
-        return replayed(
+        return replay(
             self._task,
-            now,
+            step,
+            state,
             models.train,
-            now.step.moved,
+            step.moved,
             device=models.device,
             budget=self._budget,
         )
 
-    def _added(self, now: Transition, trained: TrainedStep) -> float:
+    def _sum_of_norms(self, step: Step, state: State, trained: TrainedStep) -> float:
         """Return ``Σ_i ‖c_i g_i‖`` of a step."""
-        t = now.step.index
-        if t not in self._sums:
-            batches = trained.batches or self.train(now).batches
-            names = set(now.step.moved)
+        t = step.index
+        if t not in self._added:
+            batches = trained.batches or self.train(step, state).batches
+            names = set(step.moved)
             norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
-            self._sums[t] = float(sum(norms))
-        return self._sums[t]
-
-    def _transition(self, t: int) -> Transition:
-        """Read step ``t``; a state that the last step had is not read again."""
-        states = {k: self._states.get(k) or state(self._log, k) for k in (t, t + 1)}
-        self._states = states
-        return Transition(self._log.step(t), states[t], states[t + 1])
+            self._added[t] = float(sum(norms))
+        return self._added[t]

@@ -1,9 +1,9 @@
 """The training side of a run, step by step: forwards, or backwards within a budget of memory.
 
 A rule with a memory is split backwards (see ``adjoint``), but the parts of its steps and Adam's
-denominators are found forwards. So steps are recorded forwards, as many as the budget holds, and
-walked backwards; a longer window is cut into pieces that are recorded again from the optimizer's
-state at their beginning, pieces of pieces where even those states are too many.
+denominators are found forwards. So steps are replayed forwards, as many as the budget holds, and
+walked backwards. A longer window is cut into segments, and segments of segments where even the
+optimizer's states between them are too many; each is replayed again from the state before it.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from replay.evaluate.state import Transition
-from replay.evaluate.test_side import Models
+from replay.evaluate.binding import Models
+from replay.evaluate.state import State, States
 from replay.evaluate.train_side import TrainedStep
 from replay.steps.clipping import ClipFactors
-from replay.steps.optimizer_state import Memory
-from replay.steps.replayed_step import Recorded
-from replay.steps.replayer import StepRecorder
-from replay.steps.schedule import Outlook, Room, cuts, outlook, room_for
+from replay.steps.optimizer_state import OptimizerState
+from replay.steps.replayed_step import ReplayedStep
+from replay.steps.replayer import Replayer
+from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, segment_starts
 from replay.task import Task
 from tracer.errors import UnsupportedRuleError
-from tracer.log.read.run_log import RunLog
+from tracer.records import Step
 from tracer.rules.table import RULES
 
 
@@ -29,14 +29,15 @@ class Tape:
     """Replays the training side of the steps of a window.
 
     Args:
-        log: The run.
+        states: The run's states.
         task: Its task.
         models: The bound copies.
         window: The steps, consecutive.
-        budget: Bytes for what is recorded.
-        lenient: Go on where a step does not reproduce.
-        splits: Whether steps are to be split; else no more than examples' gradients is asked for.
-        report: Gets a description and a total, returns what to call at each step recorded.
+        budget: Bytes for replayed steps.
+        allow_mismatch: Go on where a step does not reproduce.
+        splits: Whether optimizer steps are divided among examples; if not, only per-example
+            gradients are computed.
+        report: Gets a description and a total, returns what to call at each step replayed.
 
     Attributes:
         plain: Whether no step remembers another: SGD without momentum throughout, or no split.
@@ -48,16 +49,17 @@ class Tape:
 
     def __init__(
         self,
-        log: RunLog,
+        states: States,
         task: Task,
         models: Models,
         window: range,
         *,
         budget: int,
-        lenient: bool,
+        allow_mismatch: bool,
         splits: bool = True,
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
+        log = states.log
         name = str(log.metadata["update_rule"])
         rule = RULES.get(name)
         if splits and rule is None:
@@ -69,131 +71,133 @@ class Tape:
         self._window, self._budget, self.stop = window, budget, window.stop
         self.plain = rule is None or not rule.remembers(log.ever_used)
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
-        self._recorder = StepRecorder(
-            log, task, models, rule, audited=ends, budget=budget, lenient=lenient
+        self._replayer = Replayer(
+            states,
+            task,
+            models,
+            rule,
+            audited=ends,
+            budget=budget,
+            allow_mismatch=allow_mismatch,
         )
         self._test = models.test.engine
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
-        self._kept: list[Recorded] | None = None
-        self._first: tuple[Memory, Room] | None = None
+        self._kept: list[ReplayedStep] | None = None
+        self._first: tuple[OptimizerState, Capacity] | None = None
 
     @property
     def factors(self) -> ClipFactors:
         """What found how gradients were clipped."""
-        return self._recorder.factors
+        return self._replayer.factors
 
-    def walk(self) -> Iterator[Recorded]:
+    def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
         last = self._window[-1 if self.plain else 0]
-        for recorded in self._walk():
-            if recorded.transition.step.index == last:
+        for replayed in self.forwards() if self.plain else self._backwards():
+            if replayed.transition.step.index == last:
                 self._test.audit()
-            yield recorded
+            yield replayed
 
-    def _walk(self) -> Iterator[Recorded]:
-        start, stop = self._window.start, self._window.stop
+    def forwards(self) -> Iterator[ReplayedStep]:
+        """Yield every step with its examples' gradients, forwards."""
+        optimizer = self._before_window()
+        for t in self._window:
+            replayed, optimizer = self._replay(t, optimizer, keep=True)
+            yield replayed
+
+    def check(self) -> None:
+        """Compare every step with the log, forwards, by its whole gradient alone."""
+        optimizer = self._before_window()
+        advance = self._report("verifying", len(self._window))
+        for t in self._window:
+            _, optimizer = self._replay(t, optimizer, keep=False)
+            advance()
+
+    def train(self, step: Step, state: State) -> TrainedStep:
+        """Compute the gradients of a step's examples at a state."""
+        return self._replayer.train(step, state)
+
+    def estimate(self) -> Estimate:
+        """Return what replaying the window will take, from its first step."""
         if self.plain:
-            memory = Memory()
-            for t in self._window:
-                recorded, memory = self._record(t, memory, keep=True)
-                yield recorded
-            return
+            return Estimate(0, 0)
+        size, examples = self._measured(self._before_window())
+        whole = (size + examples) * len(self._window)
+        if whole <= self._budget:
+            return Estimate(0, int(whole))
+        capacity = capacity_of(self._budget, size, examples)
+        return estimate(len(self._window), size, examples, capacity)
+
+    def _before_window(self) -> OptimizerState:
+        """Return the optimizer before the window, all of its buffers history."""
+        if self.plain:
+            return OptimizerState()
+        start = self._window.start
+        assert self._replayer.stored is not None
+        at, optimizer = self._replayer.stored.before(start)
+        self._advance = self._report("replaying", self._window.stop - at)
+        for t in range(at, start):
+            _, optimizer = self._replay(t, optimizer, keep=False)
+        return optimizer.as_history()
+
+    def _backwards(self) -> Iterator[ReplayedStep]:
+        """Yield the window's steps backwards, from memory if it holds all of them."""
         if self._kept is None and self._first is None:
             self._begin()
         if self._kept is not None:
             yield from reversed(self._kept)
             return
         assert self._first is not None
-        memory, room = self._first
-        yield from self._backwards(start, stop, memory, room)
-
-    def forwards(self) -> Iterator[Recorded]:
-        """Yield every step with its examples' gradients, forwards."""
-        if self.plain:
-            yield from self._walk()
-            return
-        memory = self._before_window()
-        for t in self._window:
-            recorded, memory = self._record(t, memory, keep=True)
-            yield recorded
-
-    def check(self) -> None:
-        """Compare every step with the log, forwards, by its whole gradient alone."""
-        memory = Memory() if self.plain else self._before_window()
-        advance = self._report("verifying", len(self._window))
-        for t in self._window:
-            _, memory = self._record(t, memory, keep=False)
-            advance()
-
-    def train(self, transition: Transition) -> TrainedStep:
-        """Compute the gradients of a step's examples."""
-        return self._recorder.train(transition)
-
-    def _before_window(self) -> Memory:
-        """Return the optimizer before the window, all of its buffers history."""
-        start = self._window.start
-        assert self._recorder.stored is not None
-        at, memory = self._recorder.stored.before(start)
-        self._advance = self._report("recording", self._window.stop - at)
-        for t in range(at, start):
-            _, memory = self._record(t, memory, keep=False)
-        return memory.as_history()
+        yield from self._by_segments(self._window.start, self._window.stop, *self._first)
 
     def _begin(self) -> None:
-        """Find out what the budget holds; record the window if it holds all of it."""
-        memory = self._before_window()
-        size, examples = self._measured(memory)
+        """Find out what the budget holds; replay the window if it holds all of it."""
+        optimizer = self._before_window()
+        size, examples = self._measured(optimizer)
         if (size + examples) * len(self._window) > self._budget:
-            self._first = memory, room_for(self._budget, size, examples)
+            self._first = optimizer, capacity_of(self._budget, size, examples)
             return
         self._kept = []
         for t in self._window:
-            recorded, memory = self._record(t, memory, keep=True)
-            self._kept.append(recorded)
+            replayed, optimizer = self._replay(t, optimizer, keep=True)
+            self._kept.append(replayed)
 
-    def outlook(self) -> Outlook:
-        """Return what recording the window will take, from its first step."""
-        if self.plain:
-            return Outlook(0, 0)
-        size, examples = self._measured(self._before_window())
-        whole = (size + examples) * len(self._window)
-        if whole <= self._budget:
-            return Outlook(0, int(whole))
-        room = room_for(self._budget, size, examples)
-        return outlook(len(self._window), size, examples, room)
+    def _measured(self, optimizer: OptimizerState) -> tuple[int, float]:
+        """Return the bytes of a replayed step and of its examples' gradients, of the first."""
+        replayed, _ = self._replay(self._window.start, optimizer, keep=True)
+        return replayed.nbytes, math.inf if replayed.trained is None else replayed.trained.nbytes
 
-    def _measured(self, memory: Memory) -> tuple[int, float]:
-        """Return the bytes of a recorded step and of its examples' gradients, of the first."""
-        recorded, _ = self._record(self._window.start, memory, keep=True)
-        return recorded.nbytes, math.inf if recorded.trained is None else recorded.trained.nbytes
-
-    def _backwards(self, start: int, stop: int, memory: Memory, room: Room) -> Iterator[Recorded]:
-        """Yield steps backwards; ``memory`` is the optimizer's before the first."""
-        starts = cuts(start, stop, room)
+    def _by_segments(
+        self, start: int, stop: int, optimizer: OptimizerState, capacity: Capacity
+    ) -> Iterator[ReplayedStep]:
+        """Yield steps backwards; ``optimizer`` is as it was before the first."""
+        starts = segment_starts(start, stop, capacity)
         if len(starts) == 1:
             found = []
             for t in range(start, stop):
-                recorded, memory = self._record(t, memory, keep=room.keeps)
-                found.append(recorded)
+                replayed, optimizer = self._replay(t, optimizer, keep=capacity.keeps)
+                found.append(replayed)
             while found:
                 yield found.pop()
             return
-        memories = [memory]
+        before = [optimizer]  # each segment
         for t in range(start, starts[-1]):
-            _, memory = self._record(t, memory, keep=False)
+            _, optimizer = self._replay(t, optimizer, keep=False)
             if t + 1 in starts:
-                memories.append(memory)
+                before.append(optimizer)
         while starts:
             begin = starts.pop()
-            yield from self._backwards(begin, stop, memories.pop(), room)
+            yield from self._by_segments(begin, stop, before.pop(), capacity)
             stop = begin
 
-    def _record(self, t: int, memory: Memory, *, keep: bool) -> tuple[Recorded, Memory]:
-        recorded, after = self._recorder.record(t, memory, keep=keep)
+    def _replay(
+        self, t: int, optimizer: OptimizerState, *, keep: bool
+    ) -> tuple[ReplayedStep, OptimizerState]:
+        replayed, after = self._replayer.replay(t, optimizer, keep=keep)
         if t > self._furthest and self._advance is not None:
             self._furthest = t
             self._advance()
         if t + 1 == self.stop and not self.plain:
-            self._recorder.checked(after, self.stop)  # the last state is in the log, too
-        return recorded, after
+            self._replayer.checked(after, self.stop)  # the last state is on file, too
+        return replayed, after

@@ -14,7 +14,7 @@ class Verification:
     Attributes:
         steps: The steps.
         scaled_outside: Those whose gradient was scaled by one factor outside the optimizer
-            (clipping that was not recorded), with the factor.
+            (clipping that was not logged), with the factor.
     """
 
     steps: range

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from replay import Replay, Task
-from replay.evaluate.batches import shape
+from replay.evaluate.nested import shape
 from replay.gradients.engine import Engine
 from replay.gradients.proof import independence
 from tracer import TracingOptimizer

@@ -7,7 +7,7 @@ import torch
 
 from replay.gradients.forms.dense import Dense
 from replay.gradients.forms.outer_products import OuterProducts
-from replay.path.buffer_adjoint import Asked
+from replay.path.buffer_adjoint import BufferAdjoint
 
 M, N, P, D = 5, 3, 6, 7
 
@@ -26,7 +26,7 @@ def rows(outer):
 def test_waiting_changes_nothing(keeps, each):
     torch.manual_seed(0)
     whole = torch.randn(M, P * D, dtype=torch.float64)
-    asked, expected, waited = Asked(whole.clone()), whole, []
+    asked, expected, waited = BufferAdjoint(whole.clone()), whole, []
     for keep in keeps:
         outers, batch = [outer(M) for _ in range(each)], outer(N)
         asked.add(outers, 0.3)
@@ -47,7 +47,7 @@ def test_waiting_changes_nothing(keeps, each):
 
 
 def test_what_cannot_be_had_from_factors_does_not_wait():
-    asked = Asked(torch.zeros(M, P * D))
+    asked = BufferAdjoint(torch.zeros(M, P * D))
     asked.add([outer(M)], 1.0)
     assert asked.can_wait([outer(N)])
     assert not asked.can_wait([outer(N), Dense(torch.zeros(N, P, D))])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay.gradients.engine import Engine
-from replay.path.test_means import Along, Weighted, gradient_of
+from replay.path.test_means import Projections, WeightedGradients, gradient_of
 
 M, COLUMNS = 5, torch.tensor([1, 2, 4])
 
@@ -30,7 +30,7 @@ def mean():
             return F.cross_entropy(model(x), y, reduction="none")
 
         found = Engine().of_independent(parameters, run, one)
-        parts.append(Weighted(found, columns, weights.double()))
+        parts.append(WeightedGradients(found, columns, weights.double()))
         for k, column in enumerate(columns.tolist()):
             own = torch.autograd.grad(one(k).sum(), list(parameters.values()))
             for name, g in zip(parameters, own, strict=True):
@@ -47,7 +47,7 @@ def mean():
 @pytest.mark.parametrize("given", [(), ("0.weight", "2.bias")])
 def test_products_with_directions(mean, given):
     parts, rows, directions = mean
-    along = Along(directions, M, torch.device("cpu"))
+    along = Projections(directions, M, torch.device("cpu"))
     for name in given:
         for block in (slice(0, 3), slice(3, M)):
             gradients = gradient_of(parts, name, block.start, block.stop)

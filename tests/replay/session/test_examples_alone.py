@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay import Replay, Task
-from replay.evaluate.batches import fresh
+from replay.evaluate.nested import fresh
 from replay.evaluate.test_side import Examples
 from tests.helpers import reference
 from tests.helpers.alone import CHOSEN, squared, trace

@@ -39,7 +39,7 @@ def filled(run, asked, parts):
         for steps, some in parts:
             tables = ScoreTables(asked)
             for rows, chunk in chunks[some]:
-                tape = run._run.tape(steps, shown, lenient=False)
+                tape = run._run.tape(steps, shown, allow_mismatch=False)
                 for step in RunPass(tape, chunk, replace(asked, steps=steps)).steps():
                     tables.add_step(rows, step)
             found.append(tables)

@@ -10,9 +10,9 @@ import torch
 
 from replay import Replay
 from replay.evaluate.state import State, Transition
-from replay.steps import effective_gradient
 from replay.steps.checking import Checks
 from replay.steps.displacement import split
+from replay.steps.effective_gradient import EffectiveGradient
 from replay.vectors import blocks
 from tests.helpers.cases import cross_entropy
 from tests.helpers.replaying import TASK, changed, influence, trained
@@ -25,7 +25,9 @@ from tracer.rules.filter import Filter
 def test_changed_data_does_not_reproduce(path):
     trained(path, TASK)
     other = {k: (x + 0.1, y) for k, (x, y) in TASK.train.items()}
-    with pytest.raises(MismatchError, match="step 0 of .* does not reproduce.*Look at the task"):
+    with pytest.raises(
+        MismatchError, match=r"(?s)step 0 of .* does not reproduce.*in this order:\n  1\. the task"
+    ):
         influence(path, changed(TASK, train=other))
     found = influence(path, changed(TASK, train=other), allow_mismatch=True)
     assert np.abs(found.terms["tracin"]["rounding"]).max() > 1e-6
@@ -38,7 +40,7 @@ def test_parameters_touched_between_steps(path):
                 model[0].weight.clamp_(-0.1, 0.1)
 
     trained(path, TASK, between=clamp)
-    with pytest.raises(MismatchError, match=r"step 1 of .*'0.weight'.*changed between steps"):
+    with pytest.raises(MismatchError, match=r"(?s)step 1 of .*'0.weight'.*parameters \(clamping"):
         influence(path, TASK)
 
 
@@ -54,14 +56,14 @@ def test_one_element_touched_between_steps(monkeypatch, block, element, value):
     group = ParameterGroup(("w",), {"lr": 0.1}, math.nan)
     step = Step(0, None, (), (group,), math.nan, 1.0, frozenset(), frozenset())
     now = Transition(step, before, after)
-    driven = {"w": effective_gradient.Drive(gradient, None, w, 1.0, 0.0)}
+    gradients = {"w": EffectiveGradient(gradient, None, w, 1.0, 0.0)}
     rule = {"w": Filter(direct=0.1)}
-    divided = split(now, driven, rule, {}, w.device)
+    divided = split(now, gradients, rule, {}, w.device)
     assert not divided.largest["w"] <= 0.4
     with pytest.raises(MismatchError, match="step 0 of run.h5 does not reproduce"):
         Checks("run.h5", True, False).step(now, rule, divided, {}, lambda: 1.0)
-    lenient, _ = Checks("run.h5", True, True).step(now, rule, divided, {}, lambda: 1.0)
-    assert lenient.keys() == {"w"}
+    noise, _ = Checks("run.h5", True, True).step(now, rule, divided, {}, lambda: 1.0)
+    assert noise.keys() == {"w"}
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -137,8 +139,8 @@ def test_rounding_of_one_dtype_does_not_excuse_another():
     moved["b"] += 0.01
     step = Step(0, None, (), (), math.nan, 1.0, frozenset(), frozenset())
     now = Transition(step, State(w, {}), State(moved, {}))
-    driven = {name: effective_gradient.Drive(gradient[name], None, w[name], 1.0, 0.0) for name in w}
+    gradients = {n: EffectiveGradient(gradient[n], None, w[n], 1.0, 0.0) for n in w}
     rules = {name: Filter(direct=0.5) for name in w}
-    divided = split(now, driven, rules, {}, w["b"].device)
+    divided = split(now, gradients, rules, {}, w["b"].device)
     with pytest.raises(MismatchError, match="logged change of 'b' differ"):
         Checks("run.h5", True, False).step(now, rules, divided, {}, lambda: 3.0)

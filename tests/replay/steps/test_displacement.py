@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from replay.steps.displacement import split
-from replay.steps.effective_gradient import Drive
+from replay.steps.effective_gradient import EffectiveGradient
 from tracer.rules.filter import Filter
 
 SIZE = 400_001  # elements: four blocks, the last one not whole
@@ -24,10 +24,10 @@ def test_blocks(dtype):
     )
     d, e = (torch.rand(SIZE, dtype=torch.float64) for _ in range(2))
     rule = Filter(0.1, 0.2, 0.9, 0.5, pre=d, post=e, decoupled=0.01)
-    drive = Drive(g, h, w, -0.5, 0.3)
+    gradient = EffectiveGradient(g, h, w, -0.5, 0.3)
     buffer = before.double()
     found = split(
-        step, {"w": drive}, {"w": rule}, {"w": (buffer, None, None)}, torch.device("cpu"), dtype
+        step, {"w": gradient}, {"w": rule}, {"w": (buffer, None, None)}, torch.device("cpu"), dtype
     )
     u, v = -0.5 * g.double(), -0.5 * h.double() + 0.3 * w.double()
     held, pulled = 0.9 * buffer + 0.5 * d * u, 0.5 * d * v
@@ -65,11 +65,11 @@ def test_a_buffer_is_not_lent_to_a_parameter_that_moves_alike():
     """A momentum of 0 makes no buffer; ``old`` has one of zeros, and ``new`` has yet to get one."""
     w = torch.randn(3)
     state = SimpleNamespace(parameters={"old": w, "new": w})
-    drive, rule = Drive(w, None, w, 1.0, 0.0), Filter(direct=0.1)
+    gradient, rule = EffectiveGradient(w, None, w, 1.0, 0.0), Filter(direct=0.1)
     known = {"old": (None, None, None)}
     found = split(
         SimpleNamespace(before=state, after=state),
-        dict.fromkeys(["old", "new"], drive),
+        dict.fromkeys(["old", "new"], gradient),
         dict.fromkeys(["old", "new"], rule),
         known,
         torch.device("cpu"),

@@ -22,7 +22,7 @@ def test_value_clipping_is_an_error_that_names_the_step(tmp_path, name):
             nn.utils.clip_grad_value_(model.parameters(), 0.05)
 
     run = trace(tmp_path / "run.h5", BY_NAME[name], hook=clip)
-    said = r"step 2 of .*gradient of '.*' as applied had the norm [\d.e-]+, the .*value clipping"
+    said = r"(?s)step 2 of .*gradient norm of '.*' was [\d.e-]+ in the run and is .*value clipping"
     with pytest.raises(MismatchError, match=said):
         replayed(run)
     found = replayed(run, allow_mismatch=True)
@@ -49,7 +49,7 @@ def test_optimizer_state_cleared_in_the_middle_is_an_error(tmp_path):
             optimizer.state.clear()
 
     run = trace(tmp_path / "run.h5", BY_NAME["heavy-ball"], settle=clear, steps=3)
-    with pytest.raises(MismatchError, match=r"step 2 of .*at the optimizer's state \(loaded or cl"):
+    with pytest.raises(MismatchError, match=r"(?s)step 2 of .*the optimizer's state \(loading"):
         replayed(run)
 
 
@@ -59,7 +59,9 @@ def test_gradients_made_larger_are_an_error(tmp_path):
             parameter.grad *= 1 + (t == 1)
 
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=double)
-    with pytest.raises(MismatchError, match="step 1 of .*as applied had the norm .* never larger"):
+    with pytest.raises(
+        MismatchError, match=r"step 1 of .*the gradient norm of group 0 was .* and is"
+    ):
         replayed(run)
 
 
@@ -121,7 +123,7 @@ def test_gradients_changed_by_no_factor_are_an_error(tmp_path, name, changed, at
             changed(model)
 
     run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=at + 1)
-    with pytest.raises(MismatchError, match=rf"step {at} of .*: the gradient of '.*' as"):
+    with pytest.raises(MismatchError, match=rf"step {at} of .*: the gradient norm of '.*' was"):
         replayed(run)
     replayed(run, allow_mismatch=True)
 
@@ -133,7 +135,7 @@ def test_so_they_are_however_little(tmp_path):
         model[0].weight.grad.mul_(1 - 1e-6)
 
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=shrink, steps=1)
-    with pytest.raises(MismatchError, match="step 0 of .*: the gradient of '.*' as applied had"):
+    with pytest.raises(MismatchError, match="step 0 of .*: the gradient norm of '.*' was"):
         replayed(run)
 
 
@@ -145,7 +147,7 @@ def test_so_they_are_at_a_step_with_learning_rate_0(tmp_path, name):
             by_value(model)
 
     run = trace(tmp_path / "run.h5", BY_NAME[name], hook=hook, steps=2)
-    with pytest.raises(MismatchError, match="step 1 of .*: the gradient of '.*' as applied had"):
+    with pytest.raises(MismatchError, match="step 1 of .*: the gradient norm of '.*' was"):
         replayed(run)
 
 

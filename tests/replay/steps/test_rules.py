@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from replay import Replay
-from replay.steps.optimizer_state import StoredStates
+from replay.steps.optimizer_state import StoredOptimizer
 from replay.vectors import blocks
 from tests.helpers import rules
 from tests.helpers.cases import CASES, l1
@@ -103,14 +103,14 @@ def test_second_moments_are_taken_from_the_log(tmp_path, monkeypatch):
     """From each full state on, so that rounding does not grow along the run."""
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], steps=6, state_every=3)
     seen = {}
-    whole = StoredStates.renewed
+    whole = StoredOptimizer.renewed
 
     def spy(self, memory, t, checks):
         found = whole(self, memory, t, checks)
         seen[t] = found.moments.get("0.weight", {}).get("exp_avg_sq")
         return found
 
-    monkeypatch.setattr(StoredStates, "renewed", spy)
+    monkeypatch.setattr(StoredOptimizer, "renewed", spy)
     replayed(run)
     with open_log(run.path) as log:
         stored = log.state(3)["optimizer"]["state"]

@@ -1,4 +1,4 @@
-"""How often steps are recorded where memory does not hold a window, and what is said of it."""
+"""How often steps are replayed where memory does not hold a window, and what is said of it."""
 
 from __future__ import annotations
 
@@ -10,90 +10,90 @@ import pytest
 import torch
 
 from replay import Replay
-from replay.steps.replayer import StepRecorder
-from replay.steps.schedule import Room, cuts, outlook, room_for
+from replay.steps.replayer import Replayer
+from replay.steps.schedule import Capacity, capacity_of, estimate, segment_starts
 from tests.helpers.rules import BY_NAME, trace
 
 
 @pytest.mark.parametrize("keeps", [False, True])
 @pytest.mark.parametrize("states", [2, 3, 7, 1000])
 @pytest.mark.parametrize("count", [1, 2, 5, 40, 999])
-def test_pieces_cover_a_window(count, states, keeps):
-    room = Room(states, max(1, states // 3) if keeps else states, keeps)
-    starts = cuts(10, 10 + count, room)
+def test_segments_cover_a_window(count, states, keeps):
+    capacity = Capacity(states, max(1, states // 3) if keeps else states, keeps)
+    starts = segment_starts(10, 10 + count, capacity)
     assert starts[0] == 10
     assert len(starts) <= states
-    assert (len(starts) == 1) == (count <= room.steps)
+    assert (len(starts) == 1) == (count <= capacity.steps)
     lengths = [b - a for a, b in zip(starts, [*starts[1:], 10 + count], strict=True)]
     assert min(lengths) > 0
     assert max(lengths) < count or len(starts) == 1
     each = 8 + 3 * keeps
-    held = outlook(count, 8, 3, room).nbytes
-    assert held == each * min(count, room.steps) + 8 * len(starts)
+    held = estimate(count, 8, 3, capacity).nbytes
+    assert held == each * min(count, capacity.steps) + 8 * len(starts)
 
 
 @pytest.mark.parametrize(
-    ("count", "room", "times"),
+    ("count", "capacity", "times"),
     [
-        (4, Room(4, 4, False), 4),
-        (6, Room(3, 3, False), 3 + 6),  # to the middle, then both halves
-        (7, Room(2, 2, False), 4 + (2 + 4) + (2 + 3)),  # 4 and 3, of which 2 and 2, 2 and 1
-        (4, Room(4, 4, True), 0),
-        (300, Room(36, 33, True), 270),  # once, but for the last piece
-        (7, Room(2, 2, True), 4 + 2 + 2),
+        (4, Capacity(4, 4, False), 4),
+        (6, Capacity(3, 3, False), 3 + 6),  # to the middle, then both halves
+        (7, Capacity(2, 2, False), 4 + (2 + 4) + (2 + 3)),  # 4 and 3, of which 2 and 2, 2 and 1
+        (4, Capacity(4, 4, True), 0),
+        (300, Capacity(36, 33, True), 270),  # once, but for the last segment
+        (7, Capacity(2, 2, True), 4 + 2 + 2),
     ],
     ids=str,
 )
-def test_recordings_by_hand(count, room, times):
-    assert outlook(count, 1, 1, room).recordings == times
+def test_replays_by_hand(count, capacity, times):
+    assert estimate(count, 1, 1, capacity).replays == times
 
 
-def test_room():
-    assert room_for(1000, 50, math.inf) == Room(10, 10, False)
-    assert room_for(1000, 50, 75) == Room(10, 4, True)
-    assert room_for(1000, 50, 460) == Room(10, 10, False)  # not even one with its examples'
-    assert room_for(10, 50, 0) == Room(2, 2, False)
+def test_capacity():
+    assert capacity_of(1000, 50, math.inf) == Capacity(10, 10, False)
+    assert capacity_of(1000, 50, 75) == Capacity(10, 4, True)
+    assert capacity_of(1000, 50, 460) == Capacity(10, 10, False)  # not even one with its examples'
+    assert capacity_of(10, 50, 0) == Capacity(2, 2, False)
 
 
 @pytest.fixture
 def counted(monkeypatch):
-    """Count recordings without examples' gradients."""
+    """Count replays without examples' gradients."""
     seen = []
-    record = StepRecorder.record
+    replay = Replayer.replay
 
-    def spy(self, t, memory, *, keep):
-        found = record(self, t, memory, keep=keep)
+    def spy(self, t, optimizer, *, keep):
+        found = replay(self, t, optimizer, keep=keep)
         if not keep:
             seen.append(found[0].nbytes)
         return found
 
-    monkeypatch.setattr(StepRecorder, "record", spy)
+    monkeypatch.setattr(Replayer, "replay", spy)
     return seen
 
 
 @pytest.mark.parametrize("memory", [12_000, 300_000, 2_000_000, "2GiB"])
 @pytest.mark.parametrize("name", ["sgd", "nesterov", "adamw"])
-def test_outlook_is_what_happens(tmp_path, counted, name, memory):
+def test_the_estimate_is_what_happens(tmp_path, counted, name, memory):
     run = trace(tmp_path / "run.h5", BY_NAME[name], steps=17)
     replay = Replay(run.path, task=run.task, memory=memory)
     window = range(17)
     with replay._run.computing():
-        outlooks = replay._run.tape(window, Silent(), lenient=False).outlook()
-        walked = replay._run.tape(window, Silent(), lenient=False)
+        expected = replay._run.tape(window, Silent(), allow_mismatch=False).estimate()
+        walked = replay._run.tape(window, Silent(), allow_mismatch=False)
         counted.clear()
         steps = list(walked.walk())
-    assert outlooks.recordings == len(counted)
+    assert expected.replays == len(counted)
     if name == "sgd":
-        assert outlooks.nbytes == 0
+        assert expected.nbytes == 0
     elif memory == "2GiB":
         held = sum(step.nbytes + step.trained.nbytes for step in steps)
-        assert outlooks.nbytes == pytest.approx(held, rel=0.05)
+        assert expected.nbytes == pytest.approx(held, rel=0.05)
     else:
         with replay._run.computing():
             each = walked._measured(walked._before_window())
-        room = room_for(replay._run.budget // 4, *each)
-        assert room.steps < 17
-        assert outlooks == outlook(17, *each, room)
+        capacity = capacity_of(replay._run.budget // 4, *each)
+        assert capacity.steps < 17
+        assert expected == estimate(17, *each, capacity)
 
 
 @pytest.mark.parametrize("name", ["nesterov", "adamw"])
@@ -102,7 +102,7 @@ def test_small_steps_are_more_than_their_numbers(tmp_path, name):
     run = trace(tmp_path / "run.h5", BY_NAME[name], steps=17)
     replay = Replay(run.path, task=run.task)
     with replay._run.computing():
-        steps = list(replay._run.tape(range(17), Silent(), lenient=False).walk())
+        steps = list(replay._run.tape(range(17), Silent(), allow_mismatch=False).walk())
     names = {id(name) for step in steps for name in step.filters}  # shared, like small numbers
     seen = set(names)
     held = sum(_size(step, seen) for step in steps)
@@ -137,17 +137,17 @@ class Silent:
         return lambda: None
 
 
-def test_estimates_see_what_is_recorded_again(tmp_path, monkeypatch):
-    """Time is counted in recordings and passes instead of seconds."""
+def test_estimates_see_what_is_replayed_again(tmp_path, monkeypatch):
+    """Time is counted in replays and passes instead of seconds."""
     run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=40)
     ticks = [0.0]
-    replayed = StepRecorder._run
+    replayed = Replayer._run
 
-    def spy(self, how, now):
+    def spy(self, how, step, state):
         ticks[0] += 1.0
-        return replayed(self, how, now)
+        return replayed(self, how, step, state)
 
-    monkeypatch.setattr(StepRecorder, "_run", spy)
+    monkeypatch.setattr(Replayer, "_run", spy)
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
     for memory in ("2GiB", 2_000_000):
         replay = Replay(run.path, task=run.task, memory=memory)

@@ -1,0 +1,80 @@
+"""Checks what a task's losses and their gradients are: of the right shape, and finite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replay.gradients.forms.form import is_finite
+from replay.gradients.forms.per_example import PerExample
+from tracer.errors import NonFiniteError, TaskError
+from tracer.records import ID
+
+
+def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str) -> Tensor:
+    """Return what a loss function gave if it is one finite loss an example.
+
+    Args:
+        losses: What it returned.
+        ids: IDs of the batch, length ``b``.
+        function: ``"task.loss"`` or ``"task.measure"``.
+        where: ``"step 3"``, for the message.
+
+    Raises:
+        TaskError: It is not a tensor of shape ``(b,)``.
+        NonFiniteError: A loss is NaN or infinite; names its example.
+    """
+    b = len(ids)
+    advice = "return each example's own loss, for instance cross_entropy(..., reduction='none')"
+    if not isinstance(losses, Tensor):
+        raise TaskError(
+            f"{where}: {function} must return a tensor of shape ({b},), found "
+            f"{type(losses).__name__}; {advice}."
+        )
+    if losses.dim() == 0:
+        raise TaskError(
+            f"{where}: {function} returned a scalar for a batch of {b} IDs; expected shape "
+            f"({b},): {advice}."
+        )
+    if losses.shape != (b,):
+        raise TaskError(
+            f"{where}: {function} returned shape {tuple(losses.shape)} for a batch of {b} IDs; "
+            f"expected ({b},): one ID and one loss for each example; {advice}."
+        )
+    finite = torch.isfinite(losses.detach())
+    if not finite.all():
+        first = int((~finite).nonzero()[0])
+        raise NonFiniteError(
+            f"{where}: {function} of example {ids[first]!r} is {losses[first].item()}; "
+            "influence is undefined there. Did the run itself diverge?"
+        )
+    return losses
+
+
+def require_finite(found: PerExample, ids: Sequence[ID], where: str) -> None:
+    """Raise NonFiniteError, naming the example, if a batch's gradient is NaN or infinite."""
+    bad = [name for name, gradient in found.total.items() if not is_finite(gradient)]
+    if not bad:
+        return
+    for i, identity in enumerate(ids):
+        if _has_nonfinite_row(found, i):
+            raise NonFiniteError(
+                f"{where}: the gradient of training example {identity!r} is NaN or infinite "
+                f"(in {bad[0]!r}); influence is undefined there."
+            )
+    raise NonFiniteError(
+        f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {list(ids)!r}."
+    )
+
+
+def _has_nonfinite_row(found: PerExample, i: int) -> bool:
+    chosen = torch.tensor([i], device=found.losses.device)
+    if not all(bool(found.rows(name, chosen).isfinite().all()) for name in found.forms):
+        return True
+    for rows, gradients in found.blocks():
+        if rows.start <= i < rows.stop:
+            return any(not g[i - rows.start].isfinite().all() for g in gradients.values())
+    return False

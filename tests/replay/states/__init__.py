@@ -1,0 +1,1 @@
+"""Tests of the door to a run's states."""
