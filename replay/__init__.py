@@ -5,16 +5,18 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.results.influence import Influence
+    from replay.results.self_influence import SelfInfluence
     from replay.session.replay import Replay
     from replay.task import Task, load_task
 
     __version__: str
 
-__all__ = ["Influence", "Replay", "Task", "__version__", "load_task"]
+__all__ = ["Influence", "Replay", "SelfInfluence", "Task", "__version__", "load_task"]
 
 _HOMES = {
     "Influence": "results.influence",
     "Replay": "session.replay",
+    "SelfInfluence": "results.self_influence",
     "Task": "task",
     "load_task": "task",
 }

@@ -1,53 +1,53 @@
-"""Options of the command line: types, and those that several commands share."""
+"""What several commands are told: which log, which test examples, how to replay, where to write."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import click
 
+Command = Callable[..., Any]
 
-class Tolerance(click.ParamType[float | None]):
-    """A number or ``none``."""
-
-    name = "FLOAT|none"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
-        """Return a number, or None for ``none``."""
-        if value is None or str(value).lower() == "none":
-            return None
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
-
-
-class Checkpoints(click.ParamType[int | str | list[int]]):
-    """What ``checkpoints=`` takes."""
-
-    name = "N|t,t,...|epochs|all"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | list[int]:
-        """Return a number, a list of steps, ``"epochs"`` or ``"all"``."""
-        if isinstance(value, int) or value in ("epochs", "all"):
-            return value  # type: ignore[no-any-return]
-        try:
-            steps = [int(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
-        return steps if "," in value else steps[0]
-
-
-_REPLAY = [
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+STEPS = click.option("--steps", help="A window a:b of the run's steps.  [default: all]")
+ALLOW_MISMATCH = click.option(
+    "--allow-mismatch",
+    is_flag=True,
+    help="Go on where a step does not reproduce; the difference counts as rounding.",
+)
+_LOG = (
+    click.argument("place", metavar="[LOG]", required=False, type=click.Path(path_type=Path)),
+    click.option(
+        "--log", type=click.Path(path_type=Path), help="The run log; a command also takes it bare."
+    ),
+)
+_TESTS = (
+    click.option(
+        "--test",
+        "test_file",
+        metavar="FILE|all",
+        help="File of test IDs, one a line ('-': standard input); all: every test example.",
+    ),
+    click.option("--test-id", "test_ids", multiple=True, help="A test ID; repeat for several."),
+)
+_SETTINGS = (
     click.option("--task", help="module:name or file.py:name.  [default: what the log names]"),
-    click.option("--memory", default="2GiB", show_default=True, help="Budget for gradients."),
+    click.option(
+        "--memory",
+        default="2GiB",
+        show_default=True,
+        help="Memory for activations and gradients, beside the model copies (for example 4GiB).",
+    ),
     click.option(
         "--audit",
         type=click.IntRange(min=1),
         default=100,
         show_default=True,
-        help="Passes between proofs of the gradients; 1 proves every pass.",
+        help="Check per-example gradients against ordinary backward passes every N passes.",
     ),
     click.option("--allow-tf32", is_flag=True, help="Let a GPU round products to TF32."),
     click.option("--device", default="cpu", show_default=True, help="Where to compute, e.g. cuda."),
@@ -65,29 +65,107 @@ _REPLAY = [
         show_default=True,
         help="Test losses in float64 or in the model's dtype.",
     ),
-]
-_RESULT = [
-    click.option(
-        "--allow-mismatch",
-        is_flag=True,
-        help="Go on where a step does not reproduce; the difference counts as rounding.",
-    ),
-    click.option("--overwrite", is_flag=True, help="Replace an existing result."),
-]
+)
 
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
+@dataclass(frozen=True)
+class Settings:
+    """How a run is replayed: arguments of ``Replay``, as the command line gives them."""
+
+    task: str | None
+    memory: str
+    audit: int
+    allow_tf32: bool
+    device: str
+    dtype: str
+    values: str
 
 
-def replay_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of every command that replays a run."""
-    for option in reversed([*_REPLAY, JSON]):
-        command = option(command)
-    return command
+@dataclass(frozen=True)
+class Tests:
+    """Which test examples are asked about; exactly one is given.
+
+    Attributes:
+        file: A list of IDs, ``-`` or ``all``.
+        ids: IDs as text.
+    """
+
+    file: str | None
+    ids: tuple[str, ...]
+
+    @property
+    def inputs(self) -> list[str]:
+        """The files that they are read from."""
+        return [] if self.file is None else [self.file]
 
 
-def result_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add those of every command that writes a result."""
-    for option in reversed(_RESULT):
+def takes_log(command: Command) -> Command:
+    """Give a command ``log``, named as an argument or as ``--log``."""
+
+    @wraps(command)
+    def told(*, place: Path | None, log: Path | None, **given: Any) -> None:
+        if place is not None and log is not None:
+            raise click.UsageError(
+                f"the log was named twice, {place} and --log {log}; name it once."
+            )
+        found = log if place is None else place
+        if found is None:
+            raise click.UsageError(
+                "expected a run log: --log run.h5, or its path after the command; see --help."
+            )
+        command(log=found, **given)
+
+    return _with(_LOG, told)
+
+
+def takes_tests(command: Command) -> Command:
+    """Give a command ``tests``."""
+
+    @wraps(command)
+    def told(*, test_file: str | None, test_ids: tuple[str, ...], **given: Any) -> None:
+        if test_file is not None and test_ids:
+            raise click.UsageError("--test and --test-id exclude each other; pass one of them.")
+        if test_file is None and not test_ids:
+            raise click.UsageError(
+                "expected test examples: --test ids.txt, --test all or --test-id ID; see --help."
+            )
+        command(tests=Tests(test_file, test_ids), **given)
+
+    return _with(_TESTS, told)
+
+
+def takes_settings(command: Command) -> Command:
+    """Give a command ``settings``."""
+
+    @wraps(command)
+    def told(**given: Any) -> None:
+        own = {field.name: given.pop(field.name) for field in fields(Settings)}
+        command(settings=Settings(**own), **given)
+
+    return _with(_SETTINGS, told)
+
+
+def writes_result(ending: str) -> Callable[[Command], Command]:
+    """Give a command ``out`` and ``overwrite``; ``beside`` says where a result stands if not."""
+    return lambda command: _with(
+        (
+            click.option(
+                "--out",
+                type=click.Path(path_type=Path),
+                help=f"Result file.  [default: LOG with the ending {ending}]",
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace an existing result."),
+        ),
+        command,
+    )
+
+
+def beside(log: Path, ending: str) -> Path:
+    """Return where a result stands that ``--out`` gives no place: beside its log."""
+    return log.with_name(log.stem + ending)
+
+
+def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    for option in reversed(options):
         command = option(command)
     return command

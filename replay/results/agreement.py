@@ -100,6 +100,18 @@ def compare(scores: Mapping[str, Row], *, k: int) -> Agreement:
     return Agreement(rows, k)
 
 
+def totals_hold(x: Row, y: Row, *, share: float = 0.1) -> NDArray[np.bool_]:
+    """Return for which test examples the ratio of two tables' totals says something, ``(m,)``.
+
+    It says nothing where the scores of either cancel: where their sum is below ``share`` of the
+    sum of their absolute values.
+    """
+    holds: list[NDArray[np.bool_]] = [
+        np.abs(table.sum(1)) >= share * np.abs(table).sum(1) for table in (x, y)
+    ]
+    return holds[0] & holds[1]
+
+
 def _metrics(x: Row, y: Row, k: int) -> dict[str, float]:
     both = (x != 0) & (y != 0)
     constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0

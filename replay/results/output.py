@@ -35,8 +35,8 @@ def check_free(target: Path, *, overwrite: bool, inputs: Iterable[str | Path] = 
             )
         if not target.parent.is_dir():
             raise InputError(
-                f"the result {target} is to stand in {target.parent}, which is no folder; make it "
-                "or choose another path."
+                f"cannot write {target}: there is no folder {target.parent}. Create it or choose "
+                "another path."
             )
         with tempfile.TemporaryFile(dir=target.parent):
             pass  # os.access does not see read-only file systems
@@ -59,11 +59,12 @@ def _check_replaceable(place: Path, inputs: Iterable[str | Path]) -> None:
             f"the result can only replace a regular file, and {place} is a "
             f"{'folder' if place.is_dir() else 'device or pipe'}; choose another path."
         )
-    if _is_log(place):
+    if is_log(place):
         raise InputError(f"the result would replace {place}, a run log; choose another path.")
 
 
-def _is_log(path: Path) -> bool:
+def is_log(path: Path) -> bool:
+    """Return whether a file is a run log."""
     try:
         with open_log(path):
             return True

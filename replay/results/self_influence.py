@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.results.influence import save_table
+from replay.results.file import Content, open_result, write_result
+from replay.results.variables import SELF_INFLUENCE, SELF_SCORES, VISITS
 from tracer.errors import InputError
 from tracer.records import ID
 
@@ -47,5 +48,28 @@ class SelfInfluence:
             OutputExistsError: The file exists and ``overwrite`` is off.
             InputError: It is the run's log or task, or no regular file, or cannot be written.
         """
-        columns = {**self.scores, "visits": self.visits}
-        save_table(Path(path), self.train_ids, columns, self.attributes, overwrite=overwrite)
+        labels = {"train": self.train_ids}
+        write_result(
+            *(Path(path), SELF_INFLUENCE, labels, self._variables(), self.attributes),
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> SelfInfluence:
+        """Read what ``save`` wrote, by this version or an earlier one.
+
+        Raises:
+            InputError: The file is missing or holds something else.
+        """
+        with open_result(path, SELF_INFLUENCE) as file:
+            return cls(
+                train_ids=file.labels["train"],
+                scores={name: file.read(kind) for name, kind in SELF_SCORES.items()},
+                visits=file.read(VISITS),
+                attributes=file.attributes,
+            )
+
+    def _variables(self) -> Content:
+        for name, scores in self.scores.items():
+            yield SELF_SCORES[name], "", "", scores
+        yield VISITS, "", "", self.visits

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
-from rich.text import Text
 
-from replay.command.show.influence import Describe, number
+from replay.command.show.cells import Describe, explained, named, number
 from replay.command.terminal import literal
 from replay.results.self_influence import SelfInfluence
 
@@ -22,29 +21,22 @@ def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> Ren
         k: How many.
     """
     facts = found.attributes
-    table = Table(
-        title=Text(f"Largest self-influence of {len(found.train_ids)} training examples"),
-        title_justify="left",
+    title = (
+        f"Largest self-influence of {len(found.train_ids)} training examples: {facts.get('log')}, "
+        f"steps {facts.get('window')} of {facts.get('update_rule')}"
     )
+    table = Table(title=literal(title), title_justify="left")
     table.add_column("training example")
     for name in ("self", "own drop", "visits"):
         table.add_column(name, justify="right")
-    ids, scores = found.top(k)
-    for identity, score in zip(ids, scores, strict=True):
+    for identity, score in zip(*found.top(k), strict=True):
         place = found.train_ids.index(identity)
-        label = describe(identity)
-        table.add_row(
-            literal(f"{identity}" + (f": {label}" if label else "")),
-            number(score),
-            number(found.scores["own_drop"][place]),
-            str(found.visits[place]),
-        )
-    notes = (
-        f"{facts.get('log')}: steps {facts.get('window')} of {facts.get('update_rule')}.",
-        "self: immediate effect of an example's own part of its steps on its own loss;",
-        "own drop: what its whole steps did to its loss. Positive = lowered it.",
-    )
-    return Group(table, *map(literal, notes))
+        drop, visits = found.scores["own_drop"][place], found.visits[place]
+        if score != 0:
+            label = literal(named(identity, describe))
+            table.add_row(label, number(score), number(drop), str(visits))
+    line = "self: what its own part of its steps did to its loss; own drop: the whole steps."
+    return explained(table, line)
 
 
 def self_json(found: SelfInfluence) -> dict[str, Any]:

@@ -95,7 +95,7 @@ def test_options_reach_the_replay(folder, capsys, monkeypatch, command):
             seen.update(options, log=log, task=task)
             super().__init__(log, task, **options)
 
-    monkeypatch.setattr("replay.command.commands.Replay", Spy)
+    monkeypatch.setattr("replay.command.opening.Replay", Spy)
     usual = {"audit": 100, "allow_tf32": False, "values": "float64", "memory": "2GiB"}
     usual |= {"dtype": None, "device": "cpu", "task": None, "log": Path("run.h5")}
     given = {"audit": 7, "allow_tf32": True, "values": "model", "memory": "12MB"}
@@ -134,8 +134,8 @@ def test_verify(folder, capsys):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        ([], 2, "expected --log run.h5 and --test ids.txt"),
-        (["--log", "run.h5"], 2, "expected --log run.h5 and --test"),
+        ([], 2, "expected a run log: --log run.h5, or its path after the command"),
+        (["--log", "run.h5"], 2, "expected test examples: --test ids.txt, --test all or"),
         (["--log", "none.h5", "--test", "ids.txt"], 2, "there is no log none.h5"),
         (["--log", "work.py", "--test", "ids.txt"], 2, "work.py is not an HDF5 file"),
         (["--log", "run.h5", "--test", "none.txt"], 2, "none.txt cannot be read"),
@@ -156,11 +156,31 @@ def test_verify(folder, capsys):
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:no"], 2, "has no 'no'"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:other"], 2, "found int"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "bad.py:task"], 2, "ValueError: oops"),
-        (["--log", "run.h5", "inspect", "run.h5"], 2, "--log goes without a subcommand"),
-        (["--test", "x", "self", "run.h5"], 2, "before 'self'; leave one of the two out."),
-        (["--json", "inspect", "run.h5"], 2, "found it before 'inspect'; write it after 'inspect'"),
-        (["--steps", "0:2", "self", "run.h5"], 2, "--steps goes without a subcommand, found it"),
-        (["--top", "5", "self", "run.h5"], 2, "--top goes without"),  # its default, yet asked for
+        (
+            ["--log", "run.h5", "inspect", "run.h5"],
+            2,
+            "put it after: tracin-replay inspect --log ...",
+        ),
+        (
+            ["--test", "x", "self", "run.h5"],
+            2,
+            "before the command 'self'; leave one of the two out.",
+        ),
+        (
+            ["--json", "inspect", "run.h5"],
+            2,
+            "--json was given before the command 'inspect'; put it",
+        ),
+        (
+            ["--steps", "0:2", "self", "run.h5"],
+            2,
+            "--steps was given before the command 'self'; put",
+        ),
+        (
+            ["--top", "5", "self", "run.h5"],
+            2,
+            "put it after: tracin-replay self --top",
+        ),  # its default, yet asked for
         (["--log", "run.h5", "--test", "ids.txt", "--device", "foo"], 2, "has cpu), found 'foo'"),
         (["self", "run.h5", "--device", "meta"], 2, "has cpu), found 'meta': "),
         (["self", "run.h5", "--device", "mps"], 2, "a device that computes in float64 (this"),

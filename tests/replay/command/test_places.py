@@ -89,8 +89,8 @@ def test_unusable_places_are_found_before_the_work(folder, capsys, command):
     (folder / "sub").mkdir()
     os.mkfifo(folder / "pipe")
     for out, message in {
-        "none/x.h5": "is to stand in none, which is no folder; make it or choose another path.",
-        "ids.txt/x.h5": "is to stand in ids.txt, which is no folder",
+        "none/x.h5": "cannot write none/x.h5: there is no folder none. Create it or choose",
+        "ids.txt/x.h5": "cannot write ids.txt/x.h5: there is no folder ids.txt",
         "sub": "can only replace a regular file, and sub is a folder; choose another path.",
         "": "and . is a folder",
         "pipe": "and pipe is a device or pipe; choose another path.",

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from replay.command.show.influence import report
-from replay.command.show.inspection import inspection, inspection_table
+from replay.command.show.inspect import inspection, inspection_table
 from replay.command.show.plan import plan_table
 from replay.command.show.self_influence import self_report
 from replay.command.terminal import literal

@@ -1,0 +1,182 @@
+"""The main job: every method's scores, their comparison, a result file."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from replay.command.opening import chosen, opened
+from replay.command.options import (
+    ALLOW_MISMATCH,
+    JSON,
+    STEPS,
+    Settings,
+    Tests,
+    beside,
+    takes_log,
+    takes_settings,
+    takes_tests,
+    writes_result,
+)
+from replay.command.show.influence import report, to_json
+from replay.command.terminal import Terminal
+from replay.methods.table import DEFAULT, METHODS
+from replay.results.output import check_free
+from replay.session.estimate import Cost, peak_bytes
+
+_ENDING = ".influence.h5"
+_WIDTH = max(map(len, METHODS)) + 4
+_TOLD = "\n".join(
+    textwrap.fill(f"  {name:{_WIDTH - 2}}{method.summary}", 78, subsequent_indent=" " * _WIDTH)
+    for name, method in METHODS.items()
+)
+HELP = f"""\b
+Methods:
+{_TOLD}
+
+\b
+ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
+proponents: training examples whose steps lowered the test loss.
+"""
+
+
+class Tolerance(click.ParamType[float | None]):
+    """A number or ``none``."""
+
+    name = "FLOAT|none"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
+        """Return a number, or None for ``none``."""
+        if value is None or str(value).lower() == "none":
+            return None
+        try:
+            return float(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
+
+
+class Checkpoints(click.ParamType[int | str | list[int]]):
+    """What ``checkpoints=`` takes."""
+
+    name = "N|t,t,...|epochs|all"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | list[int]:
+        """Return a number, a list of steps, ``"epochs"`` or ``"all"``."""
+        if isinstance(value, int) or value in ("epochs", "all"):
+            return value  # type: ignore[no-any-return]
+        try:
+            steps = [int(part) for part in value.split(",")]
+        except ValueError:
+            self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
+        return steps if "," in value else steps[0]
+
+
+@click.command(
+    epilog=f"""\b
+Examples:
+  tracin-replay influence run.h5 --test ids.txt
+  tracin-replay influence run.h5 --test all --top 10
+  tracin-replay influence run.h5 --test-id 3 --test-id 14 --out study.h5
+
+{HELP}"""
+)
+@takes_log
+@takes_tests
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    type=click.Choice(list(METHODS)),
+    help=f"A method to compute; repeat for several.  [default: {', '.join(DEFAULT)}]",
+)
+@click.option(
+    "--checkpoints",
+    type=Checkpoints(),
+    default=10,
+    show_default=True,
+    help="What a checkpoint method sums over: a number, steps, the ends of epochs, or every step.",
+)
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Proponents and opponents shown for each test example.",
+)
+@click.option(
+    "--ideal-tolerance",
+    type=Tolerance(),
+    default="1e-3",
+    show_default=True,
+    help="Where dividing a measured drop stops refining; none never refines.",
+)
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say how long it will take and how much memory, from a few timed steps; write nothing.",
+)
+@STEPS
+@click.option(
+    "--parameters",
+    multiple=True,
+    help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
+)
+@takes_settings
+@JSON
+@ALLOW_MISMATCH
+@writes_result(_ENDING)
+def influence(
+    *,
+    log: Path,
+    tests: Tests,
+    methods: tuple[str, ...],
+    checkpoints: int | str | list[int],
+    top: int,
+    ideal_tolerance: float | None,
+    dry_run: bool,
+    steps: str | None,
+    parameters: tuple[str, ...],
+    settings: Settings,
+    as_json: bool,
+    allow_mismatch: bool,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """How much did each training example move each test loss?
+
+    Computes the scores of every method, compares them with each other and with the measured drops
+    of the test loss, and writes all scores to an HDF5 file.
+    """
+    target = beside(log, _ENDING) if out is None else out
+    if not dry_run:
+        check_free(target, overwrite=overwrite, inputs=(log, *tests.inputs))
+    began = time.perf_counter()
+    run = opened(log, settings, None if dry_run else target)
+    test_ids = chosen(run, tests)
+    question: dict[str, Any] = {
+        "methods": methods or DEFAULT,
+        "checkpoints": checkpoints,
+        "steps": steps,
+        "parameters": parameters or None,
+        "ideal_tolerance": ideal_tolerance,
+        "allow_mismatch": allow_mismatch,
+    }
+    if dry_run:
+        cost = run.estimate(test_ids, **question)
+        click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
+        return
+    found = run.influence(test_ids, **question)
+    found.save(target, overwrite=overwrite)
+    click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
+    if as_json:
+        click.echo(json.dumps(to_json(found, k=top), allow_nan=False))
+        return
+    Terminal().print(
+        report(found, describe_test=run.describe_test, describe_train=run.describe_train, k=top)
+    )

@@ -1,0 +1,53 @@
+"""What a log holds, without its task."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from replay.command.options import JSON, takes_log
+from replay.command.show.follow import follow
+from replay.command.show.inspect import inspection, inspection_table
+from replay.command.show.plan import plan_table
+from replay.command.terminal import Terminal
+from replay.progress import Progress
+from replay.session.replay import Replay
+from tracer.log.read.run_log import open_log
+
+
+@click.command(
+    epilog="""\b
+Examples:
+  tracin-replay inspect run.h5
+  tracin-replay inspect run.h5 --follow
+  tracin-replay inspect run.h5 --task task.py:task
+"""
+)
+@takes_log
+@JSON
+@click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
+@click.option("--task", help="Also say how each parameter's gradients are computed; runs its code.")
+def inspect(*, log: Path, as_json: bool, watch: bool, task: str | None) -> None:
+    """What does the log hold?
+
+    Imports no task and runs no code unless --task names one.
+    """
+    if watch and as_json:
+        raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
+    if watch:
+        for line in follow(log):
+            click.echo(line)
+        return
+    with open_log(log) as opened, Progress(enabled=True) as progress:
+        facts = inspection(opened, progress.task("reading steps", len(opened)))
+    paths = [] if task is None else Replay(log, task).plan()
+    if as_json:
+        plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
+        click.echo(json.dumps({**facts, **plan}))
+        return
+    Terminal().print(inspection_table(facts))
+    if paths:
+        Terminal().print(plan_table(paths))

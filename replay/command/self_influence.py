@@ -1,0 +1,71 @@
+"""Self-influence: examples that moved themselves most are often mislabelled."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from replay.command.opening import opened
+from replay.command.options import (
+    ALLOW_MISMATCH,
+    JSON,
+    STEPS,
+    Settings,
+    beside,
+    takes_log,
+    takes_settings,
+    writes_result,
+)
+from replay.command.show.self_influence import self_json, self_report
+from replay.command.terminal import Terminal
+from replay.results.output import check_free
+
+_ENDING = ".self.h5"
+
+
+@click.command(
+    "self",
+    epilog="""\b
+Examples:
+  tracin-replay self run.h5
+  tracin-replay self run.h5 --top 20 --steps 0:500 --out early.h5
+""",
+)
+@takes_log
+@click.option(
+    "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Examples shown."
+)
+@STEPS
+@takes_settings
+@JSON
+@ALLOW_MISMATCH
+@writes_result(_ENDING)
+def self_influence(
+    *,
+    log: Path,
+    top: int,
+    steps: str | None,
+    settings: Settings,
+    as_json: bool,
+    allow_mismatch: bool,
+    out: Path | None,
+    overwrite: bool,
+) -> None:
+    """How much did each training example move its own loss?
+
+    Self-influence is the immediate effect of an example's own part of the steps that it was in.
+    Prints the examples with the largest self-influence, which are often mislabelled, and
+    writes all of them to an HDF5 file. The cost is one pass over the run.
+    """
+    target = beside(log, _ENDING) if out is None else out
+    check_free(target, overwrite=overwrite, inputs=[log])
+    run = opened(log, settings, target)
+    found = run.self_influence(steps=steps, allow_mismatch=allow_mismatch)
+    found.save(target, overwrite=overwrite)
+    click.echo(f"wrote {target}", err=True)
+    if as_json:
+        click.echo(json.dumps(self_json(found), allow_nan=False))
+        return
+    Terminal().print(self_report(found, describe=run.describe_train, k=top))

@@ -1,0 +1,95 @@
+"""How well methods agree, as tables of three pairs and as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from replay.command.show.cells import counted, explained, number, plain
+from replay.command.terminal import literal
+from replay.results.agreement import METRICS, Agreement, Comparison, totals_hold
+from replay.results.influence import Influence
+
+_PAIRS = 3  # in a table that is 80 columns wide
+_RATIO = "total_ratio"
+_LABELS = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "kendall": "Kendall",
+    "top_proponents": "top-{k} proponents",
+    "top_opponents": "top-{k} opponents",
+    "sign": "same sign",
+    "slope": "scale (slope)",
+    _RATIO: "ratio of totals",
+}
+
+
+def agreement_tables(influence: Influence) -> RenderableType:
+    """Return each metric's median over the test examples, quartiles in brackets."""
+    agreement = influence.agreement()
+    rows = {(row.pair, row.metric): row for row in agreement.rows}
+    for pair in agreement.pairs:
+        rows[pair, _RATIO] = _held(rows[pair, _RATIO], influence)
+    ratios = any(_defined(rows[pair, _RATIO]) for pair in agreement.pairs)
+    metrics = [metric for metric in METRICS if ratios or metric != _RATIO]
+    several = len(influence.test_ids) > 1
+    over = counted(influence.test_ids)
+    title = f"Agreement: median over {over} [quartiles]" if several else f"Agreement: {over}"
+    parts = [agreement.pairs[k : k + _PAIRS] for k in range(0, len(agreement.pairs), _PAIRS)]
+    k = min(agreement.k, len(influence.train_ids))
+    tables = [_table(metrics, [[rows[p, m] for m in metrics] for p in pairs], k) for pairs in parts]
+    tables[0].title = literal(title)
+    line = "Near 1: same ranking. scale: the first's score for each unit of the second's."
+    if ratios:
+        line = "Near 1: same ranking. scale: of single scores; ratio of totals: of their sums."
+    return explained(Group(*tables), line)
+
+
+def agreement_json(agreement: Agreement) -> list[dict[str, Any]]:
+    """Return every metric of every pair as plain values."""
+    return [
+        {
+            "x": row.pair[0],
+            "y": row.pair[1],
+            "metric": row.metric,
+            "median": plain(row.median),
+            "q1": plain(row.quantile(0.25)),
+            "q3": plain(row.quantile(0.75)),
+            "defined": _defined(row),
+        }
+        for row in agreement.rows
+    ]
+
+
+def _table(metrics: list[str], pairs: list[list[Comparison]], k: int) -> Table:
+    table = Table(title_justify="left")
+    table.add_column("")
+    for first, second in (rows[0].pair for rows in pairs):
+        table.add_column(literal(f"{second}\nagainst {first}"), justify="right", no_wrap=True)
+    for n, metric in enumerate(metrics):
+        table.add_row(_LABELS[metric].format(k=k), *(_cell(rows[n]) for rows in pairs))
+    return table
+
+
+def _cell(row: Comparison) -> Text:
+    if row.metric == _RATIO and not _defined(row):
+        return Text("totals cancel")
+    low, middle, high = (number(row.quantile(q), 3) for q in (0.25, 0.5, 0.75))
+    return Text(middle if len(row.values) == 1 else f"{middle}\n[{low}, {high}]")
+
+
+def _held(row: Comparison, influence: Influence) -> Comparison:
+    """Return a ratio of totals where it says something: at no test example if at few."""
+    holds = totals_hold(*(influence.scores[method] for method in row.pair))
+    return replace(
+        row, values=np.where(holds & (2 * holds.sum() >= len(holds)), row.values, np.nan)
+    )
+
+
+def _defined(row: Comparison) -> int:
+    return int((~np.isnan(row.values)).sum())

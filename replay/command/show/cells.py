@@ -1,0 +1,45 @@
+"""What the tables share: numbers, labels of examples, the line under a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from rich.console import Group, RenderableType
+
+from replay.command.terminal import literal
+from tracer.records import ID
+
+Describe = Callable[[ID], str | None]
+_LABEL = 40  # characters of a label that a row shows
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number in so many significant digits."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.{digits - 1}e}"
+
+
+def plain(value: float) -> float | None:
+    """Return a number for JSON; None for what JSON has no number for."""
+    return float(value) if math.isfinite(value) else None
+
+
+def named(identity: ID, describe: Describe) -> str:
+    """Return an example's ID, with its label if it has one; a long label is cut."""
+    label = describe(identity)
+    if not label:
+        return str(identity)
+    label = label.replace("\n", " ")
+    return f"{identity} ({label if len(label) <= _LABEL else label[: _LABEL - 3] + '...'})"
+
+
+def explained(table: RenderableType, line: str) -> RenderableType:
+    """Return a table with one line under it: what is learned from it."""
+    return Group(table, literal(line))
+
+
+def counted(ids: list[ID]) -> str:
+    """Return over which test examples a number is a mean or median."""
+    return f"test example {ids[0]}" if len(ids) == 1 else f"{len(ids)} test examples"

@@ -1,0 +1,186 @@
+"""Result files: HDF5 with dimension scales, written whole, read with suspicion.
+
+What a file holds is in ``replay.results.variables``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.results.output import check_free, inputs_of, is_log, moved_when_whole
+from replay.results.variables import FORMATS, SELF_INFLUENCE, SELF_SCORES, VALUE, Format, Variable
+from tracer.errors import InputError
+from tracer.records import ID
+
+Content = Iterable[tuple[Variable, str, str, NDArray[Any]]]  # method and term name the variable
+Attributes = Mapping[str, str | int | float]
+
+
+def write_result(
+    target: Path,
+    kind: Format,
+    labels: Mapping[str, Sequence[ID]],
+    content: Content,
+    attributes: Attributes,
+    *,
+    overwrite: bool,
+) -> None:
+    """Write a result beside its place and move it there when whole.
+
+    Args:
+        target: Where it is to stand.
+        kind: Which result it is.
+        labels: The IDs or numbers along each of its dimensions.
+        content: Its variables, each with the method and the term that it belongs to, or ``""``.
+        attributes: Run, choices, versions.
+        overwrite: Whether it may replace a file.
+
+    Raises:
+        OutputExistsError: The file exists and ``overwrite`` is off.
+        InputError: It is the run's log or task, or no regular file, or cannot be written.
+    """
+    check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
+    facts = {"format": kind.name, "format_version": kind.version, **attributes}
+    with moved_when_whole(target) as partial, h5py.File(partial, "x", libver="latest") as file:
+        _describe(file, facts)
+        for name in kind.dimensions:
+            _write_labels(file, name, labels[name])
+        for variable, method, term, values in content:
+            stored = _write_variable(file, variable, variable.called(method, term), values)
+            unit = str(attributes.get("unit", "")) if variable.unit == VALUE else variable.unit
+            _describe(stored, {"long_name": variable.described(method, term), "units": unit})
+
+
+class Stored:
+    """An open result file, of a format that was checked.
+
+    Attributes:
+        labels: IDs and numbers by dimension.
+        attributes: As they were given, without format and version.
+    """
+
+    def __init__(self, file: h5py.File, kind: Format) -> None:
+        self._file = file
+        self.labels = {name: _read_labels(_values(file, name)) for name in kind.dimensions}
+        own = ("format", "format_version")
+        self.attributes = {k: _plain(v) for k, v in file.attrs.items() if k not in own}
+
+    def has(self, variable: Variable, method: str = "", term: str = "") -> bool:
+        """Return whether the file holds a variable."""
+        return variable.called(method, term) in self._file
+
+    def read(self, variable: Variable, method: str = "", term: str = "") -> NDArray[Any]:
+        """Return a variable's values.
+
+        Raises:
+            ValueError: They are missing or do not fit the file's dimensions.
+        """
+        name = variable.called(method, term)
+        values = _values(self._file, name)
+        shape = tuple(len(self.labels[dimension]) for dimension in variable.dimensions)
+        if values.shape != shape:
+            raise ValueError(f"{name} is of shape {values.shape}, its dimensions say {shape}")
+        return values.astype(variable.dtype, copy=False)
+
+
+@contextmanager
+def open_result(path: str | Path, kind: Format) -> Iterator[Stored]:
+    """Give an open result file.
+
+    Raises:
+        InputError: The file is missing, damaged, another kind of file, or of a newer format.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            _check_format(Path(path), file, kind)
+            yield Stored(file, kind)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} cannot be read as a result: {error}.") from error
+
+
+def _check_format(path: Path, file: h5py.File, kind: Format) -> None:
+    """Raise InputError unless a file is of a kind and of a version that can be read."""
+    found = _format_name(file)
+    others = {other.name: other for other in FORMATS if other != kind}
+    if found in others:
+        other = others[found]
+        raise InputError(f"{path} holds {other.content}; read it with {other.loader}.")
+    if found != kind.name and is_log(path):
+        raise InputError(
+            f"{path} is a run log, not a result; read it with tracer.open_log, replay it with "
+            "replay.Replay."
+        )
+    if found != kind.name:
+        raise InputError(f"{path} is not a result of tracin-replay.")
+    version = _plain(file.attrs.get("format_version", 0))  # the first ones had none
+    if not isinstance(version, int) or version < 0:
+        raise ValueError(f"its format version is {version!r}")
+    if version > kind.version:
+        raise InputError(
+            f"{path} has result format {version}, this version reads up to {kind.version}; "
+            "upgrade tracin-replay."
+        )
+
+
+def _format_name(file: h5py.File) -> str | None:
+    """Return which format a file says it has; the first self-influence files said nothing."""
+    found = _plain(file.attrs.get("format"))
+    if found is None and all(name in file for name in ("train", *SELF_SCORES)):
+        return SELF_INFLUENCE.name
+    return found if isinstance(found, str) else None
+
+
+def _describe(item: h5py.File | h5py.Dataset, attributes: Attributes) -> None:
+    """Write attributes; text of fixed length, since HDF5 hangs in damaged heaps of others."""
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            data = value.encode()
+            kind = h5py.string_dtype("utf-8", max(1, len(data)))
+            item.attrs.create(name, data, dtype=kind)
+        else:
+            item.attrs[name] = value
+
+
+def _plain(value: Any) -> Any:
+    found = value.item() if isinstance(value, np.generic) else value
+    return found.decode() if isinstance(found, bytes) else found
+
+
+def _write_labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
+    text = bool(labels) and isinstance(labels[0], str)
+    data = file.create_dataset(
+        name, data=list(labels), dtype=h5py.string_dtype() if text else np.int64
+    )
+    data.make_scale(name)
+
+
+def _write_variable(
+    file: h5py.File, variable: Variable, name: str, values: NDArray[Any]
+) -> h5py.Dataset:
+    kind = "int8" if variable.dtype == "bool" else variable.dtype
+    stored = file.create_dataset(name, data=np.asarray(values).astype(kind, copy=False))
+    for axis, dimension in enumerate(variable.dimensions):
+        stored.dims[axis].attach_scale(file[dimension])
+    return stored
+
+
+def _values(file: h5py.File, name: str) -> NDArray[Any]:
+    """Read a dataset, if the file itself holds all that it claims."""
+    link = file.get(name, getlink=True)
+    data = file[name] if isinstance(link, h5py.HardLink) else None
+    if not isinstance(data, h5py.Dataset) or data.is_virtual or data.external or data.chunks:
+        raise ValueError(f"{name} is missing, or is not stored in one piece")
+    if data.nbytes > data.id.get_storage_size():
+        raise ValueError(f"{name} claims {data.nbytes} bytes that the file does not hold")
+    return np.asarray(data[:])
+
+
+def _read_labels(values: NDArray[Any]) -> list[ID]:
+    return [v.decode() if isinstance(v, bytes) else v for v in values.tolist()]

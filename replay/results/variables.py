@@ -1,0 +1,123 @@
+"""What a result file holds: each variable once. docs/result-format.md lists the same.
+
+A file has dimension scales (the IDs of test and training examples, the numbers of steps) and
+variables over them. xarray opens it labelled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+VALUE = "test value"  # the unit of what the attribute ``unit`` describes
+LOSS = "training loss"
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One kind of variable of a result file.
+
+    Attributes:
+        name: Its name, with ``{method}`` and ``{term}`` where there is one for each.
+        dimensions: Any of ``test``, ``train``, ``step``.
+        dtype: Type in memory; ``bool`` is stored as int8, 0 or 1.
+        unit: Unit of its numbers; none for counts and shares.
+        meaning: What it says.
+    """
+
+    name: str
+    dimensions: tuple[str, ...]
+    dtype: str
+    unit: str
+    meaning: str
+
+    def called(self, method: str = "", term: str = "") -> str:
+        """Return the name of one variable of this kind."""
+        return self.name.format(method=method, term=term)
+
+    def described(self, method: str = "", term: str = "") -> str:
+        """Return what one variable of this kind says."""
+        return self.meaning.format(method=method, term=term)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of result file.
+
+    Attributes:
+        name: The attribute ``format``.
+        version: The attribute ``format_version`` that is written; earlier ones are read.
+        content: What it holds, in words.
+        loader: What reads it.
+        dimensions: Its dimension scales, by what they list.
+    """
+
+    name: str
+    version: int
+    content: str
+    loader: str
+    dimensions: dict[str, str]
+
+
+INFLUENCE = Format(
+    name="tracin-influence",
+    version=1,
+    content="influence",
+    loader="Influence.load",
+    dimensions={
+        "test": "IDs of the test examples: the rows",
+        "train": "IDs of the training examples: the columns",
+        "step": "steps of the run that were looked at",
+    },
+)
+_PAIRS, _STEPS, _TRAIN = ("test", "train"), ("step", "test"), ("train",)
+SCORES = Variable("{method}", _PAIRS, "float64", VALUE, "{method} influence; positive = proponent")
+DROPS = Variable(
+    "drop_{method}",
+    _STEPS,
+    "float64",
+    VALUE,
+    "the drop that {method} divides: measured or predicted",
+)
+TERMS = Variable(
+    "{method}_{term}", _STEPS, "float64", VALUE, "the term {term} of the completeness identity"
+)
+SPLIT_ERROR = Variable(
+    "quadrature_split_error",
+    _STEPS,
+    "float64",
+    "",
+    "by how much refining moved the split; NaN: not refined",
+)
+THETA_INSIDE = Variable(
+    "quadrature_theta_inside", _STEPS, "bool", "", "whether the split meets the measured drop"
+)
+GRADIENTS = Variable(
+    "quadrature_gradients", _STEPS, "int64", "", "gradients of the test example that were taken"
+)
+QUADRATURE = {
+    "split_error": SPLIT_ERROR,
+    "theta_inside": THETA_INSIDE,
+    "gradients": GRADIENTS,
+}
+
+SELF_INFLUENCE = Format(
+    name="tracin-self-influence",
+    version=1,
+    content="self-influence",
+    loader="SelfInfluence.load",
+    dimensions={"train": "IDs of the training examples"},
+)
+SELF = Variable(
+    "self", _TRAIN, "float64", LOSS, "what an example's own part of its steps did to its loss"
+)
+OWN_DROP = Variable(
+    "own_drop",
+    _TRAIN,
+    "float64",
+    LOSS,
+    "what the whole steps that an example was in did to its loss",
+)
+VISITS = Variable("visits", _TRAIN, "int64", "", "how often the run used an example")
+SELF_SCORES = {"self": SELF, "own_drop": OWN_DROP}
+
+FORMATS = (INFLUENCE, SELF_INFLUENCE)
