@@ -19,8 +19,9 @@ from tracer.errors import LogError
 from tracer.log import schema
 from tracer.log.parts import full_states, segments, table
 from tracer.log.parts.buffers import Buffers
+from tracer.log.parts.facts import Facts
 from tracer.log.parts.hyperparameters import decode_names, encode_names
-from tracer.log.parts.part import Entry, Facts
+from tracer.log.parts.part import Entry
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Source
 from tracer.log.read.tables import LogTables
