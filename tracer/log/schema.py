@@ -18,8 +18,9 @@ import numpy as np
 from tracer.codec.layout import Field, layout_table, row_bytes
 from tracer.log.parts import table
 from tracer.log.parts.buffers import SNAP_BUFFERS
+from tracer.log.parts.facts import Facts, Table
 from tracer.log.parts.hyperparameters import decode_names, encode_names
-from tracer.log.parts.part import Facts, Table, packer
+from tracer.log.parts.part import packer
 from tracer.log.parts.seals import sealed
 
 FORMAT = "tracin-run"

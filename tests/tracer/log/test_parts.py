@@ -19,8 +19,9 @@ from tracer.errors import LogError
 from tracer.log import schema
 from tracer.log.parts import full_states, segments, table
 from tracer.log.parts.buffers import Buffers
+from tracer.log.parts.facts import Facts
 from tracer.log.parts.hyperparameters import decode_names, encode_names
-from tracer.log.parts.part import Entry, Facts
+from tracer.log.parts.part import Entry
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Source
 from tracer.log.read.tables import LogTables
@@ -164,13 +165,24 @@ def test_a_flipped_byte_is_an_error(tmp_path, kind, name):
     path = tmp_path / "run.h5"
     meta, lengths = written(path, kind, STEPS["string IDs"])
     t = next(t for t in range(4) if lengths[t][name])  # the first step that has a row
-    with h5py.File(path, "r+") as file:
-        row = file[name][lengths[t][name] - 1 :][:1] if name == "ids/ends" else file[name][:1]
-        row.view(np.uint8).reshape(-1)[0] ^= 1
-        file[name][lengths[t][name] - 1 if name == "ids/ends" else 0] = row[0]
+    # the end of the last string of a step: that between two strings of one step goes unseen
+    place = lengths[t][name] - 1 if name == "ids/ends" else 0
     message = rf"run\.h5: the record of step {t} \({NAMED.get(name, name)}\) does not match"
-    with pytest.raises(LogError, match=message):
-        read(path, kind, meta, strings=True)
+    with h5py.File(path) as file:
+        row = file[name][place : place + 1]
+    for byte in range(0, min(row.nbytes, 64), 8):
+        flip(path, name, place, byte)
+        with pytest.raises(LogError, match=message):
+            read(path, kind, meta, strings=True)
+        flip(path, name, place, byte)
+    read(path, kind, meta, strings=True)
+
+
+def flip(path, name, place, byte):
+    with h5py.File(path, "r+") as file:
+        row = file[name][place : place + 1]
+        row.view(np.uint8).reshape(-1)[byte] ^= 1
+        file[name][place : place + 1] = row
 
 
 @every_part

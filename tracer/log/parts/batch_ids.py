@@ -9,7 +9,8 @@ from typing import Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.parts.part import BatchPart, Facts, Table, last_end
+from tracer.log.parts.facts import Facts, Table
+from tracer.log.parts.part import BatchPart, last_end
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
 from tracer.log.parts.string_ids import StringIds

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tracer.codec.layout import Row, row_bytes
-from tracer.log.parts.part import Entry, Facts, Part, Table, last_end
+from tracer.log.parts.facts import Facts, Table
+from tracer.log.parts.part import Entry, Part, last_end
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import NONE, Readable, Source
 from tracer.records import Step

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from tracer.codec.nested import NestedError, decode
 from tracer.errors import LogError
-from tracer.log.parts.part import Table
+from tracer.log.parts.facts import Table
 from tracer.log.parts.sink import Writable
 from tracer.log.parts.source import Readable
 

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.parts.part import GroupPart, Table
+from tracer.log.parts.facts import Table
+from tracer.log.parts.part import GroupPart
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
 from tracer.records import ParameterGroup

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from tracer.log.parts.facts import Facts, Table
 from tracer.log.parts.gradient_norms import GradientNorms
 from tracer.log.parts.hyperparameters import HYPER, Hyperparameters
-from tracer.log.parts.part import Entry, Facts, Part, Table
+from tracer.log.parts.part import Entry, Part
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
 from tracer.records import ParameterGroup, Step

@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.parts.part import Entry, Facts, Part, Table, last_end
+from tracer.log.parts.facts import Facts, Table
+from tracer.log.parts.part import Entry, Part, last_end
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from tracer.log.parts.batch_ids import IDS, BatchIds
 from tracer.log.parts.coefficients import Coefficients
-from tracer.log.parts.part import Entry, Facts, Part, Table, packer
+from tracer.log.parts.facts import Facts, Table
+from tracer.log.parts.part import Entry, Part, packer
 from tracer.log.parts.random_states import RandomStates
 from tracer.log.parts.recorded_batches import RecordedBatches
 from tracer.log.parts.sink import Sink

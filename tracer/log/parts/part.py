@@ -2,76 +2,29 @@
 
 To add a part: a file here, its fixture in ``tests/data``, and one row in ``PARTS`` of ``table.py``
 (in ``BATCH_PARTS`` or ``GROUP_PARTS`` if it belongs to a micro-batch or a parameter group).
+
+Logs of version 1 have the columns of today's parts and no others. A new part of that version has an
+optional table with a row for each step, as ``GradientNorms`` has, and shares a checksum.
 """
 
 from __future__ import annotations
 
 import struct
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.codec.layout import Field, Row
+from tracer.codec.layout import Row
+from tracer.log.parts.facts import Facts, Table
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import NONE, Readable, Source
 from tracer.records import MicroBatch, ParameterGroup, Step
 
 _LETTERS = {"<i8": "q", "<f8": "d", "<u4": "I"}
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What holds for every step of a log.
-
-    Attributes:
-        parameters: Layout of a row of parameters.
-        buffers: Layout of a row of buffers.
-        hyperparameters: Names of the numbers logged for each group.
-        devices: The CUDA devices whose random state is logged.
-        random_bytes: Length of a row of random state; 0 where a log is read.
-    """
-
-    parameters: tuple[Field, ...]
-    buffers: tuple[Field, ...]
-    hyperparameters: tuple[str, ...]
-    devices: tuple[int, ...] = ()
-    random_bytes: int = 0
-
-    @cached_property
-    def names(self) -> tuple[str, ...]:
-        """Names of the parameters, in order."""
-        return tuple(field.name for field in self.parameters)
-
-    @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Place of each parameter in ``names``."""
-        return {name: k for k, name in enumerate(self.names)}
-
-
-@dataclass(frozen=True)
-class Table:
-    """A growing dataset.
-
-    Attributes:
-        dtype: Type of its elements.
-        width: Gives the columns of a row; None if a row is one element.
-        chunk: Rows of an HDF5 chunk, where a row is one element.
-        on_change: Whether a row is appended only if it differs from the last one.
-        deflated: Whether HDF5 shuffles and deflates it.
-        optional: Whether logs of version 1 may be without it.
-    """
-
-    dtype: np.dtype[Any]
-    width: Callable[[Facts], int] | None = None
-    chunk: int = 256
-    on_change: bool = False
-    deflated: bool = False
-    optional: bool = False
 
 
 @dataclass(frozen=True)

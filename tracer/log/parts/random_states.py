@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from tracer.codec.layout import Row
-from tracer.log.parts.part import BatchPart, Table, last_end
+from tracer.log.parts.facts import Table
+from tracer.log.parts.part import BatchPart, last_end
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import NONE, Readable, Source
 from tracer.records import MicroBatch, RandomState

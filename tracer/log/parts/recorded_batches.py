@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.parts.part import BatchPart, Table, last_end
+from tracer.log.parts.facts import Table
+from tracer.log.parts.part import BatchPart, last_end
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import NONE, Readable, Source
 from tracer.records import MicroBatch

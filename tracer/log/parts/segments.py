@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 import numpy as np
 import torch
 
-from tracer.log.parts.part import Table
+from tracer.log.parts.facts import Table
 from tracer.log.parts.seals import is_sealed, sealed
 from tracer.log.parts.sink import Writable
 from tracer.log.parts.source import Readable

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from tracer.log.parts.part import Table
+from tracer.log.parts.facts import Table
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable
 

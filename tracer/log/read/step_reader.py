@@ -7,7 +7,7 @@ from typing import Any
 from tracer.codec.layout import Row
 from tracer.log import schema
 from tracer.log.parts.buffers import Buffers
-from tracer.log.parts.part import Facts
+from tracer.log.parts.facts import Facts
 from tracer.log.parts.seals import is_sealed
 from tracer.log.parts.source import Source
 from tracer.log.parts.table import PARTS

@@ -20,7 +20,7 @@ from tracer.codec.delta import KEYFRAME_EVERY
 from tracer.codec.layout import fields
 from tracer.hdf5.filters import filters
 from tracer.log import schema
-from tracer.log.parts.part import Facts
+from tracer.log.parts.facts import Facts
 from tracer.log.write.abandoning import abandon
 from tracer.log.write.writer import LogWriter
 

@@ -7,7 +7,8 @@ from typing import Any
 from tracer.codec.layout import Row
 from tracer.log import schema
 from tracer.log.parts.buffers import Buffers
-from tracer.log.parts.part import Entry, Facts
+from tracer.log.parts.facts import Facts
+from tracer.log.parts.part import Entry
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import NONE
 from tracer.log.parts.table import CHECKSUMS, PARTS
