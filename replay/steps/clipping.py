@@ -120,7 +120,7 @@ class ClipFactors:
         if not gaps or found.is_rounding(gaps[name], kappa, times=10):
             return
         expected = kappa * found.groups[g][name]
-        times = "" if kappa == 1 else f", times {kappa:.4g} as in all of group {g}"
+        times = "" if kappa == 1 else f", after the factor {kappa:.4g} of group {g}"
         raise self._mismatch(step, f"gradient norm of {name!r}", applied[name], expected, times)
 
     def _mismatch(

@@ -270,5 +270,5 @@ def test_noise_that_another_dtype_draws_otherwise(tmp_path):
     task = traced(tmp_path / "run.h5", Noisy)
     Replay(tmp_path / "run.h5", task).verify(progress=False)
     run = Replay(tmp_path / "run.h5", task, dtype=torch.float64)
-    with pytest.raises(MismatchError, match="in another dtype than the run .*other random numbers"):
+    with pytest.raises(MismatchError, match="in another one than the run .*other random numbers"):
         run.verify(progress=False)

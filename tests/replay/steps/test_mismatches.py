@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,11 @@ from tests.helpers.comparing import replayed
 from tests.helpers.rules import BY_NAME, trace
 from tracer import TracingOptimizer
 from tracer.errors import MismatchError, UnsupportedRuleError
+
+
+def norms(raised):
+    """Return the two norms that a message names, of the run and of the replay."""
+    return [float(x) for x in re.search(r"was (\S+) in the run and is ([\d.e-]+)", raised).groups()]
 
 
 @pytest.mark.parametrize("name", ["heavy-ball", "adam"])
@@ -61,8 +68,10 @@ def test_gradients_made_larger_are_an_error(tmp_path):
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=double)
     with pytest.raises(
         MismatchError, match=r"step 1 of .*the gradient norm of group 0 was .* and is"
-    ):
+    ) as raised:
         replayed(run)
+    applied, found = norms(str(raised.value))
+    assert applied == pytest.approx(2 * found, rel=1e-3)
 
 
 def test_optimizer_state_loaded_in_the_middle_is_an_error(tmp_path):
@@ -135,8 +144,12 @@ def test_so_they_are_however_little(tmp_path):
         model[0].weight.grad.mul_(1 - 1e-6)
 
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], hook=shrink, steps=1)
-    with pytest.raises(MismatchError, match="step 0 of .*: the gradient norm of '.*' was"):
+    with pytest.raises(
+        MismatchError, match="step 0 of .*: the gradient norm of '.*' was"
+    ) as raised:
         replayed(run)
+    applied, found = norms(str(raised.value))
+    assert applied == pytest.approx(found, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", ["heavy-ball", "adam"])
