@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.console import RenderableType
 from rich.table import Table
 
+from replay.command.show.cells import explained
 from replay.command.terminal import literal
 from replay.session.plan import ParameterPath
 
 
-def plan_table(paths: Sequence[ParameterPath]) -> Table:
+def plan_table(paths: Sequence[ParameterPath]) -> RenderableType:
     """Return a table of paths for a terminal."""
     table = Table(title="How gradients are computed", title_justify="left")
     for column in ("parameter", "shape", "of training examples", "of test examples"):
@@ -18,4 +20,5 @@ def plan_table(paths: Sequence[ParameterPath]) -> Table:
     for path in paths:
         shape = " x ".join(map(str, path.shape)) or "()"
         table.add_row(*map(literal, (path.name, shape, path.train, path.test)))
-    return table
+    line = "'complete' takes a backward pass for each example, all others one for the batch."
+    return explained(table, line)
