@@ -60,7 +60,7 @@ bench: $(STAMP)
 	@for file in benchmarks/*.py; do echo "== $$file =="; $(RUN) $$file || exit 1; done
 
 docs: $(VENV)/.docs
-	$(VENV)/bin/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 # A pin stays while it fits; `make constraints UPGRADE=--upgrade` takes the newest of everything.
 # One resolution holds for all Pythons from 3.10; the back end comes from [build-system].
