@@ -136,7 +136,7 @@ class ClipFactors:
 def _norms(vectors: dict[str, Tensor]) -> dict[str, float]:
     """Return the norm of each, taken as the log's are."""
     found: dict[str, float] = {}
-    for kind in {(v.dtype, v.device) for v in vectors.values()}:
+    for kind in dict.fromkeys((v.dtype, v.device) for v in vectors.values()):
         names = [n for n, v in vectors.items() if (v.dtype, v.device) == kind]
         some = [vectors[name] for name in names]
         some = some if kind[0].itemsize > 2 else [v.float() for v in some]

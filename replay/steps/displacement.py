@@ -56,7 +56,7 @@ class Displacement:
 
     def norm(self) -> float:
         """Return ``‖Δ_t‖``."""
-        names = {name for part in self.parts for name in part}
+        names = dict.fromkeys(name for part in self.parts for name in part)
         sums = (sum(part[n].double() for part in self.parts if n in part) for n in names)
         return math.sqrt(sum(float(torch.as_tensor(s).square().sum()) for s in sums))
 

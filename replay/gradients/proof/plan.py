@@ -151,7 +151,7 @@ def _wrong(found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor]) -> 
         if not _agree(trial.form.summed(), whole, trial.tolerance, scale):
             why[name] = f"{COMPLETE}its parts do not add up to the plain gradient"
     n, rest = len(found.losses), [name for name in trials if name not in why]
-    for i in {0, n // 2} if rest else ():
+    for i in sorted({0, n // 2}) if rest else ():
         own = found.own(i, rest)
         for name in rest:
             form = trials[name].form
