@@ -12,7 +12,7 @@ import pytest
 from replay import Influence, SelfInfluence
 from replay.results import variables
 from tests.helpers.cases import CASES
-from tests.helpers.places import TESTS
+from tests.helpers.places import ROOT, TESTS
 from tests.helpers.results import made
 from tracer.errors import InputError
 
@@ -136,3 +136,16 @@ def test_every_variable_of_a_file_is_listed(tmp_path):
             unit = b"nats" if kind.unit == variables.VALUE else b""
             assert stored.attrs["units"].tobytes().strip(b"\0") == unit
             assert stored.attrs["long_name"]
+
+
+def test_the_documentation_lists_every_variable():
+    page = (ROOT / "docs" / "result-format.md").read_text()
+    kinds = [kind for kind in vars(variables).values() if isinstance(kind, variables.Variable)]
+    assert len(kinds) == 9
+    for kind in kinds:
+        row = f"| `{kind.called('METHOD', 'TERM')}` |"
+        (line,) = [line for line in page.splitlines() if line.startswith(row)]
+        assert ("int8" if kind.dtype == "bool" else kind.dtype) in line
+        assert len(kind.dimensions) == 1 or ", ".join(kind.dimensions) in line
+    for kind in variables.FORMATS:
+        assert f"`{kind.name}`" in page
