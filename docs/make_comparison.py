@@ -28,7 +28,7 @@ def main(result: Path, target: Path) -> None:
     drops(axes[2], influence)
     explain(
         axes[0],
-        "One dot: one training example, one test image.\nOn the line, first order is enough.",
+        "One dot: one training example, one test image.\nOn the line, both divide the steps alike.",
     )
     explain(
         axes[1], f"Ten checkpoints find a similar order,\non a scale {slope:.0f} times as large."

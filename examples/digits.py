@@ -23,8 +23,7 @@ try:
     from sklearn.datasets import load_digits
 except ImportError as error:
     raise ImportError(
-        "examples/digits.py takes its images from scikit-learn; "
-        "pip install 'tracin-replay[examples]'"
+        "examples/digits.py takes its images from scikit-learn; pip install '.[examples]'"
     ) from error
 
 Example = tuple[Tensor, int, int]  # pixels (64,) in [0, 1], digit, number of the image

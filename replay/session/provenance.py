@@ -12,19 +12,22 @@ from replay.evaluate.binding import Models
 from tracer.log.read.run_log import RunLog
 
 
-def provenance(log: RunLog, models: Models, **choices: Any) -> dict[str, str | int | float]:
+def provenance(
+    log: RunLog, models: Models, value: str, **choices: Any
+) -> dict[str, str | int | float]:
     """Return the attributes of a result.
 
     Args:
         log: The run.
         models: What it was replayed with.
+        value: What the scores are parts of.
         choices: More attributes.
     """
     metadata = log.metadata
     dtypes = ", ".join(sorted({str(dtype) for _, dtype in log.parameter_layout.values()}))
     return {
-        "sign": "positive = proponent: lowered the measured test value",
-        "unit": "unit of the measured test value (task.measure, by default task.loss)",
+        "sign": f"positive = proponent: lowered the {value.partition(' (')[0]}",
+        "unit": f"unit of the {value}",
         "log": str(log.path),
         "run_uuid": str(metadata["run_uuid"]),
         "task": str(metadata.get("task") or ""),

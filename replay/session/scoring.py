@@ -23,6 +23,9 @@ from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
 from tracer.records import ID
 
+_TEST_VALUE = "measured test value (task.measure, by default task.loss)"
+_OWN_LOSS = "example's own training loss (task.loss)"
+
 
 def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArray[np.float64]:
     """Return every step's measured drop, float64 ``(T, m)``."""
@@ -50,7 +53,7 @@ def self_influence(
         sums.add(replayed, run.task, run.models)
         advance()
     where, scaled = f"{steps.start}:{steps.stop}", tape.factors.scaled(steps)
-    facts = provenance(run.log, run.models, window=where, steps_scaled_outside=scaled)
+    facts = provenance(run.log, run.models, _OWN_LOSS, window=where, steps_scaled_outside=scaled)
     return SelfInfluence(train_ids, sums.scores, sums.visits, facts)
 
 
@@ -84,7 +87,7 @@ class Scoring:
         rest = [k for k in question.checkpoints if k not in self._done]
         if rest:
             self._sum_up(rest)
-        facts = provenance(self._run.log, self._run.models, **question.facts, **found)
+        facts = provenance(self._run.log, self._run.models, _TEST_VALUE, **question.facts, **found)
         return self._tables.influence(facts)
 
     def _walk(self) -> int:

@@ -66,7 +66,8 @@ def check_format(path: Path, file: h5py.File) -> None:
     found = attributes(file)
     if found.get("format") != schema.FORMAT:
         raise LogError(
-            f"{path} is an HDF5 file but not a run log; expected one written by tracer.TracingSGD."
+            f"{path} is an HDF5 file but not a run log: tracer.TracingOptimizer writes those. A "
+            "result is read with Influence.load or SelfInfluence.load."
         )
     version = found.get("format_version")
     if not isinstance(version, int) or version < 1:

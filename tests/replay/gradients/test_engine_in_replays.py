@@ -11,7 +11,7 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.evaluate.test_side import Examples
-from replay.session import filling
+from replay.session.scoring import Scoring
 from tests.helpers.cases import CASES
 from tests.helpers.cases import cross_entropy as loss
 from tracer import TracingOptimizer, open_log
@@ -48,13 +48,13 @@ def test_checkpoints_use_gradients_that_steps_have(name, left, tmp_path, monkeyp
     chosen = [*range(len(run.log)), len(run.log)]
     alone = run.influence(TEST_IDS, methods=("tracincp",), checkpoints=chosen, progress=False)
     seen = []
-    whole = filling.checkpoints
+    whole = Scoring._sum_up
 
-    def spy(tables, numbers, *rest):
+    def spy(scoring, numbers):
         seen.extend(numbers)
-        whole(tables, numbers, *rest)
+        whole(scoring, numbers)
 
-    monkeypatch.setattr(filling, "checkpoints", spy)
+    monkeypatch.setattr(Scoring, "_sum_up", spy)
     both = run.influence(
         TEST_IDS, methods=("tracin", "tracincp"), checkpoints=chosen, progress=False
     )
