@@ -139,3 +139,14 @@ def test_choices_and_saving(tmp_path):
     with h5py.File(tmp_path / "self.h5") as file:
         assert np.array_equal(file["own_drop"][:], whole.scores["own_drop"])
         assert file["self"].dims[0][0].name == "/train"
+
+
+def test_the_result_says_whose_loss_it_is_about(tmp_path):
+    run = trace(tmp_path / "run.h5", rules.BY_NAME["sgd"], steps=2)
+    replay = Replay(run.path, task=run.task)
+    own = replay.self_influence(progress=False).attributes
+    other = replay.influence([0], methods=("tracin",), progress=False).attributes
+    assert own["sign"] == "positive = proponent: lowered the example's own training loss"
+    assert other["sign"] == "positive = proponent: lowered the measured test value"
+    assert "task.measure" in other["unit"]
+    assert "task.measure" not in own["unit"]
