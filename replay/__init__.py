@@ -4,10 +4,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from replay.loading import load_task
     from replay.results.influence import Influence
     from replay.results.self_influence import SelfInfluence
     from replay.session.replay import Replay
-    from replay.task import Task, load_task
+    from replay.task import Task
 
     __version__: str
 
@@ -18,7 +19,7 @@ _HOMES = {
     "Replay": "session.replay",
     "SelfInfluence": "results.self_influence",
     "Task": "task",
-    "load_task": "task",
+    "load_task": "loading",
 }
 
 

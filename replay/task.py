@@ -1,19 +1,9 @@
-"""What a replay needs and a log cannot hold: model, loss, data; and loading it by name.
-
-A task is named ``"package.module:name"`` or ``"file.py:name"``. Loading one runs its code,
-so a reference that comes from a log is only followed inside the current directory or into an
-installed module.
-"""
+"""What a replay needs and a log cannot hold: model, loss, data."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from torch import Tensor, nn
@@ -110,126 +100,10 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     return list(found)
 
 
-def resolved(
-    task: Task | str | None,
-    named: Any,
-    log: Path,
-    announce: Callable[[str], None] | None = None,
-) -> Task:
-    """Return a task: the one given, or the one that a log names.
-
-    Args:
-        task: A task or its name; None for the log's.
-        named: What the log names.
-        log: Its path, for the message.
-        announce: Told the file before its code runs.
-
-    Raises:
-        TaskError: There is none, or it does not load.
-    """
-    if isinstance(task, Task):
-        return task
-    if task is None and not named:
-        raise TaskError(f"{log} names no task; pass one: task= (--task module:name).")
-    reference = str(named if task is None else task)
-    return load_task(reference, trusted=task is not None, announce=announce)
-
-
-def load_task(
-    reference: str, *, trusted: bool, announce: Callable[[str], None] | None = None
-) -> Task:
-    """Import a task by name.
-
-    Args:
-        reference: ``"package.module:name"`` or ``"file.py:name"``.
-        trusted: The user typed it; otherwise it comes from a log, and a file outside the
-            current directory is refused.
-        announce: Told the file before its code runs; its InputError passes through.
-
-    Raises:
-        TaskError: It does not import, is not a Task, or lies where it may not.
-    """
-    place, _, name = reference.rpartition(":")
-    if not place or not name:
-        raise TaskError(
-            f'a task is named "package.module:name" or "file.py:name", found {reference!r}.'
-        )
-    here = Path.cwd()
-    if place.endswith(".py"):
-        path = (here / place).resolve()
-        if not trusted and not path.is_relative_to(here.resolve()):
-            raise TaskError(
-                f"the log names the task {reference!r}, a file outside the current directory "
-                f"{here}; if you trust it, pass --task {reference} (Python: task=)."
-            )
-        module = _load_file(path, reference, announce)
-    else:
-        module = _load_module(place, reference, announce)
-    found = getattr(module, name, None)
-    if found is None:
-        raise TaskError(f"task {reference!r}: {place} has no {name!r}.")
-    if not isinstance(found, Task):
-        raise TaskError(
-            f"task {reference!r}: expected a replay.Task, found {type(found).__name__}."
-        )
-    return found
-
-
 def described(task: Task, dataset: Any, identity: ID) -> str | None:
     """Return ``task.show`` of an example, if it gives text."""
     shown = task.show(dataset[identity]) if task.show is not None else None
     return shown if isinstance(shown, str) else None
-
-
-def _load_file(path: Path, reference: str, announce: Callable[[str], None] | None) -> ModuleType:
-    if not path.is_file():
-        raise TaskError(
-            f"task {reference!r}: there is no file {path}; run from the directory that holds "
-            "it, or name another task with --task (Python: task=)."
-        )
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise TaskError(f"task {reference!r}: {path} is not a Python file.")
-    if announce is not None:
-        announce(str(path))
-    module = importlib.util.module_from_spec(spec)
-    # the file's own imports look beside it, as they do when it is run as a script
-    _first_on_path(path.parent)
-    previous = sys.modules.get(path.stem)
-    sys.modules[path.stem] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise TaskError(
-            f"task {reference!r}: running {path} failed: {type(error).__name__}: {error}"
-        ) from error
-    finally:
-        if previous is not None:
-            sys.modules[path.stem] = previous
-    return module
-
-
-def _load_module(place: str, reference: str, announce: Callable[[str], None] | None) -> ModuleType:
-    _first_on_path(Path.cwd())
-    try:
-        spec = importlib.util.find_spec(place)
-        if spec is None:
-            raise ModuleNotFoundError(f"No module named {place!r}")
-        if announce is not None:
-            announce(str(spec.origin))
-        return importlib.import_module(place)
-    except InputError:
-        raise  # of announce: nothing was run
-    except Exception as error:
-        raise TaskError(
-            f"task {reference!r} does not import: {type(error).__name__}: {error}; run from the "
-            "directory it was written for, or name another task with --task (Python: task=)."
-        ) from error
-
-
-def _first_on_path(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.insert(0, str(directory))
 
 
 def _plain(key: Any) -> ID:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from replay.evaluate.binding import bind
 from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
+from replay.loading import resolved
 from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
@@ -23,7 +24,7 @@ from replay.session.question import Question, Window, known_ids, window
 from replay.session.scoring import answered, measured_drops, self_influence
 from replay.states.logged import LoggedStates
 from replay.steps.verify import Verification, verified
-from replay.task import Task, described, example_ids, parse_test_ids, resolved
+from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.errors import LogError
 from tracer.log.read.run_log import open_log
 from tracer.records import ID

@@ -10,17 +10,28 @@ from tests.helpers.places import ROOT, TESTS
 
 MODULES = sorted([*ROOT.glob("tracer/**/*.py"), *ROOT.glob("replay/**/*.py")])
 ORDER = [  # each may import what stands before it, and its own room
-    *("tracer.errors", "tracer.codec", "tracer.records", "tracer.rules", "tracer.hdf5"),
+    *(
+        "tracer.errors",
+        "tracer.loading",
+        "tracer.codec",
+        "tracer.records",
+        "tracer.rules",
+        "tracer.hdf5",
+    ),
     *("tracer.log.parts", "tracer.log", "tracer.log.read", "tracer.log.write"),
     *("tracer.thread", "tracer.watch"),
-    *("tracer.wrapper", "tracer", "replay.task", "replay.progress", "replay.vectors"),
+    *("tracer.wrapper", "tracer", "replay.task", "replay.loading", "replay.progress"),
+    "replay.vectors",
     *("replay.gradients.operations", "replay.gradients.forms", "replay.gradients.readers"),
     *("replay.gradients.proof", "replay.gradients", "replay.evaluate", "replay.states"),
     *("replay.steps", "replay.path", "replay.methods", "replay.results", "replay.session"),
     *("replay", "replay.command.terminal", "replay.command.show", "replay.command"),
     "replay.__main__",
 ]
-SHARED = ("tracer.errors", "tracer.records", "tracer.rules", "tracer.log.read.run_log")
+SHARED = (
+    *("tracer.errors", "tracer.loading", "tracer.records", "tracer.rules"),
+    "tracer.log.read.run_log",
+)
 ONLY = {  # heavy libraries, and the rooms that may import them
     "h5py": ("tracer.hdf5", "tracer.log", "replay.results"),
     "click": ("replay.command",),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError, warn
+from tracer.loading import require_training
 from tracer.watch.measurement import check_parameters
 from tracer.watch.model_layout import unwrapped
 from tracer.wrapper.arguments import check_arguments, check_path, checked_epoch, checked_group
@@ -75,6 +76,7 @@ class TracingOptimizer(Delegating):
         sync_every: int = 0,
         state_every: int | None = None,
     ) -> None:
+        require_training()
         path = Path(log).absolute()
         self._require(optimizer)
         check_arguments(optimizer, model, task, reduction, snapshot_every, record)

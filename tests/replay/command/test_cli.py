@@ -152,7 +152,11 @@ def test_verify(folder, capsys):
         (["--log", "run.h5", "--test", "ids.txt", "--ideal-tolerance", "x"], 2, "neither a number"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work"], 2, 'named "package.module'),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "no.py:task"], 2, "there is no file"),
-        (["--log", "run.h5", "--test", "ids.txt", "--task", "nope.x:task"], 2, "does not import"),
+        (
+            ["--log", "run.h5", "--test", "ids.txt", "--task", "nope.x:task"],
+            2,
+            "importing nope.x failed",
+        ),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:no"], 2, "has no 'no'"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "work.py:other"], 2, "found int"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "bad.py:task"], 2, "ValueError: oops"),
@@ -248,16 +252,16 @@ def test_narrow_terminal(folder, capsys, monkeypatch):
 
 def test_task_outside_the_current_directory(folder, capsys, monkeypatch):
     outside = folder / "work.py"
-    trace(folder / "far.h5", f"{outside}:task")
-    inside = folder / "inside"
-    inside.mkdir()
-    monkeypatch.chdir(inside)
-    code, _, err = run(capsys, "--log", "../far.h5", "--test", "../ids.txt")
+    for name in ("logs", "inside"):
+        (folder / name).mkdir()
+    trace(folder / "logs" / "far.h5", f"{outside}:task")
+    monkeypatch.chdir(folder / "inside")
+    code, _, err = run(capsys, "--log", "../logs/far.h5", "--test", "../ids.txt")
     assert code == 2
     assert "outside the current directory" in err
     assert f"pass --task {outside}:task" in err
     code, _, err = run(
-        capsys, "--log", "../far.h5", "--test", "../ids.txt", "--task", f"{outside}:task"
+        capsys, "--log", "../logs/far.h5", "--test", "../ids.txt", "--task", f"{outside}:task"
     )
     assert code == 0, err
 
