@@ -89,11 +89,12 @@ class States(Protocol):
         """Return step ``t`` with the states before and after it."""
         ...
 
-    def optimizer(self, t: int) -> dict[str, dict[str, Any]]:
+    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
         """Return the optimizer's state before step ``t``, one of ``stored``, by parameter.
 
-        Each parameter's is what torch's ``state_dict`` holds of it, by torch's names; one that has
-        no state yet is absent.
+        Returns:
+            What torch's ``state_dict`` holds of each parameter, by torch's names; one that has no
+            state yet is absent. The group that each parameter is in, likewise.
         """
         ...
 

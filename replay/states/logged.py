@@ -46,13 +46,15 @@ class LoggedStates:
         self._kept = {t: before} | ({t + 1: after} if t + 1 < self.last else {})
         return Transition(self.step(t), before, after)
 
-    def optimizer(self, t: int) -> dict[str, dict[str, Any]]:
-        """Return the optimizer's stored state before step ``t``, by the parameters' names.
+    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return the optimizer's stored state before step ``t`` and its hyperparameters, by name.
 
         Raises:
             LogError: There is none, or it does not match its checksum.
         """
         groups = self.step(min(t, self.last - 1)).groups
         names = [name for group in groups for name in group.names]
-        stored = self.log.state(t)["optimizer"]["state"]
-        return {names[int(k)]: state for k, state in stored.items() if str(k).isdigit()}
+        stored = self.log.state(t)["optimizer"]
+        states = {names[int(k)]: state for k, state in stored["state"].items() if str(k).isdigit()}
+        groups = stored["param_groups"]
+        return states, {names[k]: group for group in groups for k in group["params"]}

@@ -13,7 +13,7 @@ from replay.evaluate.state import States
 from replay.steps.checking import Checks
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
-from tracer.rules.rule import State, UpdateRule
+from tracer.rules.rule import Numbers, State, UpdateRule
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,26 @@ class OptimizerState:
         buffers: By parameter, the momentum buffer in parts, float64; one that has none is absent.
         noise: By parameter, how far rounding may have put a buffer off.
         unit: How far it may have put an element of any gradient off.
+        tensors: By parameter, the dtypes of its hyperparameters that are tensors.
     """
 
     moments: dict[str, State] = field(default_factory=dict)
     buffers: dict[str, Parts] = field(default_factory=dict)
     noise: dict[str, Tensor | float] = field(default_factory=dict)
     unit: float = 0.0
+    tensors: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
 
     def as_history(self) -> OptimizerState:
         """Return the same with all of each buffer counted as history."""
         return replace(self, buffers={n: (None, None, total(b)) for n, b in self.buffers.items()})
+
+    def as_tensors(self, name: str, numbers: Numbers) -> Numbers:
+        """Return hyperparameters as torch has them of a parameter: some of them as tensors."""
+        dtypes = self.tensors.get(name)
+        if not dtypes:
+            return numbers
+        held = {k: torch.tensor(numbers[k], dtype=d, device="cpu") for k, d in dtypes.items()}
+        return {**numbers, **held}
 
 
 class StoredOptimizer:
@@ -63,13 +73,14 @@ class StoredOptimizer:
                 "optimizer remembered then is unknown; begin the window later (steps=), or see "
                 "states()."
             )
-        stored = self._states.optimizer(at)
+        stored, groups = self._states.optimizer(at)
         moments = {name: self._moments(state) for name, state in stored.items()}
         found = {name: self._buffer(state) for name, state in stored.items()}
         buffers: dict[str, Parts] = {
             name: (None, None, b.double()) for name, b in found.items() if b is not None
         }
-        return at, OptimizerState({n: s for n, s in moments.items() if s}, buffers)
+        moments = {n: s for n, s in moments.items() if s}
+        return at, OptimizerState(moments, buffers, tensors=_tensors(groups))
 
     def renewed(self, known: OptimizerState, t: int, checks: Checks) -> OptimizerState:
         """Return what is known before step ``t``: with stored second moments, if there are any.
@@ -80,14 +91,15 @@ class StoredOptimizer:
         if t not in self._stored:
             return known
         moments = dict(known.moments)
-        for name, state in self._states.optimizer(t).items():
+        states, groups = self._states.optimizer(t)
+        for name, state in states.items():
             stored, buffer = self._moments(state), self._buffer(state)
             if stored and name in moments:
                 self._compare_moments(t, name, stored, known, checks)
                 moments[name] = stored
             if buffer is not None and name in known.buffers:
                 self._compare_buffer(t, name, buffer, known, checks)
-        return replace(known, moments=moments)
+        return replace(known, moments=moments, tensors=_tensors(groups))
 
     def _compare_moments(
         self, t: int, name: str, stored: State, known: OptimizerState, checks: Checks
@@ -117,3 +129,17 @@ class StoredOptimizer:
     def _buffer(self, state: Mapping[str, Any]) -> Tensor | None:
         buffer = state.get(self._rule.buffer) if self._rule.buffer else None
         return None if buffer is None else buffer.to(self._device)
+
+
+def _tensors(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, torch.dtype]]:
+    """Return the dtypes of the hyperparameters that are tensors, by parameter and name."""
+    found: dict[str, dict[str, torch.dtype]] = {}
+    for name, group in groups.items():
+        spread = dict(group)
+        for key, value in group.items():
+            if isinstance(value, (list, tuple)) and key != "params":
+                spread.update({f"{key}.{k}": one for k, one in enumerate(value)})
+        dtypes = {k: v.dtype for k, v in spread.items() if isinstance(v, Tensor) and v.numel() == 1}
+        if dtypes:
+            found[name] = dtypes
+    return found

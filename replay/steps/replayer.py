@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 from replay.evaluate.binding import Models
@@ -78,7 +79,8 @@ class Replayer:
         how = replay_step if keep else replay_gradient
         trained = self._run(how, now.step, now.before)
         added = partial(self._sum_of_norms, now.step, now.before, trained)
-        numbers, factors = settings(now.step, self.factors.of(now.step, trained, added))
+        logged, factors = settings(now.step, self.factors.of(now.step, trained, added))
+        numbers = {name: optimizer.as_tensors(name, n) for name, n in logged.items()}
         examples = trained.examples_only() if keep else None
         if self._rule is None:
             filters = dict.fromkeys(numbers, Filter())
@@ -93,7 +95,13 @@ class Replayer:
         noise, unit = self._checks.step(
             now, filters, divided, optimizer.noise, lambda: most * added()
         )
-        after = OptimizerState(moments, divided.buffers, noise, max(unit, optimizer.unit))
+        after = replace(
+            optimizer,
+            moments=moments,
+            buffers=divided.buffers,
+            noise=noise,
+            unit=max(unit, optimizer.unit),
+        )
         return ReplayedStep(now, filters, factors, divided.parts, examples), after
 
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:

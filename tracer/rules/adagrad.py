@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State
+from tracer.rules.rule import Numbers, State, no_steps, used
 
 
 class Adagrad:
@@ -25,11 +25,11 @@ class Adagrad:
         return True
 
     def coupled_decay(self, numbers: Numbers) -> float:
-        return numbers.get("weight_decay", 0.0)
+        return float(numbers.get("weight_decay", 0.0))
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         start = numbers.get("initial_accumulator_value", 0.0)
-        return {"step": torch.tensor(0.0), "sum": torch.full_like(w, start)}
+        return {"step": no_steps(), "sum": torch.full_like(w, start)}
 
     def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
         return {"step": state["step"] + 1, "sum": state["sum"].addcmul(u, u, value=1)}
@@ -37,6 +37,6 @@ class Adagrad:
     def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
         k = float(state["step"])
         return Filter(
-            direct=numbers["lr"] / (1 + (k - 1) * numbers.get("lr_decay", 0.0)),
-            pre=state["sum"].sqrt().add_(numbers["eps"]).double().reciprocal_(),
+            direct=float(used(numbers, "lr") / (1 + (k - 1) * used(numbers, "lr_decay"))),
+            pre=state["sum"].sqrt().add_(float(numbers["eps"])).double().reciprocal_(),
         )

@@ -4,7 +4,9 @@ r"""Adam, AdamW and AMSGrad.
     w − w' = lr / (1 − β₁ᵏ) · b' / (√(v' / (1 − β₂ᵏ)) + ε)   at a parameter's k-th step;
 
 AMSGrad takes the largest ``v'`` so far. Decay is part of ``u``, or decoupled: ``lr · decay · w``
-is then subtracted beside it. Source: torch.optim.Adam and AdamW of torch 2.13.
+is then subtracted beside it. Source: torch.optim.Adam and AdamW of torch 2.13, also as to dtypes:
+where a hyperparameter is a tensor, or ``capturable`` makes ``k`` one, torch computes numbers such
+as ``lr / (1 − β₁ᵏ)`` in its dtype, which is float32 in a float64 run, too; ``fused`` never does.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State
+from tracer.rules.rule import Numbers, State, is_on, no_steps, used
 
 
 class Adam:
@@ -27,42 +29,53 @@ class Adam:
         return True
 
     def coupled_decay(self, numbers: Numbers) -> float:
-        return 0.0 if _is_decoupled(numbers) else numbers.get("weight_decay", 0.0)
+        return 0.0 if is_on(numbers, _DECOUPLED) else float(numbers.get("weight_decay", 0.0))
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
-        state = {"step": torch.tensor(0.0), "exp_avg_sq": torch.zeros_like(w)}
-        return {**state, "max_exp_avg_sq": torch.zeros_like(w)} if _ams(numbers) else state
+        state = {"step": no_steps(), "exp_avg_sq": torch.zeros_like(w)}
+        ams = is_on(numbers, "amsgrad")
+        return {**state, "max_exp_avg_sq": torch.zeros_like(w)} if ams else state
 
     def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        b2 = numbers["betas.1"]
-        v = state["exp_avg_sq"].mul(b2).addcmul_(u, u, value=1 - b2)
+        b2 = used(numbers, "betas.1")
+        v = state["exp_avg_sq"].mul(b2).addcmul_(u, u, value=float(1 - b2))
         after = {**state, "step": state["step"] + 1, "exp_avg_sq": v}
-        if _ams(numbers):
+        if is_on(numbers, "amsgrad"):
             after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], v)
         return after
 
     def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        lr, b1, k = numbers["lr"], numbers["betas.0"], float(state["step"])
-        decay = numbers.get("weight_decay", 0.0) if _is_decoupled(numbers) else 0.0
+        size, denominator = _move(state, numbers)
+        gain = 1 - float(numbers["betas.0"])
         return Filter(
-            through=lr / (1 - b1**k),
-            keep=b1,
-            gain=1 - b1,
-            post=_denominator(state, numbers).double().reciprocal_(),
-            decoupled=lr * decay,
+            through=size,
+            keep=float(numbers["betas.0"]),
+            gain=gain,
+            post=denominator.double().reciprocal_(),
+            decoupled=_shrinkage(numbers) if is_on(numbers, _DECOUPLED) else 0.0,
         )
 
 
-def _is_decoupled(numbers: Numbers) -> bool:
-    return bool(numbers.get("decoupled_weight_decay"))
+_DECOUPLED = "decoupled_weight_decay"
 
 
-def _ams(numbers: Numbers) -> bool:
-    return bool(numbers.get("amsgrad"))
+def _move(state: State, numbers: Numbers) -> tuple[float, Tensor]:
+    """Return by what ``b'`` is multiplied and by what it is divided."""
+    v = state["max_exp_avg_sq" if is_on(numbers, "amsgrad") else "exp_avg_sq"].sqrt()
+    lr, b1, b2 = (used(numbers, name) for name in ("lr", "betas.0", "betas.1"))
+    eps = float(numbers["eps"])
+    if is_on(numbers, "fused") or not is_on(numbers, "capturable"):
+        count = float(state["step"])
+        return float(lr / (1 - b1**count)), (v / (1 - b2**count) ** 0.5).add_(eps)
+    k = state["step"].to(v.device)
+    first, root = 1 - b1**k, (1 - b2**k).sqrt()
+    if numbers.get("foreach") != 0:
+        return float((first / lr).reciprocal()), (v / root).add_(eps)
+    size = lr / first
+    return 1.0, (v / (root * size)).add_(eps / size)
 
 
-def _denominator(state: State, numbers: Numbers) -> Tensor:
-    v = state["max_exp_avg_sq" if _ams(numbers) else "exp_avg_sq"]
-    k = float(state["step"])
-    correction: float = (1 - numbers["betas.1"] ** k) ** 0.5
-    return (v.sqrt() / correction).add_(numbers["eps"])
+def _shrinkage(numbers: Numbers) -> float:
+    """Return what share of a parameter its decoupled decay takes."""
+    pull = used(numbers, "lr") * used(numbers, "weight_decay")
+    return 1 - float(1 - pull) if isinstance(pull, Tensor) else float(pull)

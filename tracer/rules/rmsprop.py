@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State
+from tracer.rules.rule import Numbers, State, no_steps
 
 
 class RMSprop:
@@ -27,22 +27,22 @@ class RMSprop:
         return True
 
     def coupled_decay(self, numbers: Numbers) -> float:
-        return numbers.get("weight_decay", 0.0)
+        return float(numbers.get("weight_decay", 0.0))
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
-        state = {"step": torch.tensor(0.0), "square_avg": torch.zeros_like(w)}
+        state = {"step": no_steps(), "square_avg": torch.zeros_like(w)}
         return {**state, "grad_avg": torch.zeros_like(w)} if numbers.get("centered") else state
 
     def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
         alpha = numbers["alpha"]
-        v = state["square_avg"].mul(alpha).addcmul_(u, u, value=1 - alpha)
+        v = state["square_avg"].mul(alpha).addcmul_(u, u, value=float(1 - alpha))
         after = {**state, "step": state["step"] + 1, "square_avg": v}
         if numbers.get("centered"):
-            after["grad_avg"] = state["grad_avg"].lerp(u, 1 - alpha)
+            after["grad_avg"] = state["grad_avg"].lerp(u, float(1 - alpha))
         return after
 
     def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        lr, mu = numbers["lr"], numbers.get("momentum", 0.0)
+        lr, mu = float(numbers["lr"]), float(numbers.get("momentum", 0.0))
         pre = _denominator(state, numbers).double().reciprocal_()
         return Filter(0.0, lr, mu, 1.0, pre) if mu > 0 else Filter(direct=lr, pre=pre)
 

@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
+import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
 
-Numbers: TypeAlias = Mapping[str, float]  # hyperparameters of a group at a step
+# hyperparameters of a group at a step: one that was a tensor is one, 0-dimensional, of its dtype
+Numbers: TypeAlias = Mapping[str, Any]
 State: TypeAlias = dict[str, Tensor]  # of one parameter, by torch.optim's names
+
+
+def no_steps() -> Tensor:
+    """Return a count of steps, as torch.optim begins one whatever the default dtype and device."""
+    return torch.zeros((), dtype=torch.float32, device="cpu")
+
+
+def is_on(numbers: Numbers, option: str) -> bool:
+    """Return whether an option is on; None, for which torch decides, is NaN in a log."""
+    return bool(numbers.get(option) == 1)
+
+
+def used(numbers: Numbers, name: str) -> Any:
+    """Return a number, by default 0, as torch computes with it: fused kernels take float64."""
+    value = numbers.get(name, 0.0)
+    return float(value) if is_on(numbers, "fused") else value
 
 
 class UpdateRule(Protocol):

@@ -24,7 +24,7 @@ class SGD:
         return used("momentum")
 
     def coupled_decay(self, numbers: Numbers) -> float:
-        return numbers.get("weight_decay", 0.0)
+        return float(numbers.get("weight_decay", 0.0))
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         return {}
@@ -33,10 +33,10 @@ class SGD:
         return state
 
     def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        lr, mu = numbers["lr"], numbers.get("momentum", 0.0)
+        lr, mu = float(numbers["lr"]), float(numbers.get("momentum", 0.0))
         if mu == 0:  # the buffer is neither used nor changed
             return Filter(direct=lr)
-        keep, gain = (0.0, 1.0) if first else (mu, 1 - numbers.get("dampening", 0.0))
+        keep, gain = (0.0, 1.0) if first else (mu, float(1 - numbers.get("dampening", 0.0)))
         if numbers.get("nesterov"):
             return Filter(lr, lr * mu, keep, gain)
         return Filter(0.0, lr, keep, gain)

@@ -112,6 +112,18 @@ def test_counts_and_second_moments_are_bitwise_those_of_torch(rule, options, for
         assert all(torch.equal(value, course.moments[key]) for key, value in stored.items())
 
 
+@pytest.mark.parametrize("rule", [name for name, rule in RULES.items() if rule.adapts])
+def test_steps_are_counted_whatever_the_default_dtype(rule):
+    course = Course(rule, {})
+    torch.set_default_dtype(torch.bfloat16)  # in which 256 + 1 is 256
+    try:
+        for _ in range(258):
+            course.step()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert float(course.moments["step"]) == float(course.state["step"]) == 258
+
+
 @pytest.mark.parametrize(
     ("defaults", "momentum"),
     [
