@@ -14,6 +14,7 @@ from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method
+from replay.states.rates import learning_rates
 from replay.steps.replayed_step import ReplayedStep
 
 
@@ -21,11 +22,8 @@ def credit(
     replayed: ReplayedStep, trained: TrainedStep, test: PerExample, names: frozenset[str] | None
 ) -> Tensor:
     """Return ``η_t c_i ⟨q_t, g_i⟩`` of every occurrence and test example, float64 ``(b, m)``."""
-    rates = {
-        name: rate
-        for name, rate in replayed.transition.step.learning_rates.items()
-        if name in replayed.filters and (names is None or name in names)
-    }
+    chosen = {name for name in replayed.filters if names is None or name in names}
+    rates = learning_rates(replayed.transition.step, chosen, METHOD.name)
     return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()
 
 

@@ -28,6 +28,7 @@ from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.errors import LogError
 from tracer.log.read.run_log import open_log
 from tracer.records import ID
+from tracer.rules.table import RULES
 
 
 class Replay:
@@ -211,13 +212,17 @@ class Replay:
     def verify(self, *, steps: Window | None = None, progress: bool = True) -> Verification:
         """Replay each step's gradient and compare the step with the log.
 
+        Of an optimizer whose update is not split, the gradients are compared.
+
         Args:
             steps: As for ``influence``, with the same errors.
             progress: Likewise.
         """
         chosen = window(steps, len(self.log))
         with self._run.computing(), Progress(progress) as shown:
-            return verified(self._run.tape(chosen, shown, allow_mismatch=False), chosen)
+            splits = self.log.metadata["update_rule"] in RULES
+            tape = self._run.tape(chosen, shown, allow_mismatch=False, splits=splits)
+            return verified(tape, self._run.states, chosen)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""

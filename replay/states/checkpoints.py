@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from numbers import Integral
 
 from replay.evaluate.state import State, States
+from replay.states.rates import learning_rates
 from tracer.errors import InputError
 from tracer.log.read.run_log import RunLog
 
@@ -34,12 +35,9 @@ class Checkpoint:
 def checkpoint_at(states: States, k: int, names: frozenset[str] | None = None) -> Checkpoint:
     """Return checkpoint ``k`` of a run; products are taken over ``names``, by default all."""
     step = states.step(min(k, states.last - 1))
-    scale = {
-        name: rate
-        for name, rate in step.learning_rates.items()
-        if name not in step.frozen and (names is None or name in names)
-    }
-    return Checkpoint(k, states.at(k), scale)
+    state = states.at(k)
+    chosen = {n for n in state.parameters if n not in step.frozen and (names is None or n in names)}
+    return Checkpoint(k, state, learning_rates(step, chosen, "a sum over checkpoints (tracincp)"))
 
 
 def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

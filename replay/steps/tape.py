@@ -41,6 +41,7 @@ class Tape:
 
     Attributes:
         plain: Whether no step remembers another: SGD without momentum throughout, or no split.
+        splits: Whether the rule can be split: steps are divided, and their moves compared.
         stop: The window's end.
 
     Raises:
@@ -66,9 +67,10 @@ class Tape:
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
                 f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
-                "(Replay.drops) work for every optimizer."
+                "(Replay.drops) work for every optimizer, and verify compares its gradients."
             )
         self._window, self._budget, self.stop = window, budget, window.stop
+        self.splits = rule is not None
         self.plain = rule is None or not rule.remembers(log.ever_used)
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
         self._replayer = Replayer(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from replay.evaluate.state import States
 from replay.steps.tape import Tape
+from tracer.errors import UnsupportedRuleError
 
 
 @dataclass(frozen=True)
@@ -15,23 +18,41 @@ class Verification:
         steps: The steps.
         scaled_outside: Those whose gradient was scaled by one factor outside the optimizer
             (clipping that was not logged), with the factor.
+        unsplit: The update rule, where only gradients were compared because no replay splits it;
+            else None.
     """
 
     steps: range
     scaled_outside: dict[int, float]
+    unsplit: str | None = None
 
     def __str__(self) -> str:
-        count = len(self.scaled_outside)
-        clipped = f"; the gradient of {count} was scaled outside the optimizer" if count else ""
-        return f"steps {self.steps.start}:{self.steps.stop} reproduce{clipped}"
+        where = f"steps {self.steps.start}:{self.steps.stop}"
+        found = f"{where} reproduce"
+        if self.unsplit is not None:
+            found = (
+                f"the gradients of {where} reproduce; what {self.unsplit} made of them is not "
+                "checked, since its update is not split"
+            )
+        if not self.scaled_outside:
+            return found
+        times = f"{len(self.scaled_outside)} of these {len(self.steps)} steps"
+        return f"{found}; in {times} the gradient was scaled outside the optimizer"
 
 
-def verified(tape: Tape, steps: range) -> Verification:
+def verified(tape: Tape, states: States, steps: range) -> Verification:
     """Compare the steps of a tape with the log.
 
     Raises:
         MismatchError: Names the first step that does not reproduce.
+        UnsupportedRuleError: The steps cannot be split, and the log has no norms of gradients.
     """
+    unsplit = None if tape.splits else str(states.log.metadata["update_rule"])
+    if unsplit and all(math.isnan(g.gradient_norm) for g in states.step(steps.start).groups):
+        raise UnsupportedRuleError(
+            f"the steps of {states.log.path} were made by {unsplit}, whose update cannot be split, "
+            "and this log, of an early version, has no norms of gradients to compare."
+        )
     tape.check()
     inside = {t: factor for t, factor in tape.factors.inferred.items() if t in steps}
-    return Verification(steps, inside)
+    return Verification(steps, inside, unsplit)

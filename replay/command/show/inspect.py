@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
     for step in log.steps():
         examples.update(step.batch_ids)
         epochs.update(() if step.epoch is None else (step.epoch,))
-        rates.update(step.learning_rate)
+        rates.update(filter(math.isfinite, step.learning_rate))  # some optimizers have none
         visits += len(step.batch_ids)
         random += sum(batch.random_state is not None for batch in step.micro_batches)
         batches += sum(batch.payload is not None for batch in step.micro_batches)

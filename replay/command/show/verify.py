@@ -19,4 +19,5 @@ def verify_json(log: Path, found: Verification) -> dict[str, Any]:
         "log": str(log),
         "steps": [found.steps.start, found.steps.stop],
         "scaled_outside": found.scaled_outside,
+        "update_checked": found.unsplit is None,
     }

@@ -127,7 +127,12 @@ def test_verify(folder, capsys):
     assert out == "run.h5: steps 0:4 reproduce\n"
     code, out, err = run(capsys, "verify", "run.h5", "--json", "--steps", "1:3")
     assert code == 0, err
-    assert json.loads(out) == {"log": "run.h5", "steps": [1, 3], "scaled_outside": {}}
+    assert json.loads(out) == {
+        "log": "run.h5",
+        "steps": [1, 3],
+        "scaled_outside": {},
+        "update_checked": True,
+    }
     assert [p for p in sorted(folder.iterdir()) if p.suffix] == [p for p in before if p.suffix]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -78,15 +79,14 @@ class SignSGD(torch.optim.Optimizer):
             p.sub_(0.01 * p.grad.sign())
 
 
-@pytest.mark.parametrize(
-    ("make", "named"),
-    [
-        (lambda m: torch.optim.NAdam(m.parameters()), "NAdam"),
-        (lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2]), "Muon"),
-        (lambda m: SignSGD(m.parameters()), r"tests\.replay\.steps\.test_checking\.SignSGD"),
-    ],
-    ids=["nadam", "muon", "sign"],
-)
+OTHERS = {
+    "nadam": (lambda m: torch.optim.NAdam(m.parameters()), "NAdam"),
+    "muon": (lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2]), "Muon"),
+    "sign": (lambda m: SignSGD(m.parameters()), r"tests\.replay\.steps\.test_checking\.SignSGD"),
+}
+
+
+@pytest.mark.parametrize(("make", "named"), OTHERS.values(), ids=OTHERS)
 def test_other_rules_refuse_by_name_but_measure(path, make, named):
     trained(path, TASK, make, wrapper=TracingOptimizer)
     with pytest.raises(UnsupportedRuleError, match=f"run.h5 were made by {named}, whose update"):
@@ -100,6 +100,41 @@ def test_other_rules_refuse_by_name_but_measure(path, make, named):
     assert np.allclose(drops, -np.diff(np.stack(value), axis=0), rtol=1e-10, atol=1e-13)
     found = run.influence([0], methods=("tracincp",), progress=False)
     assert np.isfinite(found.scores["tracincp"]).all()
+
+
+@pytest.mark.parametrize(("make", "named"), OTHERS.values(), ids=OTHERS)
+def test_the_gradients_of_other_rules_are_verified(path, make, named):
+    """Their moves are not, and verify says so."""
+
+    def double(t, model, _):
+        for parameter in model.parameters():
+            parameter.grad *= 1 + (t == 2) * (parameter.dim() == 2)
+
+    trained(path, TASK, make, wrapper=TracingOptimizer)
+    found = Replay(path, task=TASK).verify(progress=False)
+    said = f"the gradients of steps 0:3 reproduce; what {named} made of them is not checked, since"
+    assert re.match(said, str(found))
+    path.unlink()
+    trained(path, TASK, make, between=double, wrapper=TracingOptimizer)
+    with pytest.raises(MismatchError, match="step 2 of .* does not reproduce"):
+        Replay(path, task=TASK).verify(progress=False)
+
+
+class OwnRate(SignSGD):
+    """Finds its learning rate by itself, as transformers' Adafactor with lr=None."""
+
+    def __init__(self, parameters):
+        super().__init__(parameters)
+        self.param_groups[0]["lr"] = None
+
+
+@pytest.mark.parametrize("method", ["tracincp", "tracin-sgd"])
+def test_no_learning_rate_is_no_table_of_nan(path, method):
+    trained(path, TASK, lambda m: OwnRate(m.parameters()), wrapper=TracingOptimizer)
+    said = r"(?s)multiplies by the learning rate, and that of '0.weight' at step 0 is nan.*1\. Ask"
+    with pytest.raises(UnsupportedRuleError, match=said):
+        influence(path, TASK, methods=(method,))
+    assert np.isfinite(Replay(path, task=TASK).drops([0], progress=False)).all()
 
 
 def test_lbfgs_is_logged_and_refuses_by_name(path):

@@ -20,7 +20,9 @@ def test_every_rule_reproduces(tmp_path, rule):
     assert found.steps == range(6)
     assert list(found.scaled_outside) == [0, 2, 4]
     assert all(0 < factor < 1 for factor in found.scaled_outside.values())
-    assert str(found) == "steps 0:6 reproduce; the gradient of 3 was scaled outside the optimizer"
+    assert str(found) == (
+        "steps 0:6 reproduce; in 3 of these 6 steps the gradient was scaled outside the optimizer"
+    )
     window = Replay(run.path, task=run.task).verify(steps="3:5", progress=False)
     assert window.steps == range(3, 5)
     assert list(window.scaled_outside) == [4]
