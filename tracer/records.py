@@ -112,6 +112,18 @@ class Step:
 
     @property
     def moved(self) -> list[str]:
-        """Names of the parameters that the step moved, in the order of the groups."""
-        left_out = self.without_gradient | self.frozen
+        """Names of the parameters that had a gradient, be it zero, in the order of the groups.
+
+        Torch moves no others. A frozen parameter may be among them: decay and momentum act.
+        """
+        left_out = self.without_gradient
         return [name for group in self.groups for name in group.names if name not in left_out]
+
+    @property
+    def trained(self) -> list[str]:
+        """Names of those among ``moved`` whose gradient is the examples'.
+
+        A frozen parameter keeps the zero that ``zero_grad(set_to_none=False)`` left behind.
+        """
+        norms = {n: norm for g in self.groups for n, norm in zip(g.names, g.norms, strict=False)}
+        return [name for name in self.moved if name not in self.frozen or norms.get(name, 0.0) > 0]

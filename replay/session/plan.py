@@ -49,7 +49,7 @@ def paths_of_run(run: BoundRun) -> list[ParameterPath]:
 
 def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:
     """Say how gradients of training examples are computed, or why there are none."""
-    step, names = now.step, now.step.moved
+    step, names = now.step, now.step.trained
     without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
     paths: dict[str, dict[str, None]] = {}
     for micro in step.micro_batches:  # each may use other parameters

@@ -86,12 +86,13 @@ class ClipFactors:
         share, groups = 1e-10, []
         for group in step.groups:
             replayed: dict[str, Tensor] = {}
+            none = dict.fromkeys((n for n in group.names if n not in step.without_gradient), 0.0)
             for name in group.names:
                 parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
                 if parts and name not in step.without_gradient:
                     share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
                     replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
-            groups.append(_norms(replayed))
+            groups.append(none | _norms(replayed))
         whole = math.hypot(*(norm for group in groups for norm in group.values()))
         return _Replayed(groups, whole, share, added)
 

@@ -142,7 +142,7 @@ class Replayer:
             step,
             state,
             models.train,
-            step.moved,
+            step.trained,
             device=models.device,
             budget=self._budget,
         )
@@ -152,7 +152,7 @@ class Replayer:
         t = step.index
         if t not in self._added:
             batches = trained.batches or self.train(step, state).batches
-            names = set(step.moved)
+            names = set(step.trained)
             norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
             self._added[t] = float(sum(norms))
         return self._added[t]

@@ -271,6 +271,8 @@ def moves(run, log, factor, window=None):
             for n in set(group.names) - step.without_gradient:
                 mine = parameters.setdefault(n, _Parameter(run.rule, run.first.get(n)))
                 numbers, rows = group.hyperparameters, [g[n] for g in gradients]
+                if n in step.frozen:  # with the zero gradient that zero_grad may leave
+                    rows = [0 * row for row in rows]
                 denominator, count = run.denominators[t].get(n), run.counts[t].get(n, 0.0)
                 known = (numbers, denominator, count, penalty.get(n, 0 * w[n]))
                 found = mine.moves(w[n], rows, start, factor[t][n], *known)
