@@ -52,6 +52,15 @@ class BoundModel:
             logged = layout[name][1]
             wanted = dtype if dtype is not None and logged.is_floating_point else logged
             tensor.data = tensor.data.to(wanted)
+        for buffer in self._buffers.values():
+            if any(
+                n > 1 and stride == 0
+                for n, stride in zip(buffer.shape, buffer.stride(), strict=True)
+            ):
+                buffer.data = buffer.data.clone()  # torch writes to no expanded tensor
+        self._places = [
+            (m._buffers, k, b) for m in self.module.modules() for k, b in m._buffers.items()
+        ]
         held = [*self.parameters.values(), *self._buffers.values()]
         self.engine.overwritten = frozenset(t.untyped_storage().data_ptr() for t in held) - {0}
 
@@ -60,6 +69,8 @@ class BoundModel:
         """Copy a state in; dtypes are converted, devices too."""
         for name, tensor in self.parameters.items():
             tensor.copy_(parameters[name])
+        for table, key, buffer in self._places:
+            table[key] = buffer  # a forward may have put another one there
         for name, tensor in self._buffers.items():
             tensor.copy_(buffers[name])
 

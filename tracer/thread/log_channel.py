@@ -9,6 +9,8 @@ import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import shorten
+from typing import TypeVar
 
 from torch import Tensor
 
@@ -23,6 +25,8 @@ from tracer.log.write.resumption import unwritable, whole_steps
 from tracer.log.write.writer import LogWriter
 from tracer.thread.ring import Ring, Slot
 from tracer.thread.writer_thread import Job, WriterThread
+
+Seen = TypeVar("Seen")
 
 
 class LogChannel:
@@ -133,6 +137,22 @@ class LogChannel:
     def fail(self, error: Exception) -> None:
         """End the log, which cannot be written."""
         self.stop(f"{self._path} cannot be written ({error})")
+
+    def attempt(self, look: Callable[[], Seen], where: str) -> Seen | None:
+        """Return what was looked at; if it cannot be logged, end the log and return None.
+
+        Args:
+            look: Looks at model or optimizer, whatever somebody has made of them.
+            where: For the message.
+        """
+        try:
+            return look()
+        except TracingError as error:
+            self.stop(str(error).rstrip("."))
+        except Exception as error:  # training goes on whatever it was
+            found = shorten(f"{type(error).__name__}: {error}", 200, placeholder=" ...")
+            self.stop(f"{where} cannot be logged ({found})")
+        return None
 
     def release(self) -> None:
         """Let others write the log, as soon as the writer thread has ended."""

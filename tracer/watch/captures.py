@@ -1,8 +1,11 @@
-"""Forward passes seen since the last micro-batch, and which one's random state belongs to it."""
+"""Forward passes seen since the last micro-batch, and which of them belong to it and to the step.
+
+Of many passes without a step only those are kept that may yet belong to one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from weakref import ReferenceType
@@ -15,15 +18,18 @@ from tracer.records import RandomState
 
 @dataclass
 class Capture:
-    """Random state at the start of one forward.
+    """What was there at the start of one forward.
 
     Attributes:
+        random_state: Of torch's generators.
+        buffers: Copies of the model's; None if an earlier forward's begin the step.
         used: A gradient flowed through it.
         landed: Parameters had gradients when that backward pass was over.
         graph: Dead once nobody holds the forward's graph; None if it has none.
     """
 
     random_state: RandomState
+    buffers: dict[str, Tensor] | None
     used: bool = False
     landed: bool = False
     graph: ReferenceType[Any] | None = None
@@ -32,6 +38,11 @@ class Capture:
     def is_over(self) -> bool:
         """Whether no gradient flowed nor will."""
         return not self.used and self.graph is not None and self.graph() is None
+
+    @property
+    def may_be_used(self) -> bool:
+        """Whether a gradient may yet flow through it."""
+        return not self.used and self.graph is not None and self.graph() is not None
 
 
 class Captures:
@@ -44,6 +55,7 @@ class Captures:
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._parameters = list(parameters)
         self._all: list[Capture] = []
+        self._first: Capture | None = None  # of the step, if its micro-batch has ended
 
     def __bool__(self) -> bool:
         return bool(self._all)
@@ -53,9 +65,16 @@ class Captures:
         """What the running forward caught."""
         return self._all[-1] if self._all else None
 
-    def add(self, state: RandomState) -> None:
-        """Add the state of a forward that begins."""
-        self._all.append(Capture(state))
+    @property
+    def first(self) -> Capture | None:
+        """The forward that the step begins with, as far as that is known."""
+        return _first_used([self._first, *self._all])
+
+    def add(self, state: RandomState, buffers: dict[str, Tensor] | None) -> None:
+        """Add what is there when a forward begins."""
+        first = _first_used(self._all)
+        self._all = [c for c in self._all if c is first or c is self._all[0] or c.may_be_used]
+        self._all.append(Capture(state, buffers))
 
     def use(self, capture: Capture) -> None:
         """Note that a gradient flows through it; inside the backward pass."""
@@ -68,14 +87,13 @@ class Captures:
 
     def take(self) -> RandomState | None:
         """Return the state of the micro-batch that ends here, if any was caught."""
-        used = [capture for capture in self._all if capture.used]
-        chosen = (used or self._all)[:1]
-        self.clear()
-        return chosen[0].random_state if chosen else None
+        chosen = _first_used(self._all)
+        self._first, self._all = _first_used([self._first, chosen]), []
+        return None if chosen is None else chosen.random_state
 
     def clear(self) -> None:
-        """Forget all."""
-        self._all = []
+        """Forget all: the next step begins."""
+        self._all, self._first = [], None
 
     def forget_over(self) -> None:
         """Forget all if no gradient comes from any: their batches were only looked at.
@@ -83,11 +101,13 @@ class Captures:
         Where parameters have gradients these may have flowed around what a forward returned.
         """
         if all(capture.is_over for capture in self._all) and not self._any_gradient():
-            self.clear()
+            self._all = []
 
     def forget_used(self) -> None:
         """Forget forwards whose gradients were thrown away."""
         self._all = [capture for capture in self._all if not capture.used]
+        if self._first is not None and self._first.used:
+            self._first = None
 
     def forget_dropped(self) -> None:
         """Do so if gradients are gone that were there: ``model.zero_grad()`` was called."""
@@ -96,3 +116,9 @@ class Captures:
 
     def _any_gradient(self) -> bool:
         return any(p.grad is not None for p in self._parameters)
+
+
+def _first_used(captures: Sequence[Capture | None]) -> Capture | None:
+    """Return the first one that was used, else the first one."""
+    known = [capture for capture in captures if capture is not None]
+    return next((one for one in known if one.used), known[0] if known else None)

@@ -1,27 +1,18 @@
-"""Hooks on the model that catch random state and buffers when a training forward begins.
-
-A forward counts if the very object given as ``model`` runs it in train mode with gradients
-enabled. It *belongs* to the step if a gradient flows back through its output; so a forward whose
-batch was skipped, or a second one in the same micro-batch, does no harm.
-"""
+"""What was there when a training forward began: random state and buffers, as a log keeps them."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
-
-import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from tracer.errors import TracingError, warn
+from tracer.errors import warn
 from tracer.records import RandomState
 from tracer.watch.captures import Captures
 from tracer.watch.forward_warnings import BY_METHOD, COMPILED
+from tracer.watch.hooks import Hooks
 from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import random_state
+from tracer.watch.unseen import unseen
 
 
 class ForwardWatch:
@@ -41,75 +32,74 @@ class ForwardWatch:
     def __init__(self, model: nn.Module, inner: nn.Module, skips: SkippedSteps) -> None:
         self.devices = sorted({p.device.index or 0 for p in inner.parameters() if p.is_cuda})
         self._model, self._layout, self._skips = model, ModelLayout(inner), skips
-        self._buffers: dict[str, Tensor] | TracingError | None = None
         self.captures = Captures(inner.parameters())
+        self._begun: dict[str, Tensor] | None = None  # as the first forward since a step found them
         self._observe_first = False
         self.step, self.clip_factor = 0, 1.0
-        self._handles: list[RemovableHandle] = []
-        self._hook = _Hook(self, model)
+        self._hooks = Hooks(self, model)
+        self.attach, self.detach = self._hooks.attach, self._hooks.detach
         self._complained = False
-
-    def attach(self) -> None:
-        """Put the hooks on."""
-        marker = _Marker(self._hook)
-        self._handles = [
-            self._model.register_forward_pre_hook(self._hook),
-            self._model.register_forward_hook(marker),
-        ]
-        compiled = self._model._compiled_call_impl
-        if compiled is not None:  # model.compile() compiles its hooks away
-            self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
+        self._unseen: Exception | None = None  # why a forward could not be looked at
 
     def require_seen(self) -> None:
         """Warn once if the model ran where no hook can look: compiled, or by another method."""
-        if self._buffers is not None or self._complained:
+        if self._begun is not None or self._complained:
             return
-        made = self._model._compiled_call_impl
-        late = made is not None and not isinstance(made, _Compiled)
-        compiled = self._hook.compiled or late
+        compiled = self._hooks.passed_by()
         if compiled or (self._layout.has_buffers and self._model.training):
             self._complained = True
             warn(COMPILED if compiled else BY_METHOD)
 
     @property
-    def buffers(self) -> dict[str, Tensor] | None:
-        """Copies of the buffers before the step's first training forward, if one was seen.
+    def buffers(self) -> dict[str, Tensor]:
+        """Copies of the buffers before the forward that the step begins with, else as they are.
 
         Raises:
-            TracingError: The model had changed; said here, since a forward alone is no step.
+            Exception: The model has changed, or a forward could not be looked at.
         """
-        if isinstance(self._buffers, TracingError):
-            raise self._buffers
-        return self._buffers
+        first = self.captures.first
+        return self._own(None if first is None else first.buffers)
 
-    def detach(self) -> None:
-        """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
-        compiled = self._model._compiled_call_impl
-        if isinstance(compiled, _Compiled):
-            self._model._compiled_call_impl = compiled.inner
+    @property
+    def buffers_between(self) -> dict[str, Tensor]:
+        """Likewise before the first forward since the last step, whatever became of it."""
+        return self._own(self._begun)
+
+    def _own(self, seen: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        if self._unseen is not None:
+            raise self._unseen
+        if seen is None:
+            return self._layout.buffers()
+        self._layout.require_alike(seen)
+        return seen
 
     def forward_begins(self) -> None:
-        """Catch the state of a training forward."""
+        """Catch the state of a training forward; what goes wrong here is said at the step."""
+        try:
+            with unseen():
+                self._catch()
+        except Exception as error:
+            self._unseen = error
+
+    def _catch(self) -> None:
         self.begin_step()
         self.clip_factor = 1.0  # of gradients that were dropped; else the norm tells
-        if self._buffers is None:
-            try:
-                self._buffers = self.current_buffers()
-            except TracingError as error:
-                self._buffers = error
         self.captures.forget_dropped()
-        if not self._observe_first:
-            self.captures.add(random_state(self.devices))
+        self._layout.put_right()
+        first = self.captures.first
+        begun = first is not None and first.used
+        buffers = None if begun else self._layout.forward_buffers()
+        self._begun = buffers if self._begun is None else self._begun
+        self.captures.add(random_state(self.devices), buffers)
 
     def take(self, *, observing: bool) -> RandomState | None:
         """Return the state of the micro-batch that ends (or, observed first, begins) here."""
         if observing:
             self.captures.forget_dropped()
             self.captures.forget_over()
-        if observing and not self.captures:
+        if observing and (self._observe_first or not self.captures):
             self._observe_first = True
+            self.captures.take()
             return random_state(self.devices)
         return self.captures.take()
 
@@ -131,108 +121,9 @@ class ForwardWatch:
     def step_ended(self) -> None:
         """Begin anew after a step."""
         self.captures.clear()
-        self._observe_first, self._buffers = False, None
+        self._observe_first, self._begun = False, None
         self.step, self.clip_factor = self.step + 1, 1.0
-        self._hook.compiled = False
 
     def current_buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers; raises TracingError if the model changed."""
         return self._layout.buffers()
-
-
-class _Hook:
-    """Forward pre-hook; copies and pickles of the model carry one that does nothing.
-
-    Attributes:
-        compiled: Whether a training forward ran inside a compiled function.
-    """
-
-    def __init__(self, watch: ForwardWatch | None, model: nn.Module | None) -> None:
-        self.compiled = False
-        self.watch = None if watch is None else weakref.ref(watch)
-        self.model = (lambda: None) if model is None else weakref.ref(model)
-
-    def active(self, module: nn.Module) -> ForwardWatch | None:
-        """Return the watch if this forward counts."""
-        if self.watch is None or self.model() is not module:
-            return None
-        looks = torch.compiler.is_compiling() or torch._C._get_tracing_state()
-        counts = module.training and torch.is_grad_enabled() and not looks
-        return self.watch() if counts else None
-
-    def __call__(self, module: nn.Module, arguments: Any) -> None:
-        if torch.compiler.is_compiling():
-            if module.training and torch.is_grad_enabled():
-                self.compiled = True  # compiled, too: it is set whenever the function runs
-            return
-        watch = self.active(module)
-        if watch is not None:
-            watch.forward_begins()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
-        return _Hook(None, None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Hook, (None, None)
-
-
-class _Marker:
-    """Forward hook that marks a capture as used when a gradient reaches its output."""
-
-    def __init__(self, hook: _Hook) -> None:
-        self._hook = hook
-
-    def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
-        watch = self._hook.active(module)
-        capture = watch.captures.last if watch is not None else None
-        if watch is None or capture is None or capture.used:
-            return
-        captures = watch.captures
-
-        def mark(_: Tensor) -> None:
-            captures.use(capture)
-
-        for tensor in _tensors(output):
-            if tensor.requires_grad:
-                capture.graph = weakref.ref(mark)
-                node = tensor.grad_fn
-                if node is None:
-                    tensor.register_hook(mark)  # type: ignore[no-untyped-call]
-                else:  # half the time of the tensor's own
-                    node.register_prehook(mark)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Marker:
-        return _Marker(_Hook(None, None))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _Marker, (_Hook(None, None),)
-
-
-class _Compiled:
-    """What ``model.compile()`` made, between the hooks."""
-
-    def __init__(self, inner: Callable[..., Any], hook: _Hook, marker: _Marker) -> None:
-        self.inner, self._hook, self._marker = inner, hook, marker
-
-    def __call__(self, *arguments: Any, **named: Any) -> Any:
-        model = self._hook.model()
-        assert model is not None  # it holds this object
-        self._hook(model, arguments)
-        output = self.inner(*arguments, **named)
-        self._marker(model, arguments, output)
-        return output
-
-
-def _tensors(output: Any) -> Iterator[Tensor]:
-    if isinstance(output, Tensor):
-        yield output
-    elif isinstance(output, Mapping):
-        for value in output.values():
-            yield from _tensors(value)
-    elif isinstance(output, (list, tuple)):
-        for value in output:
-            yield from _tensors(value)
-    elif hasattr(output, "__dict__"):
-        for value in vars(output).values():
-            if isinstance(value, (Tensor, list, tuple)):
-                yield from _tensors(value)

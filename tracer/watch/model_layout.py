@@ -25,6 +25,7 @@ class ModelLayout:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
+        self._away: tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]] | None = None
         self._names = [name for name, _ in model.named_buffers()]
         self._parameters = dict(model.named_parameters())
         self._was = {key: _shown(t) for key, t in _labelled(self._parameters, "parameter")}
@@ -45,8 +46,7 @@ class ModelLayout:
 
     def require(self) -> None:
         """Raise TracingError if a parameter or a buffer is not what it was at construction."""
-        held = _values(self._tables)
-        if len(held) != len(self._held) or not all(map(is_, held, self._held)):
+        if self._was_moved():
             self._compare()
             self._look()
         elif _kinds(self._tensors) != self._kinds:
@@ -59,7 +59,43 @@ class ModelLayout:
             TracingError: As ``require`` does.
         """
         self.require()
-        return {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+        return {name: _copy(buffer) for name, buffer in self._buffers.items()}
+
+    def forward_buffers(self) -> dict[str, Tensor]:
+        """Return copies of the buffers as a forward finds them, whatever the layout is then.
+
+        ``torch.func.functional_call`` puts other tensors in their places while a forward runs. What
+        lies in its place again at the next look was away for that, and the copy is put right; what
+        does not was assigned anew.
+        """
+        self.put_right()
+        own, found = self._buffers, self._buffers
+        if self._was_moved():
+            found = {**own, **dict(self._model.named_buffers(remove_duplicate=False))}
+        copies = {name: _copy(found[name]) for name in self._names}
+        away = {n: (own[n], _copy(own[n])) for n in self._names if found[n] is not own[n]}
+        self._away = (copies, away) if away else None
+        return copies
+
+    def put_right(self) -> None:
+        """Look whether buffers that were away are in their places again."""
+        if self._away is not None:
+            (copies, away), self._away = self._away, None
+            now = dict(self._model.named_buffers(remove_duplicate=False))
+            copies.update({n: copy for n, (own, copy) in away.items() if now.get(n) is own})
+
+    def require_alike(self, copies: Mapping[str, Tensor]) -> None:
+        """Raise TracingError unless buffers that a forward found are those of the layout."""
+        self.put_right()
+        self.require()
+        for key, tensor in _labelled(copies, "buffer"):
+            if _shown(tensor) != self._was[key]:
+                self._refuse(key, _shown(tensor))
+
+    def _was_moved(self) -> bool:
+        """Return whether other tensors or modules lie in the places than were seen last."""
+        held = _values(self._tables)
+        return len(held) != len(self._held) or not all(map(is_, held, self._held))
 
     def _look(self) -> None:
         """Remember what lies where, so that a change is seen without asking for every name."""
@@ -92,6 +128,10 @@ class ModelLayout:
             "was made: a log's rows have one layout. Make, register or convert it before the "
             "wrapper is made, or begin a new log with a new wrapper."
         )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone()
 
 
 def _labelled(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, Tensor]]:

@@ -78,16 +78,16 @@ class RunState:
         """Whether the full state before the next step is one of the regular ones."""
         return self.steps == 0 or self.steps % self.every == 0
 
-    def capture(self, buffers: Mapping[str, Tensor] | None) -> bytes | None:
+    def capture(self, buffers: Mapping[str, Tensor]) -> bytes | None:
         """Return the full state, encoded; None, with one warning, if a log cannot store it.
 
         Args:
-            buffers: The model's, if they have moved on.
+            buffers: The model's; a forward may have moved them on.
         """
         try:
             whole = {
                 "parameters": dict(self._model.named_parameters()),
-                "buffers": dict(self._model.named_buffers() if buffers is None else buffers),
+                "buffers": dict(buffers),
                 "optimizer": self._optimizer_state(),
                 "random": {"cpu": self.random.cpu, "cuda": self.random.cuda},
                 "epoch": self.epoch,
@@ -165,6 +165,10 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
     _restore_exactly(optimizer, state["optimizer"])
     optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
     for name, tensor in tensors.items():
+        if any(
+            n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        ):
+            tensor.data = tensor.data.clone()  # torch writes to no expanded tensor
         tensor.copy_(stored[name])
     torch.set_rng_state(state["random"]["cpu"])
     for device, cuda in state["random"]["cuda"].items():

@@ -14,7 +14,6 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.errors import TracingError, warn
 from tracer.loading import require_training
 from tracer.watch.measurement import check_parameters
 from tracer.watch.model_layout import unwrapped
@@ -88,7 +87,7 @@ class TracingOptimizer(Delegating):
         settings = Settings(*known, resume, steps, compression, sync_every, state_every)
         self._tracing = begin(path, optimizer, model, settings)
         self._epoch = self._log.state.epoch
-        weakref.finalize(self, _close, self._tracing.log)
+        weakref.finalize(self, self._tracing.log.close)
 
     @property
     def _log(self) -> StepLogger:
@@ -210,16 +209,9 @@ class TracingOptimizer(Delegating):
 
     def close(self) -> None:
         """End the log; further steps are errors."""
-        _close(self._log)
+        self._log.close()
 
     @property
     def position(self) -> tuple[int, int | None]:
         """(steps taken, also after tracing ended, epoch); where a resumed run goes on."""
         return self._log.state.steps, self.epoch
-
-
-def _close(log: StepLogger) -> None:
-    try:
-        log.close()
-    except TracingError as error:  # the model has changed
-        warn(f"tracing stopped: {error} The log {log.path} is closed without its last step.")

@@ -19,11 +19,13 @@ class MeasuredStep:
         index: ``t``.
         groups: The optimizer's parameter groups, without norms.
         gradients: What they applied.
+        buffers: The model's before it.
     """
 
     index: int
     groups: tuple[ParameterGroup, ...]
     gradients: Gradients
+    buffers: Row
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,6 @@ class PendingStep:
         micro_batches: One for each forward pass whose gradient it applied.
         clip_factor: What ``optimizer.clip_grad_norm_`` multiplied the gradient by.
         frozen: Parameters of the model that did not require a gradient.
-        buffers: The model's before it.
     """
 
     measured: MeasuredStep
@@ -44,7 +45,6 @@ class PendingStep:
     micro_batches: tuple[MicroBatch, ...]
     clip_factor: float
     frozen: frozenset[str]
-    buffers: Row
 
     def record(self) -> Step:
         """Return the step's record; waits for the device, so not in the training thread."""
@@ -63,4 +63,4 @@ class PendingStep:
 
     def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
         """Append the step to the log, with the parameters and buffers that it led to."""
-        writer.append(self.record(), parameters, self.buffers, buffers)
+        writer.append(self.record(), parameters, self.measured.buffers, buffers)

@@ -25,6 +25,7 @@ from tracer.watch.forwards import ForwardWatch
 from tracer.watch.measurement import Measurement, step_measured
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import RunState
+from tracer.watch.unseen import unseen
 from tracer.wrapper.forecast import Forecast, forecast
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
@@ -106,11 +107,14 @@ class StepLogger:
             self.channel.stop(f"a step of {self.path} was interrupted before it was put down")
         if self.channel.stopped:
             return self._step_untraced(closure), None
-        self._measurement.require_same()
-        # before the optimizer's own hooks, which a resumed run will call again
-        state = self._full_state() if self.state.is_due else None
-        measure = partial(self._measure, state)
+        look, where = self.channel.attempt, f"step {self.state.steps}"
+        state = look(self._state_before, where)
+        if self.channel.stopped:
+            return self._step_untraced(closure), None
+        measure = partial(look, partial(self._measure, state), where)
         result, measured = step_measured(self._optimizer, closure, measure)
+        if self.channel.stopped:
+            self._count_untraced()
         if self._skips.skipped_inside():
             self._between = False
             return result, None
@@ -127,7 +131,7 @@ class StepLogger:
         """Keep a step that was taken until its parameters are final."""
         frozen, batches = self._measurement.frozen(), tuple(micro_batches)
         self.state.step_taken(epoch)
-        self._pending = PendingStep(measured, epoch, batches, clip_factor, frozen, self._buffers())
+        self._pending = PendingStep(measured, epoch, batches, clip_factor, frozen)
         self._between = False
 
     @torch.no_grad()
@@ -135,9 +139,7 @@ class StepLogger:
         """Return when every step so far is on file, the last one as parameters are now."""
         if self.channel.started and not self.channel.stopped and not self._closed:
             if not self._between and os.getpid() == self._owner:
-                self._settle(pack(self._forwards.current_buffers()))
-                if self.state.is_due:  # of use until the next step brings the final one
-                    self._submit_state(self._full_state(), passing=True)
+                self.channel.attempt(self._settle_now, "the last step")
             self.channel.flush()
 
     @torch.no_grad()
@@ -149,14 +151,7 @@ class StepLogger:
             return
         try:
             if first and not self._between:  # an exception in a step leaves parameters half moved
-                buffers = pack(self._forwards.current_buffers())
-                try:
-                    self._settle(buffers)
-                except KeyboardInterrupt:  # it may have ended the waiting for the writer only
-                    if not self._between:
-                        self._settle(buffers)
-                    raise
-                self._submit_state(self._full_state(), passing=True)
+                self.channel.attempt(self._settle_last, "the last step")
         finally:
             self.channel.close()
 
@@ -170,24 +165,33 @@ class StepLogger:
         return forecast(self.path, steps, self.model, self.state.random)
 
     def _step_untraced(self, closure: Callable[[], Any] | None) -> Any:
-        self._pending = None
         result = self._optimizer.step(closure)
-        self.state.steps += not self._skips.skipped_inside()
+        self._count_untraced()
         return result
+
+    def _count_untraced(self) -> None:
+        self._pending, self._between = None, False
+        self.state.steps += not self._skips.skipped_inside()
+
+    def _state_before(self) -> bytes | None:
+        """Return the full state if one is due: before the optimizer's hooks, called on resuming."""
+        self._measurement.require_same()
+        return self._full_state() if self.state.is_due else None
 
     def _measure(self, state: bytes | None) -> MeasuredStep:
         """Look at the step that is about to be taken: the last one has led to where it begins."""
-        groups = self._measurement.groups()
-        with torch.no_grad():
-            self._settle(self._buffers(), state)
-            gradients = self._measurement.gradients()
+        with unseen():
+            buffers = pack(self._forwards.buffers)
+            self._settle(buffers, state)
+            groups, gradients = self._measurement.groups(), self._measurement.gradients()
         self._between = True
-        return MeasuredStep(self.state.steps, groups, gradients)
+        return MeasuredStep(self.state.steps, groups, gradients, buffers)
 
-    def _buffers(self) -> Row:
-        """Return ``β_t``: the buffers before the step's first training forward, if one was seen."""
-        seen = self._forwards.buffers
-        return pack(self._forwards.current_buffers() if seen is None else seen)
+    def _settle_now(self) -> None:
+        """Write the pending step as parameters and buffers are now."""
+        self._settle(pack(self._forwards.current_buffers()))
+        if self.state.is_due:  # of use until the next step brings the final one
+            self._submit_state(self._full_state(), passing=True)
 
     def _settle(self, buffers: Row, state: bytes | None = None) -> None:
         """Write the pending step, which led to where we are; begin the log if there is none."""
@@ -208,9 +212,20 @@ class StepLogger:
         self._submit_state(state, passing=False)
         self._between = False
 
+    def _settle_last(self) -> None:
+        """Write the pending step and the final state."""
+        buffers = pack(self._forwards.current_buffers())
+        try:
+            self._settle(buffers)
+        except KeyboardInterrupt:  # it may have ended the waiting for the writer only
+            if not self._between:
+                self._settle(buffers)
+            raise
+        self._submit_state(self._full_state(), passing=True)
+
     def _full_state(self) -> bytes | None:
         """Return the full state before the next step, whose forward may have moved the buffers."""
-        return self.state.capture(self._forwards.buffers)
+        return self.state.capture(self._forwards.buffers_between)
 
     def _submit_state(self, state: bytes | None, *, passing: bool) -> None:
         if state is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import warnings
 
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from tests.helpers.wrapping import X, Y, build, sgd
 from tracer import TracingSGD, open_log
 from tracer.errors import TracingWarning
+from tracer.watch.captures import Capture
 
 
 def masks(model, state):
@@ -120,6 +122,19 @@ def copying(t, model, optimizer, seen):
 def test_random_state_of_the_forward(path, loop):
     torch.manual_seed(7)
     logged_output(path, loop)
+
+
+def test_forwards_that_no_step_uses_are_forgotten(path):
+    """A model in train mode that is only looked at, or whose gradients somebody else uses."""
+    model = build()
+    with TracingSGD(sgd(model), model, path) as optimizer:
+        for k in range(60):
+            out = model(X)
+            if k > 20:
+                out.sum().backward()
+        kept = [one for one in gc.get_objects() if isinstance(one, Capture)]
+        assert len(kept) <= 3
+        optimizer.step(batch_ids=range(12))
 
 
 def test_compiled_model(path):
