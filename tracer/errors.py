@@ -12,6 +12,8 @@
     └── MismatchError           a replayed step does not reproduce the logged one
 
     UserWarning
+    ├── InputWarning            an argument or data that mean something else than they seem to
+    ├── PrecisionWarning        a result is less precise than results usually are
     ├── LogWarning              a log was repaired, or ends before its run did
     └── TracingWarning          tracing goes on with less than was asked for, or not at all
 
@@ -20,8 +22,10 @@ A message says what was expected, what was found, where, and what to do.
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from reprlib import Repr
 
 _BETWEEN = ("tracer", "torch")  # packages whose frames a warning does not point at
 
@@ -66,6 +70,10 @@ class MismatchError(TracinError):
     """A replayed step does not reproduce the logged one."""
 
 
+class InputWarning(UserWarning):
+    """An argument or data that mean something else than they seem to."""
+
+
 class PrecisionWarning(UserWarning):
     """A result is less precise than results usually are."""
 
@@ -76,6 +84,28 @@ class LogWarning(UserWarning):
 
 class TracingWarning(UserWarning):
     """Tracing stopped or cannot do all that was asked for, while training goes on."""
+
+
+_SHORT = Repr()
+_SHORT.maxstring, _SHORT.maxother, _SHORT.maxlong = 60, 60, 30
+_PRINTED = (str, bytes, int, float, complex, type(None), os.PathLike, range, slice)
+_SEQUENCES = (list, tuple, set, frozenset)
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: in a few words, never a data set."""
+    items = value if isinstance(value, _SEQUENCES) else [value]
+    if all(isinstance(item, _PRINTED) for item in items):
+        return _SHORT.repr(value)
+    kind = type(value).__name__
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    if hasattr(value, "shape"):
+        return f"{kind} of shape {tuple(value.shape)}"
+    try:
+        return f"{kind} of length {len(value)}"  # type: ignore[arg-type]
+    except TypeError:
+        return f"an object of type {kind}"
 
 
 def warn(text: str) -> None:

@@ -10,6 +10,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
+from numbers import Real
 
 import torch
 
@@ -18,7 +19,7 @@ from replay.evaluate.binding import Models
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.task import Task
-from tracer.errors import InputError, NonFiniteError
+from tracer.errors import InputError, NonFiniteError, shown
 from tracer.records import ID
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -37,13 +38,14 @@ def parse_bytes(memory: int | str) -> int:
     Raises:
         InputError: It is not a positive size.
     """
-    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", str(memory).lower())
+    text = str(memory).lower() if isinstance(memory, (str, Real)) else ""
+    match = re.fullmatch(r"\s*([\d.]+)\s*([kmgt]?)(i?b)?\s*", text)
     try:
         size = int(float(match[1]) * _UNITS[match[2]]) if match else 0
     except ValueError:
         size = 0
     if size < 1:
-        raise InputError(f'memory is a size such as "2GiB" or "500MB", found {memory!r}.')
+        raise InputError(f'memory is a size such as "2GiB" or "500MB", found {shown(memory)}.')
     return size
 
 

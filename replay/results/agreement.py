@@ -14,12 +14,15 @@ NaN where a row is constant or a denominator is 0.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
+
+from replay.arguments import listed, one_of
+from tracer.errors import InputError, shown
 
 METRICS = (
     "pearson",
@@ -31,6 +34,7 @@ METRICS = (
     "slope",
     "total_ratio",
 )
+_ONE_WAY = ("slope", "total_ratio")  # of y against x is not of x against y
 Row = NDArray[np.float64]
 
 
@@ -77,8 +81,35 @@ class Agreement:
         return list(dict.fromkeys(row.pair for row in self.rows))
 
     def get(self, pair: tuple[str, str], metric: str) -> Comparison:
-        """Return one comparison."""
-        return next(row for row in self.rows if row.pair == pair and row.metric == metric)
+        """Return one comparison.
+
+        Args:
+            pair: The two methods; in either order, where the metric is the same both ways.
+            metric: One of ``METRICS``.
+
+        Raises:
+            InputError: There is no such comparison.
+        """
+        names = tuple(map(str, listed(pair) or ()))
+        if names not in {*self.pairs, *(pair[::-1] for pair in self.pairs)}:
+            raise InputError(
+                f"expected a pair of methods and a metric, as in {self._example()}; found the pair "
+                f"{shown(pair)}."
+            )
+        one_of("metric", metric, METRICS)
+        rows = {row.pair: row for row in self.rows if row.metric == metric}
+        if names in rows:
+            return rows[names]
+        if metric in _ONE_WAY:
+            raise InputError(
+                f"{metric} differs for {names[0]} against {names[1]}; what was compared is "
+                f"{names[::-1]}."
+            )
+        return replace(rows[names[::-1]], pair=names)
+
+    def _example(self) -> str:
+        pairs = self.pairs or [("tracin", "ideal")]
+        return " or ".join(f'get({pair}, "{METRICS[0]}")' for pair in pairs)
 
 
 def compare(scores: Mapping[str, Row], *, k: int) -> Agreement:

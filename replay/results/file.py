@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.arguments import place
 from replay.results.output import check_free, inputs_of, is_log, moved_when_whole
 from replay.results.variables import FORMATS, SELF_INFLUENCE, SELF_SCORES, VALUE, Format, Variable
 from tracer.errors import InputError
@@ -97,9 +98,10 @@ def open_result(path: str | Path, kind: Format) -> Iterator[Stored]:
     Raises:
         InputError: The file is missing, damaged, another kind of file, or of a newer format.
     """
+    path = place("a result", path)
     try:
         with h5py.File(path, "r") as file:
-            _check_format(Path(path), file, kind)
+            _check_format(path, file, kind)
             yield Stored(file, kind)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} cannot be read as a result: {error}.") from error

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.arguments import one_of, place, plain, whole
 from replay.results.agreement import Agreement, compare
 from replay.results.file import Content, open_result, write_result
 from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS
-from tracer.errors import InputError
+from tracer.errors import InputError, shown
 from tracer.records import ID
 
 Table = NDArray[np.float64]
@@ -61,7 +62,7 @@ class Influence:
         Args:
             test_id: The test example.
             method: The method; default: the first of the result.
-            k: How many.
+            k: How many; all, if the result has fewer.
 
         Raises:
             InputError: The test example or the method is not in the result.
@@ -78,9 +79,9 @@ class Influence:
         """Compare every pair of methods, test example by test example.
 
         Args:
-            k: Size of the top-k overlaps.
+            k: Size of the top-k overlaps; all examples, if there are fewer.
         """
-        return compare(self.scores, k=k)
+        return compare(self.scores, k=whole("k", k))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.
@@ -100,7 +101,14 @@ class Influence:
             "step": self.steps or list(range(count)),
         }
         facts = {**self.attributes, **lists}
-        write_result(Path(path), INFLUENCE, labels, self._variables(), facts, overwrite=overwrite)
+        write_result(
+            place("a result", path),
+            INFLUENCE,
+            labels,
+            self._variables(),
+            facts,
+            overwrite=overwrite,
+        )
 
     @classmethod
     def load(cls, path: str | Path) -> Influence:
@@ -140,14 +148,23 @@ class Influence:
     def _ranked(
         self, test_id: ID, method: str | None, k: int, sign: float
     ) -> tuple[list[ID], Table]:
-        method = next(iter(self.scores)) if method is None else method
-        if method not in self.scores:
-            raise InputError(f"the result has no method {method!r}; it has {list(self.scores)}.")
-        if test_id not in self.test_ids:
-            raise InputError(
-                f"the result has no test example {test_id!r}; it has {len(self.test_ids)}, "
-                f"beginning {self.test_ids[:3]}."
-            )
-        row = self.scores[method][self.test_ids.index(test_id)]
-        order = np.argsort(sign * row, kind="stable")[:k]
+        count = whole("k", k)
+        if method is None:
+            method = next(iter(self.scores))
+        row = self.scores[one_of("method", method, self.scores)][self._row(test_id)]
+        order = np.argsort(sign * row, kind="stable")[:count]
         return [self.train_ids[i] for i in order], row[order]
+
+    def _row(self, test_id: ID) -> int:
+        """Return the row of a test example."""
+        found = plain(test_id)
+        if (
+            isinstance(found, bool)
+            or not isinstance(found, (int, str))
+            or found not in self.test_ids
+        ):
+            raise InputError(
+                f"the result has no test example {shown(test_id)}; it has {len(self.test_ids)}, "
+                f"beginning {', '.join(map(shown, self.test_ids[:3]))}."
+            )
+        return self.test_ids.index(found)

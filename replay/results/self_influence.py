@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.arguments import one_of, place, whole
 from replay.results.file import Content, open_result, write_result
 from replay.results.variables import SELF_INFLUENCE, SELF_SCORES, VISITS
-from tracer.errors import InputError
 from tracer.records import ID
 
 
@@ -31,15 +31,14 @@ class SelfInfluence:
     attributes: dict[str, str | int | float]
 
     def top(self, k: int = 10, *, by: str = "self") -> tuple[list[ID], NDArray[np.float64]]:
-        """Return the k examples with the largest score, largest first.
+        """Return the k examples (all, if there are fewer) with the largest score, largest first.
 
         Raises:
             InputError: There is no such score.
         """
-        if by not in self.scores:
-            raise InputError(f"self-influence has {', '.join(self.scores)}; found {by!r}.")
-        order = np.argsort(-self.scores[by], kind="stable")[:k]
-        return [self.train_ids[i] for i in order], self.scores[by][order]
+        scores, count = self.scores[one_of("by", by, self.scores)], whole("k", k)
+        order = np.argsort(-scores, kind="stable")[:count]
+        return [self.train_ids[i] for i in order], scores[order]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimension ``train``, beside its place and moved there when whole.
@@ -50,7 +49,7 @@ class SelfInfluence:
         """
         labels = {"train": self.train_ids}
         write_result(
-            *(Path(path), SELF_INFLUENCE, labels, self._variables(), self.attributes),
+            *(place("a result", path), SELF_INFLUENCE, labels, self._variables(), self.attributes),
             overwrite=overwrite,
         )
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from replay.evaluate.binding import Models
 from replay.evaluate.chunks import Chunks
 from replay.evaluate.isolation import usual_surroundings
@@ -15,7 +17,7 @@ from replay.progress import Progress
 from replay.steps.tape import Tape
 from replay.task import Task
 from replay.vectors.workspace import temporaries
-from tracer.errors import InputError
+from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog
 
 
@@ -26,12 +28,23 @@ def computing(budget: int, *, allow_tf32: bool) -> Iterator[None]:
         yield
 
 
-def check_options(values: str, audit: int) -> None:
-    """Raise InputError unless a replay can be run like this; see ``Replay``."""
-    if values not in ("float64", "model"):
-        raise InputError(f'values must be "float64" or "model", found {values!r}.')
-    if audit < 1:
-        raise InputError(f"audit is a number of passes, at least 1, found {audit}.")
+def gradient_dtype(dtype: Any) -> torch.dtype | None:
+    """Return the dtype of gradients; None is the run's own.
+
+    Raises:
+        InputError: It is none, by object or by name.
+    """
+    known = {"float64": torch.float64, "float32": torch.float32}
+    named = isinstance(dtype, (str, torch.dtype))
+    if dtype is None or (named and dtype == "model"):
+        return None
+    found = known.get(str(dtype).removeprefix("torch.")) if named else None
+    if found is None:
+        raise InputError(
+            f'dtype must be None (the run\'s own), "float64" or "float32", found '
+            f"{dtype if isinstance(dtype, torch.dtype) else shown(dtype)}."
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from operator import index
 from typing import Any
 
+from replay.arguments import flag, listed, positive
 from replay.methods.method import Method
 from replay.methods.table import METHODS
 from replay.states.checkpoints import chosen_checkpoints
 from replay.task import Task, example_ids, unknown_ids
-from tracer.errors import InputError
+from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
@@ -50,7 +53,7 @@ class Question:
         task: Task,
         test_ids: Sequence[ID],
         *,
-        methods: Sequence[str],
+        methods: str | Sequence[str],
         checkpoints: int | str | Sequence[int],
         train_ids: Sequence[ID] | None,
         steps: Window | None,
@@ -63,14 +66,12 @@ class Question:
         Raises:
             InputError: One of them cannot be used with this run and task.
         """
-        check_methods(methods)
-        chosen = tuple(METHODS[name] for name in methods)
+        chosen = chosen_methods(methods)
         sums = not all(method.walks for method in chosen)
         points = chosen_checkpoints(log, checkpoints) if sums else []
         columns = example_ids(task.train) if train_ids is None else train_ids
         rows = known_ids(test_ids, task.test, "test")
         columns = known_ids(columns, task.train, "training")
-        check_tolerance(ideal_tolerance)
         return cls(
             test_ids=rows,
             train_ids=columns,
@@ -78,8 +79,8 @@ class Question:
             steps=window(steps, len(log)),
             checkpoints=points,
             names=matching(parameters, list(log.parameter_layout)),
-            tolerance=ideal_tolerance,
-            allow_mismatch=allow_mismatch,
+            tolerance=positive("ideal_tolerance", ideal_tolerance),
+            allow_mismatch=flag("allow_mismatch", allow_mismatch),
         )
 
     @property
@@ -115,37 +116,51 @@ class Question:
 
 
 def known_ids(ids: Any, dataset: Any, side: str) -> list[ID]:
-    """Return IDs, of a list, tensor or array, as Python numbers or text.
+    """Return IDs, of a list, a tensor, a mapping's keys, as Python numbers or text.
 
     Raises:
         InputError: They are not some of a data set's, each once.
     """
-    listed = ids.tolist() if hasattr(ids, "tolist") else ids
-    if isinstance(listed, (str, bytes)) or not hasattr(listed, "__iter__"):
-        raise InputError(f"expected a list of {side} IDs, found {ids!r}.")
-    found: list[ID] = [one.item() if hasattr(one, "item") else one for one in listed]
-    if len(found) == 0:
-        raise InputError(f"expected at least one {side} ID, found none.")
+    found = listed(list(ids) if isinstance(ids, Mapping) else ids)
+    if found is None:
+        raise InputError(f"expected a list of {side} IDs like [3, 14], found {shown(ids)}.")
+    if not found:
+        raise InputError(f"expected at least one {side} ID, found none; None means all.")
+    for k, identity in enumerate(found):
+        if isinstance(identity, bool) or not isinstance(identity, (int, str)):
+            raise InputError(
+                f"{side} IDs are whole numbers or text, and number {k + 1} of the list is "
+                f"{shown(identity)}; give the IDs, not the examples."
+            )
     unknown = unknown_ids(dataset, found)
     if unknown:
-        raise InputError(f"the {side} set has no example {unknown[0]!r}.")
+        raise InputError(
+            f"the {side} set has no example {shown(unknown[0])}; its {_beginning(dataset)}."
+        )
     if len(set(found)) < len(found):
-        twice = next(i for i in found if found.count(i) > 1)
-        raise InputError(f"{side} ID {twice!r} is listed twice; list each example once.")
+        twice = next(i for i, count in Counter(found).items() if count > 1)
+        raise InputError(f"{side} ID {shown(twice)} is listed twice; list each example once.")
     return found
 
 
-def check_methods(methods: Sequence[str]) -> None:
-    """Raise InputError unless every method is known."""
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown or not methods or isinstance(methods, str):
-        raise InputError(f"methods are any of {', '.join(METHODS)}; found {methods!r}.")
+def _beginning(dataset: Any) -> str:
+    """Return how a data set's IDs begin."""
+    ids = example_ids(dataset)
+    return f"{len(ids)} IDs begin {', '.join(map(shown, ids[:3]))}"
 
 
-def check_tolerance(tolerance: float | None) -> None:
-    """Raise InputError unless ``ideal_tolerance`` can be one."""
-    if tolerance is not None and not tolerance > 0:
-        raise InputError(f"ideal_tolerance must be positive or None, found {tolerance}.")
+def chosen_methods(methods: str | Iterable[str]) -> tuple[Method, ...]:
+    """Return methods by their names, one name or several.
+
+    Raises:
+        InputError: There is none, or one is unknown or named twice.
+    """
+    names = [methods] if isinstance(methods, str) else listed(methods)
+    if not names or not all(isinstance(name, str) and name in METHODS for name in names):
+        raise InputError(f"methods are any of {', '.join(METHODS)}; found {shown(methods)}.")
+    if len(set(names)) < len(names):
+        raise InputError(f"methods names one twice: {', '.join(names)}; name each once.")
+    return tuple(METHODS[name] for name in names)
 
 
 def window(steps: Window | None, total: int) -> range:
@@ -160,24 +175,30 @@ def window(steps: Window | None, total: int) -> range:
     """
     if steps is None:
         return range(total)
-    start: int | None = None
-    stop: int | None = None
-    stride: int | None = 1
+    bounds = _bounds(steps)
+    try:
+        start, stop, stride = (None if v is None else index(v) for v in bounds or ())
+    except (TypeError, ValueError):  # no numbers, or not three
+        stride = 0
+    if stride in (None, 1):
+        start, stop = 0 if start is None else start, total if stop is None else stop
+        if 0 <= start < stop <= total:
+            return range(start, stop)
+    raise InputError(
+        f"steps is a window a:b with 0 <= a < b <= {total} of this run, found {shown(steps)}; "
+        'write "0:5", slice(0, 5) or (0, 5).'
+    )
+
+
+def _bounds(steps: Any) -> tuple[Any, Any, Any] | None:
+    """Return first step, end and stride of what can be a window."""
     if isinstance(steps, str):
-        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", steps)
-        start, stop = (int(v) if v else None for v in match.groups()) if match else (-1, -1)
-    elif isinstance(steps, tuple):
-        start, stop = steps if len(steps) == 2 else (-1, -1)
-    elif isinstance(steps, (range, slice)):
-        start, stop, stride = steps.start, steps.stop, steps.step
-    else:
-        start = -1
-    start, stop = 0 if start is None else start, total if stop is None else stop
-    if not (stride in (None, 1) and 0 <= start < stop <= total):
-        raise InputError(
-            f"steps is a window a:b with 0 <= a < b <= {total} of this run, found {steps}."
-        )
-    return range(start, stop)
+        match = re.fullmatch(r"\s*(\d*)\s*:\s*(\d*)\s*", steps, re.ASCII)
+        first, end = match.groups() if match else ("0", "0")
+        return int(first) if first else None, int(end) if end else None, 1
+    if isinstance(steps, (range, slice)):
+        return steps.start, steps.stop, steps.step
+    return (*steps, 1) if isinstance(steps, tuple) and len(steps) == 2 else None
 
 
 def matching(patterns: str | Iterable[str] | None, names: Sequence[str]) -> frozenset[str] | None:
@@ -188,13 +209,17 @@ def matching(patterns: str | Iterable[str] | None, names: Sequence[str]) -> froz
     """
     if patterns is None:
         return None
+    given = [patterns] if isinstance(patterns, str) else listed(patterns)
+    if not given or not all(isinstance(pattern, str) for pattern in given):
+        raise InputError(
+            f'parameters are patterns of names like "head.*", at least one, or None for all; '
+            f"found {shown(patterns)}."
+        )
     found: set[str] = set()
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+    for pattern in given:
         hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
-            shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-            raise InputError(f"no parameter matches {pattern!r}; the model has {shown}.")
+            some = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+            raise InputError(f"no parameter matches {shown(pattern)}; the model has {some}.")
         found.update(hits)
-    if not found:
-        raise InputError("parameters is empty; give at least one pattern, or None for all.")
     return frozenset(found)

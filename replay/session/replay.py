@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from replay.arguments import flag, one_of, place, whole
 from replay.evaluate.binding import bind
 from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
@@ -17,7 +18,7 @@ from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session.bound_run import BoundRun, check_options, computing
+from replay.session.bound_run import BoundRun, computing, gradient_dtype
 from replay.session.estimate import Cost, estimated
 from replay.session.plan import ParameterPath, paths_of_run
 from replay.session.question import Question, Window, known_ids, window
@@ -25,7 +26,7 @@ from replay.session.scoring import answered, measured_drops, self_influence
 from replay.states.logged import LoggedStates
 from replay.steps.verify import Verification, verified
 from replay.task import Task, described, example_ids, parse_test_ids
-from tracer.errors import LogError
+from tracer.errors import InputError, LogError, TaskError, shown
 from tracer.log.read.run_log import open_log
 from tracer.records import ID
 from tracer.rules.table import RULES
@@ -38,8 +39,8 @@ class Replay:
         log: Path of the log.
         task: The task; default: the one that the log names.
         device: Where to compute; default: the CPU.
-        dtype: ``torch.float64`` computes everything in float64; default: gradients in the
-            run's own dtype.
+        dtype: ``torch.float64`` or ``"float64"`` computes everything in float64; default: gradients
+            in the run's own dtype.
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
         memory: Budget for gradients and activations, beyond the copies of the model, one pass over
             a training batch and some 15 vectors of the model's size that a step is made of.
@@ -59,20 +60,25 @@ class Replay:
         task: Task | str | None = None,
         *,
         device: str | torch.device = "cpu",
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         values: str = "float64",
         memory: int | str = "2GiB",
         audit: int = 100,
         allow_tf32: bool = False,
         announce: Callable[[str], None] | None = None,
     ) -> None:
-        check_options(values, audit)
-        budget, where = parse_bytes(memory), usable_device(device)
-        self.log = open_log(log)
+        one_of("values", values, ("float64", "model"))
+        audit, allow_tf32 = whole("audit", audit), flag("allow_tf32", allow_tf32)
+        kind, budget, where = gradient_dtype(dtype), parse_bytes(memory), usable_device(device)
+        if not isinstance(task, (Task, str, type(None))):
+            raise TaskError(f"task must be a replay.Task or its name, found {shown(task)}.")
+        if announce is not None and not callable(announce):
+            raise InputError(f"announce must be a function or None, found {shown(announce)}.")
+        self.log = open_log(place("a run log", log))
         if len(self.log) == 0:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
-        kinds = (dtype, dtype, torch.float64 if values == "float64" else dtype)
+        kinds = (kind, kind, torch.float64 if values == "float64" else kind)
         with computing(budget, allow_tf32=allow_tf32):
             models = bind(self.task, self.log, where, kinds, audit=audit)
         states = LoggedStates(self.log)
@@ -99,14 +105,14 @@ class Replay:
             progress: Show progress on stderr.
         """
         test_ids = known_ids(test_ids, self.task.test, "test")
-        with self._run.computing(), Progress(progress) as shown:
-            return measured_drops(self._run, test_ids, shown)
+        with self._run.computing(), Progress(flag("progress", progress)) as bars:
+            return measured_drops(self._run, test_ids, bars)
 
     def influence(
         self,
         test_ids: Sequence[ID],
         *,
-        methods: Sequence[str] = DEFAULT,
+        methods: str | Sequence[str] = DEFAULT,
         checkpoints: int | str | Sequence[int] = 10,
         train_ids: Sequence[ID] | None = None,
         steps: Window | None = None,
@@ -152,14 +158,14 @@ class Replay:
             ideal_tolerance=ideal_tolerance,
             allow_mismatch=allow_mismatch,
         )
-        with self._run.computing(), Progress(progress) as shown:
-            return answered(self._run, question, shown)
+        with self._run.computing(), Progress(flag("progress", progress)) as bars:
+            return answered(self._run, question, bars)
 
     def estimate(
         self,
         test_ids: Sequence[ID],
         *,
-        methods: Sequence[str] = DEFAULT,
+        methods: str | Sequence[str] = DEFAULT,
         checkpoints: int | str | Sequence[int] = 10,
         train_ids: Sequence[ID] | None = None,
         steps: Window | None = None,
@@ -203,11 +209,9 @@ class Replay:
         """
         chosen = example_ids(self.task.train) if train_ids is None else train_ids
         chosen = known_ids(chosen, self.task.train, "training")
-        looked_at = window(steps, len(self.log))
-        with self._run.computing(), Progress(progress) as shown:
-            return self_influence(
-                self._run, chosen, looked_at, shown, allow_mismatch=allow_mismatch
-            )
+        looked_at, mismatch = window(steps, len(self.log)), flag("allow_mismatch", allow_mismatch)
+        with self._run.computing(), Progress(flag("progress", progress)) as bars:
+            return self_influence(self._run, chosen, looked_at, bars, allow_mismatch=mismatch)
 
     def verify(self, *, steps: Window | None = None, progress: bool = True) -> Verification:
         """Replay each step's gradient and compare the step with the log.
@@ -219,9 +223,9 @@ class Replay:
             progress: Likewise.
         """
         chosen = window(steps, len(self.log))
-        with self._run.computing(), Progress(progress) as shown:
+        with self._run.computing(), Progress(flag("progress", progress)) as bars:
             splits = self.log.metadata["update_rule"] in RULES
-            tape = self._run.tape(chosen, shown, allow_mismatch=False, splits=splits)
+            tape = self._run.tape(chosen, bars, allow_mismatch=False, splits=splits)
             return verified(tape, self._run.states, chosen)
 
     def plan(self) -> list[ParameterPath]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Integral
+from typing import Any
 
+from replay.arguments import listed, plain
 from replay.evaluate.state import State, States
 from replay.states.rates import learning_rates
-from tracer.errors import InputError
+from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog
 
 
@@ -53,30 +54,41 @@ def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> l
         InputError: The choice cannot be read, or the run does not have it.
     """
     total = len(log)
-    listed = checkpoints.tolist() if hasattr(checkpoints, "tolist") else checkpoints
-    if listed == "all":
+    if isinstance(checkpoints, str) and checkpoints == "all":
         return list(range(total))
-    if listed == "epochs":
+    if isinstance(checkpoints, str) and checkpoints == "epochs":
         return _epoch_ends(log)
-    numbers = list(listed) if isinstance(listed, Iterable) else [listed]
-    if isinstance(listed, str) or not all(isinstance(k, Integral) for k in numbers):
-        raise InputError(
-            f'checkpoints must be a number, a list of steps, "epochs" or "all", '
-            f"found {checkpoints!r}."
-        )
-    steps = [int(k) for k in numbers]
-    if not isinstance(listed, Iterable):
-        count = steps[0]
-        if count < 1:
-            raise InputError(f"checkpoints must be at least 1, found {count}.")
-        return sorted({round(k * total / count) for k in range(1, count + 1)})
+    several = listed(checkpoints)
+    if several is None:
+        return _spaced(plain(checkpoints), total)
+    steps = [k for k in several if isinstance(k, int) and not isinstance(k, bool)]
+    if len(steps) < len(several):
+        raise _unreadable(checkpoints)
     bad = [k for k in steps if not 0 <= k <= total]
     if bad or not steps or len(set(steps)) < len(steps):
-        found = f"step {bad[0]}" if bad else f"{steps}"
+        found = f"step {bad[0]}" if bad else shown(checkpoints)
         raise InputError(
             f"checkpoints are different steps from 0 to {total} of this run, found {found}."
         )
     return steps
+
+
+def _spaced(count: Any, total: int) -> list[int]:
+    """Return the steps ``round(k T / n)`` of a number n, each once."""
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise _unreadable(count)
+    if count < 1:
+        raise InputError(f"checkpoints must be at least 1, found {count}.")
+    if count >= total:  # every step from the first one on
+        return list(range(round(total / count), total + 1))
+    return [round(k * total / count) for k in range(1, count + 1)]
+
+
+def _unreadable(checkpoints: Any) -> InputError:
+    return InputError(
+        'checkpoints must be a number, a list of steps, "epochs" or "all", found '
+        f"{shown(checkpoints)}."
+    )
 
 
 def _epoch_ends(log: RunLog) -> list[int]:

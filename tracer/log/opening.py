@@ -94,11 +94,11 @@ def attributes(file: h5py.File) -> dict[str, Any]:
 
 
 def _open(path: Path) -> OpenFile:
-    if not path.exists():
-        raise LogError(f"there is no log {path}; check the path.")
-    if not path.is_file():
-        raise LogError(f"{path} is not a file; expected a run log such as run.h5.")
     try:
+        if not path.exists():
+            raise LogError(f"there is no log {path}; check the path.")
+        if not path.is_file():
+            raise LogError(f"{path} is not a file; expected a run log such as run.h5.")
         if not h5py.is_hdf5(path):
             raise LogError(f"{path} is not an HDF5 file; expected a run log written by tracer.")
         block = superblock.read(path)

@@ -144,7 +144,10 @@ def test_blocks_of_parameters_add_up(tmp_path, name):
 
 @pytest.mark.parametrize(
     ("patterns", "message"),
-    [("head.*", "no parameter matches 'head.*'; the model has 0.weight, 0.bias"), ([], "is empty")],
+    [
+        ("head.*", "no parameter matches 'head.*'; the model has 0.weight, 0.bias"),
+        ([], "at least one, or None for all; found []"),
+    ],
 )
 def test_patterns_that_match_nothing(tmp_path, patterns, message):
     run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from tracer.codec.layout import read_layout, shapes, unpack
-from tracer.errors import LogError, LogWarning
+from tracer.errors import LogError, LogWarning, shown
 from tracer.log import schema
 from tracer.log.locking import is_being_written
 from tracer.log.opening import attributes, open_file
@@ -54,7 +54,10 @@ class RunLog:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        try:
+            self.path = Path(path)
+        except TypeError:
+            raise LogError(f"expected the path of a run log, found {shown(path)}.") from None
         opened = open_file(self.path)
         self._file, self.live = opened.file, opened.live
         try:
