@@ -92,9 +92,10 @@ class Agreement:
         """
         names = tuple(map(str, listed(pair) or ()))
         if names not in {*self.pairs, *(pair[::-1] for pair in self.pairs)}:
+            some = " or ".join(f'get({one}, "{METRICS[0]}")' for one in self.pairs)
             raise InputError(
-                f"expected a pair of methods and a metric, as in {self._example()}; found the pair "
-                f"{shown(pair)}."
+                f"expected a pair of methods and a metric, {some or 'of a result with several'}; "
+                f"found the pair {shown(pair)}."
             )
         one_of("metric", metric, METRICS)
         rows = {row.pair: row for row in self.rows if row.metric == metric}
@@ -106,10 +107,6 @@ class Agreement:
                 f"{names[::-1]}."
             )
         return replace(rows[names[::-1]], pair=names)
-
-    def _example(self) -> str:
-        pairs = self.pairs or [("tracin", "ideal")]
-        return " or ".join(f'get({pair}, "{METRICS[0]}")' for pair in pairs)
 
 
 def compare(scores: Mapping[str, Row], *, k: int) -> Agreement:

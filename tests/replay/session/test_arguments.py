@@ -185,7 +185,7 @@ def test_values_that_are_understood(asked):
         (
             "pair",
             "tracin",
-            r'as in get\(\(.tracin., .ideal.\), "pearson"\) or .*found the pair .tr',
+            r'and a metric, get\(\(.tracin., .ideal.\), "pearson"\) or .*found the pair .tr',
         ),
         ("metric", "ideal", 'metric must be "pearson" or .*, found .ideal.'),
     ],
