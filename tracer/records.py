@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from tracer.codec.nested import decode
+from tracer.codec.nested import NestedError, decode
+from tracer.errors import LogError
 
 ID: TypeAlias = int | str
 GRADIENT_NORM = "gradient_norm"  # its name among a group's numbers in the log
@@ -38,17 +39,30 @@ class MicroBatch:
         random_state: As it was when the forward began; None if no forward was seen, so
             that the pass counts as deterministic.
         payload: Gives the recorded batch, encoded; None unless ``record="batches"``.
+        place: Log and step, for messages.
     """
 
     ids: tuple[ID, ...]
     coefficients: Tensor
     random_state: RandomState | None
     payload: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
+    place: str = field(default="", repr=False, compare=False, kw_only=True)
 
     @property
     def batch(self) -> Any:
-        """The recorded batch as the loss took it, on the CPU; None if it is not recorded."""
-        return None if self.payload is None else decode(self.payload())
+        """The recorded batch as the loss took it, on the CPU; None if it is not recorded.
+
+        Raises:
+            LogError: It does not match its checksum, or is none.
+        """
+        if self.payload is None:
+            return None
+        try:
+            return decode(self.payload())
+        except NestedError as error:
+            raise LogError(
+                f"{self.place}: a recorded batch is damaged: {error}; restore the log from a copy."
+            ) from error
 
 
 @dataclass(frozen=True)

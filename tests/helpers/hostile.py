@@ -6,7 +6,9 @@ import os
 import pickle
 import resource
 import warnings
+import zlib
 
+from tracer import open_log
 from tracer.errors import InputError, LogError
 
 ROOM = 400 << 20  # bytes
@@ -60,3 +62,20 @@ def mutated(data, rng):
         elif rng.random() < 0.2:
             del data[len(data) // 2 + start // 2 :]
     return bytes(data)
+
+
+def digest(path):
+    """Read everything of a log; return checksums of each step and snapshot."""
+    with open_log(path) as log:
+        found = [repr(log.step(t)) for t in range(len(log))]
+        for t in range(len(log) + 1):
+            found += [zlib.crc32(p.numpy().tobytes()) for p in log.parameters(t).values()]
+            found += [zlib.crc32(b.numpy().tobytes()) for b in log.buffers(t).values()]
+        for step in log.steps():
+            for batch in step.micro_batches:
+                found.append(repr(batch.batch))
+        for t in log.states():
+            found.append(repr(log.state(t)["optimizer"]))
+        log.segments()
+        repr(log.metadata)
+        return len(log), zlib.crc32(repr(found).encode())

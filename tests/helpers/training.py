@@ -16,6 +16,7 @@ from tests.helpers.places import ROOT
 from tracer import TracingOptimizer
 
 PER_EPOCH = 7
+OF_THE_PROCESS = ("run_uuid", "created", "attributes_crc")
 RULES = {
     "Adam": lambda p: torch.optim.AdamW(p, lr=0.01, amsgrad=True),
     "SGD": lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9, nesterov=True),
@@ -107,7 +108,7 @@ def tables(path):
                 found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None
             )
         )
-        found.update({k: v for k, v in file.attrs.items() if k not in ("run_uuid", "created")})
+        found.update({k: v for k, v in file.attrs.items() if k not in OF_THE_PROCESS})
     del found["segments"]
     return found
 

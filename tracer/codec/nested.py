@@ -17,6 +17,7 @@ from torch import Tensor
 from tracer.codec.layout import dtype_name, torch_dtype
 
 _ALIGN = 8
+_LARGEST = 1 << 22  # values in a header: of each comes an object
 _NUMPY = [np.dtype(f"{kind}{size}") for kind in "iuf" for size in (2, 4, 8)]
 _NUMPY += [np.dtype(name) for name in ("?", "i1", "u1")]
 
@@ -37,6 +38,11 @@ def encode(value: Any, called: str) -> bytes:
     """
     arrays: list[bytes] = []
     header = json.dumps(_describe(value, called, arrays, [0])).encode()
+    if _parts(header) > _LARGEST:
+        raise NestedError(
+            f"{called} has {_parts(header)} values; a log stores at most {_LARGEST}, and many "
+            "numbers in tensors."
+        )
     start = len(header).to_bytes(8, "little") + header
     return b"".join([start, bytes(-len(start) % _ALIGN), *arrays])
 
@@ -90,36 +96,47 @@ def decode(data: bytes) -> Any:
         size = int.from_bytes(data[:8], "little")
         if size > len(data) - 8:
             raise NestedError("the header is longer than the data")
+        header = data[8 : 8 + size]
+        if _parts(header) > _LARGEST:
+            raise NestedError(f"the header has {_parts(header)} values, at most {_LARGEST} can be")
         start = 8 + size + (-(8 + size) % _ALIGN)
-        return _build(json.loads(data[8 : 8 + size]), memoryview(data)[start:])
+        return _build(json.loads(header), memoryview(data)[start:], [0])
     except NestedError:
         raise
     except (ValueError, TypeError, KeyError, RuntimeError, RecursionError) as error:
         raise NestedError(f"not a stored value: {error}") from error
 
 
-def _build(node: Any, data: memoryview) -> Any:
+def _parts(header: bytes) -> int:
+    """Return at least how many objects a header becomes, before it is read."""
+    return sum(map(header.count, (b",", b"[", b"{")))
+
+
+def _build(node: Any, data: memoryview, end: list[int]) -> Any:
     if not isinstance(node, dict):
         return node
     ((kind, inner),) = node.items()
     if kind == "tensor":
-        return _tensor(inner, data)
+        return _tensor(inner, data, end)
     if kind == "array":
-        return _tensor(inner, data).numpy()
+        return _tensor(inner, data, end).numpy()
     if kind == "dict":
-        return {key: _build(value, data) for key, value in inner}
+        return {key: _build(value, data, end) for key, value in inner}
     if kind not in ("list", "tuple"):
         raise NestedError(f"unknown kind {kind!r}")
-    values = [_build(value, data) for value in inner]
+    values = [_build(value, data, end) for value in inner]
     return values if kind == "list" else tuple(values)
 
 
-def _tensor(described: Any, data: memoryview) -> Tensor:
+def _tensor(described: Any, data: memoryview, end: list[int]) -> Tensor:
     name, shape, offset = described
     dtype = torch_dtype(name)
     size = math.prod(shape) * dtype.itemsize
     if min((*shape, offset), default=0) < 0 or offset + size > len(data):
         raise NestedError("a tensor lies outside the data")
+    if offset < end[0]:  # what is named twice would be in memory twice
+        raise NestedError("two tensors share bytes")
+    end[0] = offset + size
     if not size:
         return torch.empty(shape, dtype=dtype)
     raw = bytearray(data[offset : offset + size])

@@ -6,19 +6,16 @@ import errno
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import h5py
-import numpy as np
 
 from tracer.errors import LogError
 from tracer.hdf5 import superblock
 from tracer.hdf5.patches import DamagedError
 from tracer.hdf5.repair import RepairedView, repair
-from tracer.log import schema
+from tracer.log import metadata, schema
 from tracer.log.locking import WriterLock, is_being_written, require_own_name
 
-_ATTRIBUTE_BYTES = 1 << 20
 _UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -63,7 +60,7 @@ def open_file(path: Path) -> OpenFile:
 
 def check_format(path: Path, file: h5py.File) -> None:
     """Raise LogError unless a file is a run log of a format that this version reads."""
-    found = attributes(file)
+    found = metadata.read(file)
     if found.get("format") != schema.FORMAT:
         raise LogError(
             f"{path} is an HDF5 file but not a run log: tracer.TracingOptimizer writes those. A "
@@ -77,20 +74,16 @@ def check_format(path: Path, file: h5py.File) -> None:
             f"{path} has log format {version}, this version reads up to "
             f"{schema.FORMAT_VERSION}; upgrade tracin-replay."
         )
-
-
-def attributes(file: h5py.File) -> dict[str, Any]:
-    """Return a file's attributes: numbers and text of fixed length; others are left out."""
-    found: dict[str, Any] = {}
-    for name in file.attrs:
-        attribute = file.attrs.get_id(name)
-        if attribute.get_storage_size() > _ATTRIBUTE_BYTES or attribute.shape != ():
-            continue
-        if attribute.dtype.kind == "S":
-            found[name] = bytes(file.attrs[name]).decode(errors="replace").rstrip("\0")
-        elif attribute.dtype.kind in "biuf":
-            found[name] = np.asarray(file.attrs[name]).item()
-    return found
+    if metadata.CHECKSUM not in found:
+        raise LogError(
+            f"{path} was written before the first release, in a format that is read no more; trace "
+            "the run again, or read it with the version that wrote it."
+        )
+    if not metadata.is_sealed(file):
+        raise LogError(
+            f"{path} is a damaged run log: its attributes do not match their checksum; restore it "
+            "from a copy."
+        )
 
 
 def _open(path: Path) -> OpenFile:

@@ -16,6 +16,7 @@ import h5py
 import numpy as np
 
 from tracer.codec.layout import Field, layout_table, row_bytes
+from tracer.log import metadata
 from tracer.log.parts import table
 from tracer.log.parts.buffers import SNAP_BUFFERS
 from tracer.log.parts.facts import Facts, Table
@@ -45,7 +46,13 @@ META_DTYPE = np.dtype(
     ]
 )
 META_STRUCT = packer(META_DTYPE)
-STATUS_DTYPE = np.dtype([("steps", "<i8"), ("closed", "<i8"), ("strings", "<i8"), ("crc", "<u4")])
+STATUS_DTYPE = np.dtype(
+    [
+        *((name, "<i8") for name in ("steps", "closed", "strings", "sync_every")),
+        ("parameters_crc", "<u4"),  # of the last ones
+        ("crc", "<u4"),
+    ]
+)
 
 TABLES = {
     META: Table(META_DTYPE),
@@ -75,11 +82,7 @@ def create(
         rows = layout_table(layout)
         file.create_dataset(name, data=rows)
         known[name.replace("/", "_") + "_crc"] = zlib.crc32(rows.tobytes())
-    for name, value in known.items():
-        if isinstance(value, str):  # of fixed length
-            file.attrs[name] = np.bytes_(value.encode() or b"\0")
-        else:
-            file.attrs[name] = value
+    metadata.write(file, known)
     file.create_dataset(STATUS, data=sealed(np.zeros(1, STATUS_DTYPE)))
     for name, kind in TABLES.items():
         options = {"compression": 1, "shuffle": True} if kind.deflated else {}

@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 
 from tests.helpers.command import run, trace
+from tracer.log import metadata
 
 
 def test_log_without_a_task(folder, capsys):
@@ -33,6 +34,7 @@ def test_inspect_shows_metadata_as_it_is(folder, capsys):
     with h5py.File("run.h5", "r+") as file:
         for name in ("task", "model", "optimizer", "run_uuid", "device"):
             file.attrs[name] = np.bytes_(f"[/red]{name}[bold]")
+        metadata.seal(file)
     code, out, err = run(capsys, "inspect", "run.h5")
     assert code == 0, err
     for name in ("task", "model", "optimizer", "run_uuid", "device"):

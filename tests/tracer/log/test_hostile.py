@@ -15,33 +15,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.helpers.hostile import mutated, read_in_child
+from tests.helpers.hostile import digest, mutated, read_in_child
 from tests.helpers.training import Run
 from tracer import TracingSGD, open_log
 from tracer.codec import layout
 from tracer.codec.nested import encode
 from tracer.errors import LogError
 from tracer.hdf5 import filters
-from tracer.log import schema
+from tracer.log import metadata, schema
 from tracer.log.parts import batch_ids, full_states, groups, micro_batches, recorded_batches, seals
 from tracer.log.read.chunks import Chunks
-
-
-def digest(path):
-    """Read everything of a log; return checksums of each step and snapshot."""
-    with open_log(path) as log:
-        found = [repr(log.step(t)) for t in range(len(log))]
-        for t in range(len(log) + 1):
-            found += [zlib.crc32(p.numpy().tobytes()) for p in log.parameters(t).values()]
-            found += [zlib.crc32(b.numpy().tobytes()) for b in log.buffers(t).values()]
-        for step in log.steps():
-            for batch in step.micro_batches:
-                found.append(repr(batch.batch))
-        for t in log.states():
-            found.append(repr(log.state(t)["optimizer"]))
-        log.segments()
-        repr(log.metadata)
-        return len(log), zlib.crc32(repr(found).encode())
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +89,16 @@ def sealed_layout(file, table):
     """Put another layout of the parameters in its place, with the right checksum."""
     del file[schema.PARAMETERS]
     file[schema.PARAMETERS] = table
-    file.attrs["layout_parameters_crc"] = zlib.crc32(table.tobytes())
+    sealed_attribute(file, "layout_parameters_crc", zlib.crc32(table.tobytes()))
+
+
+def sealed_attribute(file, name, value):
+    """Change an attribute, and the checksum of them all; without a value it goes."""
+    if value is None:
+        del file.attrs[name]
+    else:
+        file.attrs[name] = value
+    metadata.seal(file)
 
 
 def plain_shape(file):
@@ -144,10 +136,25 @@ def small_batches(file):
 def sealed_state(file, data):
     """Put other bytes in a full state's place, with the right checksum."""
     row = file[full_states.STATES][0:1]
-    row["bytes"], row["offset"] = len(data), 0
-    row["crc"] = full_states.state_crc(row[0], data)
+    row["bytes"], row["offset"], row["state_crc"] = len(data), 0, zlib.crc32(data)
     file[full_states.SNAP_STATE][: len(data)] = np.frombuffer(data, np.uint8)
-    file[full_states.STATES][0:1] = row
+    file[full_states.STATES][0:1] = seals.sealed(row)
+
+
+def recorded(file, data):
+    """Put other bytes in the place of a recorded batch, with the right checksum."""
+    file[recorded_batches.SNAP_BATCHES].resize(1 << 12, axis=0)
+    whole = np.frombuffer(data.ljust(4 << 12, b"\0"), recorded_batches.WORD)
+    file[recorded_batches.SNAP_BATCHES][:] = whole
+    sealed_micro(file, 1, batch=0, batch_bytes=len(data), batch_crc=zlib.crc32(data))
+
+
+def shared(count):
+    """Return a stored list of tensors that all name the same bytes."""
+    node = b'{"tensor": ["uint8", [1000], 0]}'
+    header = b'{"list": [%s]}' % b",".join([node] * count)
+    start = len(header).to_bytes(8, "little") + header
+    return start + bytes(-len(start) % 8 + 1000)
 
 
 HUGE = 1 << 40
@@ -205,18 +212,20 @@ HOSTILE = {
     ),
     "group": lambda f: (f.pop(batch_ids.IDS), f.create_group(batch_ids.IDS)),
     "no status": lambda f: f.pop(schema.STATUS),
-    "no attribute": lambda f: f.attrs.pop("hyperparameters"),
-    "version": lambda f: f.attrs.__setitem__("format_version", "one"),
-    "version 0": lambda f: f.attrs.__setitem__("format_version", 0),
-    "encoding": lambda f: f.attrs.__setitem__("encoding", np.bytes_(b"rot13")),
-    "devices": lambda f: f.attrs.__setitem__("cuda_devices", np.bytes_(b"a b")),
-    "keyframes": lambda f: f.attrs.__setitem__("keyframe_every", 0),
-    "keyframes text": lambda f: f.attrs.__setitem__("keyframe_every", np.bytes_(b"64")),
-    "momentum text": lambda f: f.attrs.__setitem__("momentum", np.bytes_(b"much")),
-    "hyperparameters": lambda f: f.attrs.__setitem__("hyperparameters", np.bytes_(b"lr")),
+    "no attribute": lambda f: sealed_attribute(f, "hyperparameters", None),
+    "version": lambda f: sealed_attribute(f, "format_version", "one"),
+    "version 0": lambda f: sealed_attribute(f, "format_version", 0),
+    "encoding": lambda f: sealed_attribute(f, "encoding", np.bytes_(b"rot13")),
+    "devices": lambda f: sealed_attribute(f, "cuda_devices", np.bytes_(b"a b")),
+    "keyframes": lambda f: sealed_attribute(f, "keyframe_every", 0),
+    "keyframes text": lambda f: sealed_attribute(f, "keyframe_every", np.bytes_(b"64")),
+    "momentum text": lambda f: sealed_attribute(f, "momentum", np.bytes_(b"much")),
+    "hyperparameters": lambda f: sealed_attribute(f, "hyperparameters", np.bytes_(b"lr")),
     "state not json": lambda f: sealed_state(f, (5).to_bytes(8, "little") + b"{{{{{"),
     "state header": lambda f: sealed_state(f, (2**63).to_bytes(8, "little")),
     "state code": lambda f: sealed_state(f, pickle.dumps(print)),
+    "batch of one tensor many times": lambda f: recorded(f, shared(400)),
+    "state of one tensor many times": lambda f: sealed_state(f, shared(30)),
     "state list": lambda f: sealed_state(f, encode([1], "it")),
 }
 

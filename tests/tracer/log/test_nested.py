@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from tracer.codec import nested
 from tracer.codec.nested import NestedError, decode, encode
 
 NESTED = {"a": [torch.arange(3), (1.5, None, True)], 7: "text", "e": torch.zeros(0, 2)}
@@ -64,6 +65,29 @@ def test_nested_views():
 def test_what_cannot_be_stored(value, message):
     with pytest.raises(NestedError, match=message):
         encode(value, "it")
+
+
+def described(header, tensors=b""):
+    data = len(header).to_bytes(8, "little") + header
+    return data + bytes(-len(data) % 8) + tensors
+
+
+def test_what_is_named_twice_would_be_in_memory_twice():
+    node = b'{"tensor": ["float32", [2, 2], 0]}'
+    assert decode(described(b'{"list": [%s]}' % node, bytes(16)))[0].shape == (2, 2)
+    with pytest.raises(NestedError, match="two tensors share bytes"):
+        decode(described(b'{"list": [%s]}' % b", ".join([node] * 400), bytes(16)))
+
+
+def test_many_values(monkeypatch):
+    """Of each comes an object, many times its bytes in the header."""
+    monkeypatch.setattr(nested, "_LARGEST", 9)
+    decode(encode([1] * 6, "it"))
+    with pytest.raises(NestedError, match="it has 11 values; a log stores at most 9"):
+        encode([1] * 10, "it")
+    for header in (b"[" + b"0," * 10 + b"0]", b"[" * 10 + b"]" * 10, b'[{"":0}' * 9):
+        with pytest.raises(NestedError, match="the header has .* values, at most 9 can be"):
+            decode(described(header))
 
 
 def test_mutated_nested_values():

@@ -20,7 +20,7 @@ IDS = "steps/ids"
 
 
 class BatchIds(BatchPart):
-    """One entry an ID. The checksum covers, after a micro-batch's entries, the strings."""
+    """One entry an ID. The checksum covers entries, then the strings' lengths, then the strings."""
 
     tables: ClassVar = {IDS: Table(np.dtype("<i8"), chunk=1024), **StringIds.tables}
     columns: ClassVar = {"ids": "<i8", "count": "<i8"}
@@ -41,7 +41,7 @@ class BatchIds(BatchPart):
         texts = [str(identity) for identity in ids]
         numbers = array("q", [self._strings.encode(sink, text) for text in texts])
         start = sink.add(IDS, numbers.tobytes(), len(ids), "ids_crc")
-        sink.sum("ids_crc", "".join(texts).encode())
+        sink.sum("ids_crc", _joined([text.encode() for text in texts]))
         return start
 
     def decode(self, source: Source, rows: NDArray[Any]) -> list[tuple[ID, ...]]:
@@ -52,11 +52,12 @@ class BatchIds(BatchPart):
         """
         begin = int(source.meta["ids"])
         whole = source.tables.rows(IDS, begin, source.meta["count"], source.where)
-        found = []
+        found, end = [], 0
         for start, count in zip(rows["ids"].tolist(), rows["count"].tolist(), strict=True):
-            numbers = whole[start - begin : start - begin + count] if start >= begin else whole[:0]
-            if len(numbers) != count:
+            # one behind the other: what is named twice would be in memory twice
+            if start != begin + end or not 0 <= count <= len(whole) - end:
                 raise source.broken(IDS)
+            numbers, end = whole[end : end + count], end + count
             source.sum("ids_crc", numbers.tobytes())
             found.append(self._decoded(source, numbers.tolist()))
         return found
@@ -68,8 +69,8 @@ class BatchIds(BatchPart):
         if any(not 0 <= k < len(known) for k in numbers):
             raise source.broken(IDS)
         texts = [known[k] for k in numbers]
-        source.sum("ids_crc", "".join(texts).encode())
-        return tuple(texts)
+        source.sum("ids_crc", _joined(texts))
+        return tuple([text.decode(errors="replace") for text in texts])
 
     def end(self, tables: Readable, micro: NDArray[Any]) -> dict[str, int]:
         """Return the number of entries, and the strings that they use."""
@@ -80,3 +81,8 @@ class BatchIds(BatchPart):
     def restore(self, sink: Sink) -> None:
         """Take up the strings on file."""
         self._strings.restore(sink)
+
+
+def _joined(texts: Sequence[bytes]) -> bytes:
+    """Return texts with their lengths before them: where each ends counts as much as its bytes."""
+    return array("q", map(len, texts)).tobytes() + b"".join(texts)

@@ -51,7 +51,6 @@ class Table:
         chunk: Rows of an HDF5 chunk, where a row is one element.
         on_change: Whether a row is appended only if it differs from the last one.
         deflated: Whether HDF5 shuffles and deflates it.
-        optional: Whether logs of version 1 may be without it.
     """
 
     dtype: np.dtype[Any]
@@ -59,4 +58,3 @@ class Table:
     chunk: int = 256
     on_change: bool = False
     deflated: bool = False
-    optional: bool = False

@@ -1,4 +1,7 @@
-"""The full states of a run: from one of them it resumes. A row says where each one's bytes lie."""
+"""The full states of a run: from one of them it resumes.
+
+A row says where the bytes of each lie and has their checksum, and its own.
+"""
 
 from __future__ import annotations
 
@@ -6,17 +9,19 @@ import zlib
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from tracer.codec.nested import NestedError, decode
 from tracer.errors import LogError
 from tracer.log.parts.facts import Table
+from tracer.log.parts.seals import is_sealed, sealed
 from tracer.log.parts.sink import Writable
 from tracer.log.parts.source import Readable
 
 STATES = "snap/states"
 SNAP_STATE = "snap/opt"
-STATE_DTYPE = np.dtype([("step", "<i8"), ("offset", "<i8"), ("bytes", "<i8"), ("crc", "<u4")])
+STATE_DTYPE = np.dtype(
+    [*((name, "<i8") for name in ("step", "offset", "bytes")), ("state_crc", "<u4"), ("crc", "<u4")]
+)
 TABLES = {STATES: Table(STATE_DTYPE, chunk=16), SNAP_STATE: Table(np.dtype("u1"), chunk=1 << 16)}
 
 
@@ -49,7 +54,8 @@ class FullStateWriter:
             number, offset = number - 1, int(last["offset"])
         row = np.zeros(1, STATE_DTYPE)
         row["step"], row["bytes"], row["offset"] = t, len(data), offset
-        row["crc"] = state_crc(row[0], data)
+        row["state_crc"] = zlib.crc32(data)
+        row = sealed(row)
         self._passing, self._end = passing, offset + len(data)
         if last is not None and row[0] == last:
             return False  # a flush wrote it
@@ -75,9 +81,19 @@ class FullStates:
     def __init__(self, tables: Readable) -> None:
         self._tables = tables
 
-    def rows(self) -> NDArray[Any]:
-        """Return a row for each state on file."""
-        return self._tables.rows(STATES, 0, self._tables.length(STATES), "the list of states")
+    def rows(self) -> dict[int, Any]:
+        """Return a row for each state on file, by its number.
+
+        Raises:
+            LogError: One does not match its checksum, in a log that was closed; in others a kill
+                may have torn it.
+        """
+        count = self._tables.length(STATES)
+        rows = self._tables.rows(STATES, 0, count, "the list of states")
+        found = {k: rows[k] for k in range(count) if is_sealed(rows[k : k + 1])}
+        if len(found) < count and self._tables.status()["closed"]:
+            raise self._tables.damage(STATES, "does not match its checksum")
+        return found
 
     def decode(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``.
@@ -101,7 +117,7 @@ class FullStates:
     def _find(self, t: int) -> tuple[int, bytes]:
         """Return the number of the row of the state before step ``t``, and the state's bytes."""
         rows = self.rows()
-        found = [k for k, row in enumerate(rows) if row["step"] == t]
+        found = [k for k, row in rows.items() if row["step"] == t]
         if not found:
             raise LogError(
                 f"{self._tables.path} holds no full state before step {t}; see states()."
@@ -115,12 +131,6 @@ class FullStates:
                 if k == found[0]:
                     raise
                 continue
-            if rows[k]["crc"] == state_crc(rows[k], data):
+            if rows[k]["state_crc"] == zlib.crc32(data):
                 return k, data
         raise self._tables.damage(SNAP_STATE, f"does not match its checksum for {where}")
-
-
-def state_crc(row: Any, data: bytes) -> int:
-    """Return the checksum of a full state: of its row in ``snap/states`` and of its bytes."""
-    numbers = np.array([row["step"], row["offset"], row["bytes"]], "<i8")
-    return zlib.crc32(data, zlib.crc32(numbers.tobytes()))

@@ -1,7 +1,4 @@
-"""The norm of each parameter's gradient: row t is step t's.
-
-Its checksum is that of the hyperparameters: the first logs of version 1 are without this table.
-"""
+"""The norm of each parameter's gradient: row t is step t's."""
 
 from __future__ import annotations
 
@@ -26,29 +23,26 @@ class GradientNorms(GroupPart):
     """A column for each parameter of the model, NaN where it had no gradient."""
 
     tables: ClassVar = {
-        NORMS: Table(np.dtype("<f8"), lambda facts: len(facts.names), optional=True),
+        NORMS: Table(np.dtype("<f8"), lambda facts: len(facts.names)),
     }
+    checksums: ClassVar = {"norms_crc": NORMS}
 
     def encode(self, sink: Sink, groups: Sequence[ParameterGroup]) -> Sequence[int]:
-        """Append a row, unless the log is without the table."""
-        if NORMS not in sink.tables:
-            return ()
+        """Append a row."""
         numbers = self._facts.numbers
         row = array("d", [math.nan]) * max(1, len(numbers))
         for group in groups:
             for name, norm in zip(group.names, group.norms, strict=False):
                 row[numbers[name]] = norm
-        sink.add(NORMS, row.tobytes(), 1, "hyper_crc")
+        sink.add(NORMS, row.tobytes(), 1, "norms_crc")
         return ()
 
     def decode(self, source: Source, names: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
-        """Return the norms of each group's parameters; of none in early logs."""
-        if not source.tables.has(NORMS):
-            return [((),) for _ in names]
+        """Return the norms of each group's parameters."""
         numbers = self._facts.numbers
-        row = source.ahead(NORMS, source.t, 1, "hyper_crc")[0].tolist()
+        row = source.ahead(NORMS, source.t, 1, "norms_crc")[0].tolist()
         return [(tuple([row[numbers[name]] for name in members]),) for members in names]
 
     def end(self, tables: Readable, meta: NDArray[Any]) -> dict[str, int]:
-        """Return the number of steps, if the log has the table."""
-        return {NORMS: len(meta)} if tables.has(NORMS) else {}
+        """Return the number of steps."""
+        return {NORMS: len(meta)}

@@ -62,7 +62,8 @@ class MicroBatches(Part):
         source.check({"micro_crc": MICRO})
         values = [part.decode(source, rows) for part in self._parts]
         source.check(self.checksums)
-        return [tuple([MicroBatch(*each) for each in zip(*values, strict=True)])]
+        place = f"{source.tables.path}: {source.where}"
+        return [tuple([MicroBatch(*each, place=place) for each in zip(*values, strict=True)])]
 
     def require(self, source: Source) -> None:
         """Read the recorded batches, too."""

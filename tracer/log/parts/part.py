@@ -2,9 +2,6 @@
 
 To add a part: a file here, its fixture in ``tests/data``, and one row in ``PARTS`` of ``table.py``
 (in ``BATCH_PARTS`` or ``GROUP_PARTS`` if it belongs to a micro-batch or a parameter group).
-
-Logs of version 1 have the columns of today's parts and no others. A new part of that version has an
-optional table with a row for each step, as ``GradientNorms`` has, and shares a checksum.
 """
 
 from __future__ import annotations

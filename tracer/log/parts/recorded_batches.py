@@ -47,7 +47,12 @@ class RecordedBatches(BatchPart):
 
     def decode(self, source: Source, rows: NDArray[Any]) -> list[Callable[[], bytes] | None]:
         """Return what reads each batch, and raises LogError if it is damaged; None for none."""
-        places = rows[list(self.columns)].tolist()
+        places, end = rows[list(self.columns)].tolist(), 0
+        for start, size, _ in places:
+            if start != NONE:
+                if start < end or size < 0:  # what is named twice would be in memory twice
+                    raise source.broken(SNAP_BATCHES)
+                end = start + _words(size)
         return [None if place[0] == NONE else _reader(source, *place) for place in places]
 
     def end(self, tables: Readable, micro: NDArray[Any]) -> dict[str, int]:

@@ -13,9 +13,6 @@ from tracer.log.parts.source import NONE
 class Writable(Protocol):
     """The tables of a log that is written."""
 
-    def __contains__(self, name: str) -> bool:
-        """Return whether the log has a table."""
-
     def __getitem__(self, name: str) -> int:
         """Return a table's length, with what waits to be written."""
 

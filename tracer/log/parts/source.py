@@ -30,9 +30,6 @@ class Readable(Protocol):
     path: Path
     strings: bool
 
-    def has(self, name: str) -> bool:
-        """Return whether the log has a table."""
-
     def length(self, name: str) -> int:
         """Return how many rows a table has."""
 
@@ -43,6 +40,9 @@ class Readable(Protocol):
         self, name: str, start: int, count: int, where: str, *, crc: int, before: int
     ) -> NDArray[Any]:
         """Return some rows out of a block that is read at once; see ``Ahead.checked``."""
+
+    def status(self) -> Any:
+        """Return the status row."""
 
     def damage(self, name: str, what: str) -> LogError:
         """Return the error for a table that is not as it must be."""

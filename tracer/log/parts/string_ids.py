@@ -27,7 +27,7 @@ class StringIds:
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}  # of those written
-        self._known: list[str] = []  # of those read
+        self._known: list[bytes] = []  # of those read
 
     def encode(self, sink: Sink, text: str) -> int:
         """Return the number of a string; append it if it is new."""
@@ -38,8 +38,8 @@ class StringIds:
             self._numbers[text] = len(self._numbers)
         return self._numbers[text]
 
-    def decode(self, tables: Readable, least: int) -> list[str]:
-        """Return the strings by number; those known already if there are ``least`` of them.
+    def decode(self, tables: Readable, least: int) -> list[bytes]:
+        """Return the strings in UTF-8, by number; those known already if there are ``least``.
 
         A kill may leave a list whose end is not in order; so no more than ``least`` have to be.
         """
@@ -66,14 +66,15 @@ class StringIds:
         ends, data = (
             sink.tables.rows(name, 0, sink.tables[name]) for name in (STRING_ENDS, STRINGS)
         )
-        self._numbers = {text: k for k, text in enumerate(_texts(ends, data.tobytes()))}
+        known = _texts(ends, data.tobytes())
+        self._numbers = {text.decode(errors="replace"): k for k, text in enumerate(known)}
 
 
-def _texts(ends: NDArray[np.int64], data: bytes) -> list[str]:
+def _texts(ends: NDArray[np.int64], data: bytes) -> list[bytes]:
     """Return the texts that end at some places, up to the first one that is not in order."""
     found = []
     for start, end in pairwise([0, *ends.tolist()]):
         if not start <= end <= len(data):
             break
-        found.append(data[start:end].decode(errors="replace"))
+        found.append(data[start:end])
     return found

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tracer.codec.layout import read_layout, shapes, unpack
 from tracer.errors import LogError, LogWarning, shown
-from tracer.log import schema
+from tracer.log import metadata, schema
 from tracer.log.locking import is_being_written
-from tracer.log.opening import attributes, open_file
+from tracer.log.opening import open_file
 from tracer.log.parts import segments
 from tracer.log.parts.full_states import FullStates
 from tracer.log.parts.hyperparameters import ever_used
@@ -61,7 +61,7 @@ class RunLog:
         opened = open_file(self.path)
         self._file, self.live = opened.file, opened.live
         try:
-            self._attributes = attributes(self._file)
+            self._attributes = metadata.read(self._file)
             self.tables = LogTables(self.path, self._file)
             require_filters(self.path, self._file)
             layouts = (self._layout(name, rows) for name, rows in schema.LAYOUTS)
@@ -70,7 +70,7 @@ class RunLog:
             coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
             self.snapshots = Snapshots(self.tables, self._facts.parameters, coding)
             self.full_states = FullStates(self.tables)
-            self._whole = WholeSteps(self.tables, self._steps, self.snapshots, self._attributes)
+            self._whole = WholeSteps(self.tables, self._steps, self.snapshots)
             self._length = self._whole.count(live=self.live)
         except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
             self.close()
@@ -125,6 +125,7 @@ class RunLog:
         found["task"] = found.get("task") or None
         status = self.tables.status()
         found["closed"] = bool(status["closed"])
+        found["sync_every"] = int(status["sync_every"])
         found["id_type"] = "str" if status["strings"] else "int"
         return found
 
@@ -177,7 +178,9 @@ class RunLog:
 
     def states(self) -> list[int]:
         """Return the steps before which the full state is on file, in order."""
-        return [int(row["step"]) for row in self.full_states.rows() if row["step"] <= len(self)]
+        return [
+            int(row["step"]) for row in self.full_states.rows().values() if row["step"] <= len(self)
+        ]
 
     def state(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``, one of ``states()``.
@@ -209,9 +212,9 @@ class RunLog:
             raise self.tables.damage(name, "does not match its checksum")
         return read_layout(table, self.tables.width(rows))
 
-    def _parameters_crc(self, t: int) -> int | None:
+    def _parameters_crc(self, t: int) -> int:
         if not len(self):
-            return None
+            return int(self.tables.status()["parameters_crc"])
         meta = self._steps.meta(min(t, len(self) - 1))
         return int(meta["parameters_after_crc" if t == len(self) else "parameters_crc"])
 

@@ -35,17 +35,17 @@ class Snapshots:
         """Read anew: a live writer may have replaced its last row."""
         self._coder.forget()
 
-    def read(self, t: int, crc: int | None, *, last: bool = False) -> Row | None:
+    def read(self, t: int, crc: int, *, last: bool = False) -> Row | None:
         """Return row ``t``; None if neither it nor its spare matches.
 
         Args:
             t: Its number.
-            crc: Its checksum, if one is known.
+            crc: Its checksum.
             last: Whether it is the last one, which a writer may have been replacing: the new row
                 is put behind the old one first.
         """
         row = self._coder.read(t, self._load)
-        if crc is None or zlib.crc32(row.data) == crc:
+        if zlib.crc32(row.data) == crc:
             return row
         return self._spare(t, crc) if last else None
 

@@ -29,7 +29,7 @@ class StepReader:
     def __init__(self, tables: LogTables, facts: Facts) -> None:
         self._tables = tables
         for name, table in schema.TABLES.items():
-            width = 0 if table.width is None or not tables.has(name) else table.width(facts)
+            width = 0 if table.width is None else table.width(facts)
             if width and width != tables.width(name):
                 raise tables.damage(name, f"has {tables.width(name)} columns instead of {width}")
         self._buffers = Buffers(facts)

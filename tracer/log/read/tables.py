@@ -51,8 +51,6 @@ class LogTables:
         self._chunks: dict[str, Chunks] = {}
         self._ahead: dict[str, Ahead] = {}
         for name, table in schema.TABLES.items():
-            if table.optional and not is_own(file, name):
-                continue
             data = self._dataset(name)
             if data.dtype != table.dtype or data.ndim != 1 + (table.width is not None):
                 raise self.damage(name, f"has dtype {data.dtype} and {data.ndim} dimensions")
@@ -92,10 +90,6 @@ class LogTables:
         self._chunks.clear()
         for data in self._data.values():
             data.refresh()
-
-    def has(self, name: str) -> bool:
-        """Return whether the log has a table."""
-        return name in self._data
 
     def length(self, name: str) -> int:
         """Return how many rows a table has."""

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from tracer.errors import LogError
 from tracer.log import schema
 from tracer.log.read.snapshots import Snapshots
@@ -19,18 +16,10 @@ class WholeSteps:
         tables: The log's tables.
         steps: Its steps.
         snapshots: Its rows of parameters.
-        attributes: The run's metadata.
     """
 
-    def __init__(
-        self,
-        tables: LogTables,
-        steps: StepReader,
-        snapshots: Snapshots,
-        attributes: Mapping[str, Any],
-    ) -> None:
+    def __init__(self, tables: LogTables, steps: StepReader, snapshots: Snapshots) -> None:
         self._tables, self._steps, self._snapshots = tables, steps, snapshots
-        self._sync_every = int(attributes.get("sync_every", 0))
 
     def count(self, *, live: bool) -> int:
         """Return all steps of a closed log, else those up to the last valid one.
@@ -49,7 +38,7 @@ class WholeSteps:
         steps = max(0, min(rows, snapshots - 1))
         while steps > 0 and not self._is_whole(steps - 1):
             steps -= 1
-        synced = steps if live else max(0, steps - self._sync_every)
+        synced = steps if live else max(0, steps - int(status["sync_every"]))
         return next((t for t in range(synced, steps) if not self._is_whole(t)), steps)
 
     def _is_whole(self, t: int) -> bool:

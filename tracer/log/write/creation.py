@@ -88,7 +88,6 @@ def create_log(
                 **attributes,
                 "device": str(next((p.device for p in parameters.values()), "cpu")),
                 "keyframe_every": KEYFRAME_EVERY,
-                "sync_every": options.sync_every,
                 "encoding": options.compression,
                 "momentum": options.momentum if options.compression != "none" else 0.0,
             },

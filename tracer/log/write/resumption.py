@@ -127,8 +127,7 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         if sync_every:
             sync(file)  # that it is open, before anything else is changed
         _cut(file, lengths, step if replaced else None)
-        file.attrs["sync_every"] = sync_every
-        file.flush()
+        _set_status(file, sync_every=sync_every)
         if sync_every:
             sync(file)  # what is cut off, before its space is another's
         writer = LogWriter(file, sync_every=sync_every)
@@ -147,10 +146,7 @@ def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> N
         lengths: What is left of each table.
         replaced: A row of parameters that is to be taken from its spare, the row behind.
     """
-    status = file[schema.STATUS][:]
-    status["closed"] = 0  # a closed log must have all its steps
-    file[schema.STATUS][:] = sealed(status)
-    file.flush()
+    _set_status(file, closed=0)  # a closed log must have all its steps
     meta, end = file[schema.META], lengths[schema.META]
     # HDF5 fills what is cut off a chunk with zeros at once and drops whole ones later: from the
     # end, chunk by chunk, so that no step behind a gap is taken for the last one
@@ -165,4 +161,12 @@ def _cut(file: h5py.File, lengths: Mapping[str, int], replaced: int | None) -> N
         file.flush()
     for name, length in lengths.items():
         file[name].resize(length, axis=0)
+    file.flush()
+
+
+def _set_status(file: h5py.File, **values: int) -> None:
+    row = file[schema.STATUS][:]
+    for name, value in values.items():
+        row[name] = value
+    file[schema.STATUS][:] = sealed(row)
     file.flush()

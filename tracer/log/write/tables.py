@@ -28,8 +28,7 @@ class Tables:
     def __init__(self, file: h5py.File) -> None:
         self._file = file
         # opened once: looking a dataset up costs more than a small write
-        names = (name for name in (*schema.TABLES, schema.STATUS) if name in file)
-        self._data = {name: file[name].id for name in names}
+        self._data = {name: file[name].id for name in (*schema.TABLES, schema.STATUS)}
         self._kept: dict[str, int] = {name: data.shape[0] for name, data in self._data.items()}
         self._length: dict[str, int] = dict(self._kept)
         self._waiting: dict[str, list[bytes]] = {}
@@ -42,10 +41,6 @@ class Tables:
     def __getitem__(self, name: str) -> int:
         """Return a table's length, with what waits."""
         return self._length[name]
-
-    def __contains__(self, name: str) -> bool:
-        """Return whether the log has a table."""
-        return name in self._data
 
     def extend(self, name: str, data: bytes, rows: int) -> int:
         """Append rows at the next commit; return where they begin."""

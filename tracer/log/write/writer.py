@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from tracer.codec.delta import Coder
 from tracer.codec.layout import Row, read_layout, row_bytes
-from tracer.log import schema
-from tracer.log.opening import attributes
+from tracer.log import metadata, schema
 from tracer.log.parts import segments
 from tracer.log.parts.full_states import FullStateWriter
 from tracer.log.parts.part import Entry
@@ -46,7 +45,7 @@ class LogWriter:
         self._file = file
         self._weights = file[schema.WEIGHTS]
         layouts = (read_layout(file[k][:], file[rows].shape[1]) for k, rows in schema.LAYOUTS)
-        found = attributes(file)
+        found = metadata.read(file)
         facts = schema.facts_of(found, *layouts)
         self._width = row_bytes(facts.parameters)
         self._coder = Coder(
@@ -171,7 +170,8 @@ class LogWriter:
         abandon(self._file)
 
     def _status(self, *, closed: bool) -> None:
-        row = (self._steps, closed, self._tables[STRING_ENDS] > 0, 0)
+        strings = self._tables[STRING_ENDS] > 0
+        row = (self._steps, closed, strings, self._sync_every, self._crc, 0)
         table = sealed(np.array([row], schema.STATUS_DTYPE))
         self._tables.replace(schema.STATUS, 0, table)
 
