@@ -332,7 +332,7 @@ def test_a_state_torn_before_the_last_one(tmp_path):
     run.close()
     path.write_bytes(data)
     with pytest.warns(LogWarning), open_log(path) as log:
-        (state,) = (row for row in log.full_states.rows() if row["step"] == 8)
+        (state,) = (row for row in log.full_states.rows().values() if row["step"] == 8)
     with h5py.File(path, "r+") as file:
         file[full_states.SNAP_STATE][int(state["offset"]) + 100] ^= 1
     again = Run(path, resume=True, **options)
