@@ -27,6 +27,7 @@ from replay.command.options import (
 from replay.command.show.influence import report, to_json
 from replay.command.terminal import Terminal
 from replay.methods.table import DEFAULT, METHODS
+from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
 from replay.session.estimate import Cost, peak_bytes
 
@@ -172,6 +173,8 @@ def influence(
         click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
         return
     found = run.influence(test_ids, **question)
+    if target != beside(log, _ENDING):
+        warn_of_change(beside(log, _ENDING), found.test_ids, found.values, found.attributes)
     found.save(target, overwrite=overwrite)
     click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
     if as_json:

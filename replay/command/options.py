@@ -63,7 +63,7 @@ _SETTINGS = (
         type=click.Choice(["float64", "model"]),
         default="float64",
         show_default=True,
-        help="Test losses in float64 or in the model's dtype.",
+        help="Values of losses in float64 or in the model's dtype.",
     ),
 )
 

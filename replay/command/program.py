@@ -14,7 +14,7 @@ from replay.command.inspect import inspect
 from replay.command.self_influence import self_influence
 from replay.command.terminal import CLOSED, forget_unwritten
 from replay.command.verify import verify
-from tracer.errors import GradientError, LogWarning, MismatchError, TracinError
+from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
 COMMANDS = (influence, self_influence, verify, inspect)
 _EXAMPLES = f"""\b
@@ -35,6 +35,14 @@ class _Program(click.Group):
         """Run a command; click itself would exit with 1, a failed check, at a closed pipe."""
         try:
             return super().invoke(ctx)
+        except BrokenPipeError:
+            forget_unwritten()
+            raise click.exceptions.Exit(CLOSED) from None
+
+    def make_context(self, *given: Any, **more: Any) -> click.Context:
+        """Read the command line; likewise where that prints help or the version."""
+        try:
+            return super().make_context(*given, **more)
         except BrokenPipeError:
             forget_unwritten()
             raise click.exceptions.Exit(CLOSED) from None
@@ -100,7 +108,8 @@ def run(arguments: list[str] | None = None) -> int:
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", LogWarning)
+            for kind in (InputWarning, LogWarning):
+                warnings.simplefilter("always", kind)
             warnings.showwarning = _show_warning
             return cli(arguments, prog_name="tracin-replay", standalone_mode=False) or 0
     except click.ClickException as error:

@@ -2,26 +2,26 @@
 
 For each row (one test example, N training examples) of two tables x and y:
 
-- pearson, spearman, kendall: correlations (Kendall's tau-b), by ``scipy.stats``;
+- pearson, spearman, kendall: correlations (Kendall's tau-b, by ``scipy.stats``);
 - top-k proponents and opponents: share of x's k largest (smallest) that are among y's;
 - sign: share of examples with the same sign, among those where neither score is 0;
 - slope: least squares through the origin, ``⟨x, y⟩ / ⟨x, x⟩``;
 - total_ratio: ``Σ y / Σ x``, which shows a wrong scale that correlations hide.
 
-NaN where a row is constant or a denominator is 0.
+NaN where a row is constant or not finite, or a denominator is 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from replay.arguments import listed, one_of
+from replay.results.row import RankedRow, Row
 from tracer.errors import InputError, shown
 
 METRICS = (
@@ -35,7 +35,6 @@ METRICS = (
     "total_ratio",
 )
 _ONE_WAY = ("slope", "total_ratio")  # of y against x is not of x against y
-Row = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -109,23 +108,28 @@ class Agreement:
         return replace(rows[names[::-1]], pair=names)
 
 
-def compare(scores: Mapping[str, Row], *, k: int) -> Agreement:
+def compare(
+    scores: Mapping[str, Row], *, k: int, advance: Callable[[], None] = lambda: None
+) -> Agreement:
     """Compare every pair of methods.
 
     Args:
         scores: By method, float64 ``(m, N)``.
-        k: Size of the top-k overlaps; at most N.
+        k: Size of the top-k overlaps; N if that is less.
+        advance: Called after each test example.
     """
-    rows = []
-    for first, second in combinations(scores, 2):
-        found = [
-            _metrics(x, y, min(k, len(x)))
-            for x, y in zip(scores[first], scores[second], strict=True)
-        ]
-        for metric in METRICS:
-            values = np.array([one[metric] for one in found])
-            rows.append(Comparison((first, second), metric, values))
-    return Agreement(rows, k)
+    pairs, found = list(combinations(scores, 2)), []
+    k = min([k, *(table.shape[1] for table in scores.values())])
+    for j in range(max(map(len, scores.values()), default=0) if pairs else 0):
+        rows = {method: RankedRow(table[j], k) for method, table in scores.items()}
+        found.append([rows[first].metrics(rows[second]) for first, second in pairs])
+        advance()
+    comparisons = [
+        Comparison(pair, metric, np.array([one[n][metric] for one in found]))
+        for n, pair in enumerate(pairs)
+        for metric in METRICS
+    ]
+    return Agreement(comparisons, k)
 
 
 def totals_hold(x: Row, y: Row, *, share: float = 0.1) -> NDArray[np.bool_]:
@@ -138,26 +142,3 @@ def totals_hold(x: Row, y: Row, *, share: float = 0.1) -> NDArray[np.bool_]:
         np.abs(table.sum(1)) >= share * np.abs(table).sum(1) for table in (x, y)
     ]
     return holds[0] & holds[1]
-
-
-def _metrics(x: Row, y: Row, k: int) -> dict[str, float]:
-    both = (x != 0) & (y != 0)
-    constant = len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
-    nan = float("nan")
-    return {
-        "pearson": nan if constant else float(stats.pearsonr(x, y).statistic),
-        "spearman": nan if constant else float(stats.spearmanr(x, y).statistic),
-        "kendall": nan if constant else float(stats.kendalltau(x, y).statistic),
-        "top_proponents": _overlap(-x, -y, k),
-        "top_opponents": _overlap(x, y, k),
-        "sign": float(np.mean(np.sign(x[both]) == np.sign(y[both]))) if both.any() else nan,
-        "slope": float(x @ y / (x @ x)) if x.any() else nan,
-        "total_ratio": float(y.sum() / x.sum()) if x.sum() else nan,
-    }
-
-
-def _overlap(x: Row, y: Row, k: int) -> float:
-    """Return the share of x's k smallest that are among y's k smallest."""
-    first = set(np.argsort(x, kind="stable")[:k].tolist())
-    second = set(np.argsort(y, kind="stable")[:k].tolist())
-    return len(first & second) / k

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.arguments import one_of, place, plain, whole
+from replay.arguments import flag, one_of, place, plain, whole
+from replay.progress import Progress
 from replay.results.agreement import Agreement, compare
+from replay.results.earlier import warn_of_change
 from replay.results.file import Content, open_result, write_result
-from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS
+from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS, VALUES
 from tracer.errors import InputError, shown
 from tracer.records import ID
 
@@ -37,6 +39,8 @@ class Influence:
             ``theta_inside``, ``gradients``.
         attributes: Sign, unit, run, update rule, versions, choices.
         steps: The T steps of the run that were looked at.
+        values: The measured test values ``"before"`` and ``"after"`` all that was looked at,
+            ``(m,)``; other data show in them.
     """
 
     test_ids: list[ID]
@@ -47,6 +51,7 @@ class Influence:
     quadrature: dict[str, NDArray[Any]]
     attributes: dict[str, str | int | float]
     steps: list[int] = field(default_factory=list)
+    values: dict[str, Table] = field(default_factory=dict)
 
     @property
     def completeness(self) -> dict[str, dict[str, Table]]:
@@ -75,13 +80,16 @@ class Influence:
         """Return the k strongest opponents of a test example, strongest first, as ``top``."""
         return self._ranked(test_id, method, k, 1.0)
 
-    def agreement(self, *, k: int = 10) -> Agreement:
+    def agreement(self, *, k: int = 10, progress: bool = True) -> Agreement:
         """Compare every pair of methods, test example by test example.
 
         Args:
             k: Size of the top-k overlaps; all examples, if there are fewer.
+            progress: Show progress on stderr.
         """
-        return compare(self.scores, k=whole("k", k))
+        k, count = whole("k", k), len(self.test_ids)
+        with Progress(flag("progress", progress)) as bars:
+            return compare(self.scores, k=k, advance=bars.task("comparing methods", count))
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.
@@ -101,6 +109,7 @@ class Influence:
             "step": self.steps or list(range(count)),
         }
         facts = {**self.attributes, **lists}
+        warn_of_change(place("a result", path), self.test_ids, self.values, self.attributes)
         write_result(
             place("a result", path),
             INFLUENCE,
@@ -123,6 +132,7 @@ class Influence:
             terms = str(attributes.pop("terms")).split()
             walked = [name for name in methods if file.has(DROPS, name)]
             kinds = {name: kind for name, kind in QUADRATURE.items() if file.has(kind)}
+            values = {name: kind for name, kind in VALUES.items() if file.has(kind)}
             return cls(
                 test_ids=file.labels["test"],
                 train_ids=file.labels["train"],
@@ -132,6 +142,7 @@ class Influence:
                 quadrature={name: file.read(kind) for name, kind in kinds.items()},
                 attributes=attributes,
                 steps=[int(step) for step in file.labels["step"]],
+                values={name: file.read(kind) for name, kind in values.items()},
             )
 
     def _variables(self) -> Content:
@@ -144,6 +155,8 @@ class Influence:
                 yield TERMS, method, term, values
         for name, values in self.quadrature.items():
             yield QUADRATURE[name], "", "", values
+        for name, values in self.values.items():
+            yield VALUES[name], "", "", values
 
     def _ranked(
         self, test_id: ID, method: str | None, k: int, sign: float

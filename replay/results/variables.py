@@ -100,6 +100,14 @@ QUADRATURE = {
     "gradients": GRADIENTS,
 }
 
+BEFORE = Variable(
+    "value_before", ("test",), "float64", VALUE, "test values at the first state that was looked at"
+)
+AFTER = Variable(
+    "value_after", ("test",), "float64", VALUE, "test values at the last state that was looked at"
+)
+VALUES = {"before": BEFORE, "after": AFTER}
+
 SELF_INFLUENCE = Format(
     name="tracin-self-influence",
     version=1,

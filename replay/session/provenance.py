@@ -13,21 +13,21 @@ from tracer.log.read.run_log import RunLog
 
 
 def provenance(
-    log: RunLog, models: Models, value: str, **choices: Any
+    log: RunLog, models: Models, value: tuple[str, str], **choices: Any
 ) -> dict[str, str | int | float]:
     """Return the attributes of a result.
 
     Args:
         log: The run.
         models: What it was replayed with.
-        value: What the scores are parts of.
+        value: What the scores are parts of, and what of the task returns it.
         choices: More attributes.
     """
-    metadata = log.metadata
+    metadata, (measured, function) = log.metadata, value
     dtypes = ", ".join(sorted({str(dtype) for _, dtype in log.parameter_layout.values()}))
     return {
-        "sign": f"positive = proponent: lowered the {value.partition(' (')[0]}",
-        "unit": f"unit of the {value}",
+        "sign": f"positive = proponent: lowered the {measured}",
+        "unit": f"as {function} returns it; a cross-entropy is in nats",
         "log": str(log.path),
         "run_uuid": str(metadata["run_uuid"]),
         "task": str(metadata.get("task") or ""),

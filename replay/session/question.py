@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from operator import index
 from typing import Any
 
-from replay.arguments import flag, listed, positive
+from replay.arguments import flag, listed, plain, positive
 from replay.methods.method import Method
 from replay.methods.table import METHODS
 from replay.states.checkpoints import chosen_checkpoints
@@ -32,6 +32,7 @@ class Question:
         methods: In the order in which they were named.
         steps: The window.
         checkpoints: The states at which methods that do not walk sum up; empty without one.
+        asked: What was said about them.
         names: The parameters over which products are taken; None is all.
         tolerance: Where a method stops refining a split; None never refines.
         allow_mismatch: Go on where a step does not reproduce.
@@ -42,6 +43,7 @@ class Question:
     methods: tuple[Method, ...]
     steps: range
     checkpoints: list[int]
+    asked: str
     names: frozenset[str] | None
     tolerance: float | None
     allow_mismatch: bool
@@ -78,6 +80,7 @@ class Question:
             methods=chosen,
             steps=window(steps, len(log)),
             checkpoints=points,
+            asked=shown(plain(checkpoints)).strip("'") if sums else "",
             names=matching(parameters, list(log.parameter_layout)),
             tolerance=positive("ideal_tolerance", ideal_tolerance),
             allow_mismatch=flag("allow_mismatch", allow_mismatch),
@@ -92,6 +95,13 @@ class Question:
     def summing(self) -> tuple[Method, ...]:
         """The methods that sum over checkpoints."""
         return tuple(m for m in self.methods if not m.walks)
+
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first and the last state that are looked at."""
+        if self.walking:
+            return self.steps.start, self.steps.stop
+        return min(self.checkpoints), max(self.checkpoints)
 
     @property
     def divides(self) -> bool:
@@ -110,6 +120,9 @@ class Question:
             "methods": " ".join(method.name for method in self.methods),
             "window": f"{self.steps.start}:{self.steps.stop}",
             "checkpoints": " ".join(map(str, self.checkpoints)),
+            "checkpoints_asked": self.asked,
+            "values_before": self.ends[0],
+            "values_after": self.ends[1],
             "parameters_chosen": "all" if self.names is None else " ".join(sorted(self.names)),
             "ideal_tolerance": "none" if self.tolerance is None else self.tolerance,
         }

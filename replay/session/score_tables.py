@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from replay.methods.table import METHODS
 from replay.results.influence import Influence
+from replay.results.variables import VALUES
 from replay.session.question import Question
 from replay.session.step_result import TERMS, StepResult
 from tracer.errors import PrecisionWarning
@@ -38,6 +40,7 @@ class ScoreTables:
         self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in walking}
         self._drops = {name: np.zeros((steps, m)) for name in walking}
         self._earned = {name: np.zeros((2, m)) for name in walking}  # in all, and without signs
+        self._values = {name: np.full(m, np.nan) for name in VALUES}
         self._quadrature: dict[str, NDArray[Any]] = {}
         if question.refines:
             self._quadrature = {
@@ -49,6 +52,8 @@ class ScoreTables:
     def add_step(self, rows: slice, step: StepResult) -> None:
         """Add one step for the test examples in ``rows``."""
         t = step.index - self.question.steps.start
+        self.add_values(step.index, rows, step.drop.before)
+        self.add_values(step.index + 1, rows, step.drop.after)
         pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
         occurrences = np.array([i for i, _ in pairs], dtype=np.int64)
         columns = np.array([k for _, k in pairs], dtype=np.int64)
@@ -63,6 +68,12 @@ class ScoreTables:
             if method.refines:
                 for name, table in self._quadrature.items():
                     table[t, rows] = getattr(step.splits[method.name], name).numpy()
+
+    def add_values(self, state: int, rows: slice, values: Tensor) -> None:
+        """Keep the values of test examples at a state, if it is the first or the last."""
+        for name, end in zip(VALUES, self.question.ends, strict=True):
+            if state == end:
+                self._values[name][rows] = values.numpy()
 
     def add_scores(
         self, method: str, rows: slice, columns: slice, scores: NDArray[np.float64]
@@ -88,6 +99,8 @@ class ScoreTables:
         for name, terms in self._terms.items():
             others = other._terms[name]
             result._terms[name] = {term: value + others[term] for term, value in terms.items()}
+        for name, values in self._values.items():
+            result._values[name] = np.where(np.isnan(values), other._values[name], values)
         for name, table in self._quadrature.items():
             theirs = other._quadrature["gradients"] > 0
             result._quadrature[name] = np.where(theirs, other._quadrature[name], table)
@@ -121,6 +134,7 @@ class ScoreTables:
             drops=self._drops,
             terms=self._terms,
             quadrature=self._quadrature,
+            values=self._values,
             attributes=attributes,
             steps=list(self.question.steps),
         )

@@ -23,8 +23,9 @@ from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
 from tracer.records import ID
 
-_TEST_VALUE = "measured test value (task.measure, by default task.loss)"
-_OWN_LOSS = "example's own training loss (task.loss)"
+_TEST_LOSS = "test loss", "task.loss"
+_MEASURED = "measured test value", "task.measure"
+_OWN_LOSS = "example's own training loss", "task.loss"
 
 
 def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArray[np.float64]:
@@ -87,7 +88,9 @@ class Scoring:
         rest = [k for k in question.checkpoints if k not in self._done]
         if rest:
             self._sum_up(rest)
-        facts = provenance(self._run.log, self._run.models, _TEST_VALUE, **question.facts, **found)
+        measured = self._run.task.measure is not None
+        value = _MEASURED if measured else _TEST_LOSS
+        facts = provenance(self._run.log, self._run.models, value, **question.facts, **found)
         return self._tables.influence(facts)
 
     def _walk(self) -> int:
@@ -125,6 +128,8 @@ class Scoring:
             for rows, chunk in placed(chunks):
                 gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
                 self._add(point, rows, gradients, advance)
+                if not self._question.walking and k in self._question.ends:
+                    self._tables.add_values(k, rows, chunk.values(point.state, point.name))
 
     def _add(
         self, point: Checkpoint, rows: slice, gradients: PerExample, advance: Callable[[], None]

@@ -23,5 +23,6 @@ def made(ids=int):
             "theta_inside": random.random((4, 2)) > 0.5,
             "gradients": random.integers(1, 9, (4, 2)),
         },
+        values={name: random.random(2) for name in ("before", "after")},
         attributes={"sign": "positive = proponent", "unit": "nats", "steps": 4},
     )

@@ -77,10 +77,14 @@ def _table(metrics: list[str], pairs: list[list[Comparison]], k: int) -> Table:
 
 
 def _cell(row: Comparison) -> Text:
+    """Return median and quartiles, and of how many test examples if of some only."""
     if row.metric == _RATIO and not _defined(row):
         return Text("totals cancel")
     low, middle, high = (number(row.quantile(q), 3) for q in (0.25, 0.5, 0.75))
-    return Text(middle if len(row.values) == 1 else f"{middle}\n[{low}, {high}]")
+    lines = [middle] if len(row.values) == 1 else [middle, f"[{low}, {high}]"]
+    if 0 < _defined(row) < len(row.values):
+        lines.append(f"for {_defined(row)} of {len(row.values)}")
+    return Text("\n".join(lines))
 
 
 def _held(row: Comparison, influence: Influence) -> Comparison:

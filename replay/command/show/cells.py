@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.console import Group, RenderableType
 
@@ -43,3 +43,11 @@ def explained(table: RenderableType, line: str) -> RenderableType:
 def counted(ids: list[ID]) -> str:
     """Return over which test examples a number is a mean or median."""
     return f"test example {ids[0]}" if len(ids) == 1 else f"{len(ids)} test examples"
+
+
+def listed_steps(steps: Sequence[object]) -> str:
+    """Return "steps 0, 100, 200 ... 900"."""
+    if not steps:
+        return "no step"
+    some = [*map(str, steps[:3])] + ([f"... {steps[-1]}"] if len(steps) > 3 else [])
+    return "steps " + ", ".join(some).replace(", ...", " ...")

@@ -52,7 +52,8 @@ def _add_quadrature(table: Table, influence: Influence) -> None:
     defined = errors[~np.isnan(errors)]
     rows = {
         "steps that meet the drop": f"{100 * met:.1f} %",
-        "split error (median)": number(np.median(defined)) if len(defined) else "not refined",
+        "steps that were refined": f"{100 * len(defined) / errors.size:.1f} %",
+        "their split error (median)": number(np.median(defined)) if len(defined) else "",
         "gradients a step": f"{influence.quadrature['gradients'].mean():.1f}",
     }
     refines = [name in METHODS and METHODS[name].refines for name in influence.terms]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -9,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.command.show.agreement import agreement_json, agreement_tables
-from replay.command.show.cells import Describe, plain
+from replay.command.show.cells import Describe, listed_steps, plain
 from replay.command.show.completeness import completeness_table
 from replay.command.show.ranking import ranking, ranking_json
 from replay.command.show.verdict import verdict
@@ -61,7 +62,7 @@ def header(influence: Influence) -> RenderableType:
         "unit": facts.get("unit"),
         "scores": f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
         f"{facts.get('methods')}",
-        "checkpoints": facts.get("checkpoints"),
+        "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
         f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
     }
@@ -70,6 +71,15 @@ def header(influence: Influence) -> RenderableType:
         if name != "checkpoints" or text:
             table.add_row(name, literal(text))
     return table
+
+
+def _checkpoints(facts: Mapping[str, object]) -> str:
+    """Return how many states the scores were summed over, which, and what was asked for."""
+    steps, asked = str(facts.get("checkpoints", "")).split(), facts.get("checkpoints_asked")
+    if not steps:
+        return ""
+    asked_for = f" ({asked} asked for)" if str(asked) not in ("", "None", f"{len(steps)}") else ""
+    return f"{len(steps)}{asked_for}: before {listed_steps(steps)}"
 
 
 def to_json(influence: Influence, *, k: int = 5) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import RenderableType
 from rich.table import Table
 
+from replay.command.show.cells import listed_steps
 from replay.command.terminal import literal
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID
@@ -70,6 +71,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
 def inspection_table(facts: dict[str, Any]) -> RenderableType:
     """Return the facts as a table."""
     table = Table.grid(padding=(0, 2))
+    states = listed_steps(facts["full_states"])
     rates = dict.fromkeys(f"{rate:g}" for rate in facts["learning_rate"] or ())
     rows = {
         "file": f"{facts['file']}, {facts['bytes']:,} bytes, "
@@ -86,7 +88,7 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
         "examples": f"{facts['examples']:,} different, {facts['visits']:,} visits",
         "random state": f"recorded for {facts['forwards_with_random_state']} forward passes",
         "batches": f"{facts['recorded_batches']} recorded, the others by their IDs",
-        "full states": f"before {_listed(facts['full_states'])}; a killed run resumes from them",
+        "full states": f"before {states}; a killed run resumes from them",
         "written": "; ".join(f"from step {s['step']} on {s['began']}" for s in facts["segments"]),
         "made with": f"{facts['device']}, {facts['threads']} threads, "
         + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
@@ -94,11 +96,3 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
     for name, text in rows.items():
         table.add_row(name, literal(text))
     return table
-
-
-def _listed(steps: Sequence[int]) -> str:
-    """Return "steps 0, 100, 200 ... 900"."""
-    if not steps:
-        return "no step"
-    shown = [*map(str, steps[:3])] + ([f"... {steps[-1]}"] if len(steps) > 3 else [])
-    return "steps " + ", ".join(shown).replace(", ...", " ...")

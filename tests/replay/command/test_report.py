@@ -13,7 +13,7 @@ from rich.console import Console
 from replay import Replay
 from replay.command.show.agreement import agreement_tables
 from replay.command.show.completeness import completeness_table
-from replay.command.show.influence import report, to_json
+from replay.command.show.influence import header, report, to_json
 from replay.command.show.ranking import ranking
 from replay.command.show.self_influence import self_report
 from replay.command.show.verdict import verdict
@@ -150,7 +150,8 @@ def test_completeness_shows_what_else_moved_the_model(tmp_path):
     terms = [term for term in TERMS if term not in ("elsewhere", "buffers")]  # both are 0 here
     signs = ["", *["+ "] * (len(terms) - 2), "= "]
     labels = [sign + term for sign, term in zip(signs, terms, strict=True)]
-    how = ["steps that meet the drop", "split error (median)", "gradients a step"]
+    how = ["steps that meet the drop", "steps that were refined", "their split error (median)"]
+    how += ["gradients a step"]
     assert list(cells) == [*labels, "largest |residual| of a step", *how]
     assert all(cells[label][0] == "" for label in how)  # tracin does not refine
     for label, term in zip(labels, terms, strict=True):
@@ -285,3 +286,35 @@ def test_json_is_plain():
     assert len(found["completeness"]["ideal"]["residual"]) == 2
     assert found["top"]["tracin"][0]["test"] == 7
     assert found["verdict"] == verdict(made())
+
+
+def test_medians_say_of_how_many_test_examples():
+    found = made()
+    found.scores["tracincp"][0] = 1.0  # a constant row has no correlation
+    shown = text(agreement_tables(found), 100)
+    assert (
+        shown.count("for 1 of 2") == 8
+    )  # three correlations and the ratio of totals, of two pairs
+    assert "n/a" not in shown
+
+
+@pytest.mark.parametrize(
+    ("facts", "shown"),
+    [
+        ({"checkpoints": "1 2 3", "checkpoints_asked": "1000"}, "3 (1000 asked for): before steps"),
+        ({"checkpoints": "1 2 3", "checkpoints_asked": "3"}, "3: before steps 1, 2, 3"),
+        ({"checkpoints": "1 2 3 4 5", "checkpoints_asked": "all"}, "5 (all asked for): before"),
+        ({"checkpoints": "1 2 3 4 5"}, "5: before steps 1, 2, 3 ... 5"),  # an earlier result
+    ],
+)
+def test_the_header_says_how_many_checkpoints_were_used(facts, shown):
+    found = made()
+    found.attributes.update(facts)
+    assert shown in text(header(found), 100)
+
+
+def test_checkpoints_that_were_asked_for_are_kept(tmp_path):
+    run = Replay(tmp_path / "run.h5", task=Case("short", mlp).trace(tmp_path / "run.h5"))
+    facts = run.influence([0], methods="tracincp", checkpoints=1000, progress=False).attributes
+    assert facts["checkpoints"] == "0 1 2 3 4 5 6"
+    assert facts["checkpoints_asked"] == "1000"

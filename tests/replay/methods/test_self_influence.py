@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import h5py
 import numpy as np
 import pytest
@@ -131,7 +133,7 @@ def test_choices_and_saving(tmp_path):
     ids, scores = whole.top(3)
     assert ids == np.argsort(-whole.scores["self"])[:3].tolist()
     assert (np.diff(scores) <= 0).all()
-    with pytest.raises(InputError, match="self-influence has self, own_drop; found 'other'"):
+    with pytest.raises(InputError, match='by must be "self" or "own_drop", found .other.'):
         whole.top(by="other")
     whole.save(tmp_path / "self.h5")
     with pytest.raises(OutputExistsError, match="self.h5 exists"):
@@ -147,6 +149,9 @@ def test_the_result_says_whose_loss_it_is_about(tmp_path):
     own = replay.self_influence(progress=False).attributes
     other = replay.influence([0], methods=("tracin",), progress=False).attributes
     assert own["sign"] == "positive = proponent: lowered the example's own training loss"
-    assert other["sign"] == "positive = proponent: lowered the measured test value"
-    assert "task.measure" in other["unit"]
-    assert "task.measure" not in own["unit"]
+    assert other["sign"] == "positive = proponent: lowered the test loss"
+    assert own["unit"] == other["unit"] == "as task.loss returns it; a cross-entropy is in nats"
+    measured = Replay(run.path, task=replace(run.task, measure=run.task.loss))
+    facts = measured.influence([0], methods="tracin", progress=False).attributes
+    assert facts["sign"] == "positive = proponent: lowered the measured test value"
+    assert facts["unit"].startswith("as task.measure returns it")

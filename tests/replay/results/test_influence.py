@@ -35,7 +35,7 @@ def test_round_trip_and_xarray(tmp_path, ids):
     again = Influence.load(path)
     assert (again.test_ids, again.train_ids) == (found.test_ids, found.train_ids)
     assert list(again.scores) == list(found.scores)
-    for table in ("scores", "drops", "quadrature"):
+    for table in ("scores", "drops", "quadrature", "values"):
         for name, values in getattr(found, table).items():
             loaded = getattr(again, table)[name]
             assert loaded.dtype == values.dtype
@@ -105,10 +105,35 @@ def test_agreement_equals_its_definitions():
             assert found.get(("a", "b"), metric).values[j] == pytest.approx(value), metric
 
 
+@pytest.mark.parametrize("kind", ["ties", "zeros", "small", "few"])
+def test_agreement_of_rows_with_ties(kind):
+    """Correlations are scipy's, overlaps those of the ranking, whatever is equal."""
+    random = np.random.default_rng(2)
+    n = 3 if kind == "few" else 50
+    x, y = random.normal(size=(2, 4, n)).round(1 if kind != "ties" else 0)
+    if kind == "zeros":
+        x[:, : n // 2], y[:, : n // 3] = 0, -0.0
+    if kind == "small":
+        x *= 1e-200
+    found = compare({"a": x, "b": y}, k=7)
+    assert found.k == min(7, n)
+    for j, (a, b) in enumerate(zip(x, y, strict=True)):
+        for name in ("pearsonr", "spearmanr", "kendalltau"):
+            value = found.get(("a", "b"), name.removesuffix("r").removesuffix("tau")).values[j]
+            assert value == pytest.approx(getattr(stats, name)(a, b).statistic, abs=1e-12), name
+        best = [set(np.argsort(-row, kind="stable")[:7].tolist()) for row in (a, b)]
+        overlap = found.get(("a", "b"), "top_proponents").values[j]
+        assert overlap == len(best[0] & best[1]) / min(7, n)
+        slope = found.get(("a", "b"), "slope").values[j]
+        assert slope == pytest.approx(np.linalg.lstsq(a[:, None] / a.max(), b)[0][0] / a.max())
+
+
 def test_agreement_where_it_is_undefined():
     found = compare({"a": np.zeros((2, 4)), "b": np.ones((2, 4))}, k=10)
     assert np.isnan(found.get(("a", "b"), "pearson").median)
     assert np.isnan(found.get(("a", "b"), "total_ratio").median)
+    gap = compare({"a": np.array([[1.0, np.nan, 2.0]]), "b": np.ones((1, 3))}, k=2)
+    assert all(np.isnan(row.values).all() for row in gap.rows)
     one = compare({"a": np.ones((1, 1)), "b": np.ones((1, 1))}, k=3)
     assert one.get(("a", "b"), "slope").median == 1
 
