@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replay.evaluate.state import Transition
 from replay.steps.displacement import Division
-from replay.steps.mismatch import explained, tolerance, usual_causes
+from replay.steps.mismatch import Mismatch, explained, state_causes, tolerance
 from tracer.errors import MismatchError
 from tracer.rules.filter import Filter
 
@@ -77,7 +77,9 @@ class Checks:
                 move, later[name] = _carried(rule, size, noise.get(name, 0.0))
             move = _outer(move, post)
             if not bool((over <= move).all()):  # also NaN
-                raise MismatchError(self._message(transition, name, filters, rest, move, share))
+                finding = self._finding(transition, name, filters, rest, move, share)
+                rests = found.parts.rounding
+                raise Mismatch(finding, same_dtype=self.same_dtype, rest=rests)
         return later, unit
 
     def state(
@@ -105,10 +107,9 @@ class Checks:
             f"step {t} of {self.path} does not reproduce: the recomputed {key} of {name!r} differs "
             f"from the one in the log by {float(gap.norm()) / size:.2g} of its norm"
         )
-        cause = "what changes the optimizer's state during the run (loading, clearing)"
-        raise MismatchError(explained(finding, [cause, *usual_causes(self.same_dtype)]))
+        raise MismatchError(explained(finding, state_causes(self.same_dtype)))
 
-    def _message(
+    def _finding(
         self,
         transition: Transition,
         name: str,
@@ -119,19 +120,16 @@ class Checks:
     ) -> str:
         where = f"step {transition.step.index} of {self.path} does not reproduce"
         if name not in filters:
-            finding = (
+            return (
                 f"{where}: parameter {name!r} was not in the step (frozen, without gradient or in "
                 f"no group), but moved by up to {rest.abs().max():.3g} before the next one"
             )
-            cause = "what changes parameters between steps (clamping, averaging, swapping)"
-            return explained(finding, [cause])
         whole = torch.as_tensor(move, dtype=torch.float64, device=rest.device).clamp_min(1e-300)
         relative = share * float((rest / whole).norm())
-        finding = (
+        return (
             f"{where}: the replayed gradient and the logged change of {name!r} differ by "
             f"{relative:.2g} of the gradient's norm"
         )
-        return explained(finding, usual_causes(self.same_dtype))
 
 
 def _beyond_last_places(rest: Tensor, w: Tensor, moved: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.train_side import TrainedStep
-from replay.steps.mismatch import explained, tolerance, usual_causes
-from tracer.errors import MismatchError
+from replay.steps.mismatch import Mismatch, differently, tolerance
 from tracer.records import Step
 
 
@@ -126,12 +125,13 @@ class ClipFactors:
 
     def _mismatch(
         self, step: Step, what: str, applied: float, expected: float, times: str = ""
-    ) -> MismatchError:
+    ) -> Mismatch:
+        run, replay = differently(applied, expected)
         finding = (
-            f"step {step.index} of {self.path} does not reproduce: the {what} was {applied:.4g} in "
-            f"the run and is {expected:.4g} in the replay{times}"
+            f"step {step.index} of {self.path} does not reproduce: the {what} was {run} in the run "
+            f"and is {replay} in the replay{times}"
         )
-        return MismatchError(explained(finding, usual_causes(self.same_dtype)))
+        return Mismatch(finding, same_dtype=self.same_dtype)
 
 
 def _norms(vectors: dict[str, Tensor]) -> dict[str, float]:

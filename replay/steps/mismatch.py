@@ -2,33 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
+from torch import Tensor
 
+from tracer.errors import MismatchError
+
+_PAGE = "docs/does-not-reproduce.md"
 _ANOTHER_DTYPE = (
     "the dtype: this replay computes in another one than the run (dtype=, --dtype), in which torch "
     "may draw other random numbers"
 )
-_USUAL = (
-    "the task: the same loss, model, data, keys, order and collate as in training",
-    "reduction= and the weights passed to observe()",
-    "autocast: it belongs inside task.loss",
-    'random augmentation: trace with record="batches" and step(batch_ids=ids, batch=batch), which '
-    "logs the batches themselves",
-    "what changes gradients (value clipping), parameters (clamping, averaging, swapping) or the "
-    "optimizer's state (loading, clearing) between steps",
+_TASK = "the task: the same loss, model, data, keys, order and collate as in training"
+_OF_GRADIENTS = (
+    _TASK,
+    "reduction= and the weights passed to observe(), once for each micro-batch",
+    "what changes gradients between backward and step (value clipping, noise, hooks)",
+)
+_OF_MOVES = (
+    "what changes parameters (clamping, averaging, swapping) or the optimizer's state (loading, "
+    "clearing) between steps",
+    _TASK,
 )
 _ENDING = "To go on and count the difference as rounding: allow_mismatch=True (--allow-mismatch)."
 
 
-def usual_causes(same_dtype: bool) -> list[str]:
-    """Return what to check, likeliest first.
+class Mismatch(MismatchError):
+    """A step that does not reproduce, and why is to be found out.
+
+    Attributes:
+        finding: What was expected and found, and where.
+        rest: What is left of each parameter's move; empty where gradients differ.
+    """
+
+    def __init__(
+        self, finding: str, *, same_dtype: bool, rest: Mapping[str, Tensor] | None = None
+    ) -> None:
+        self.finding, self.rest = finding, dict(rest or {})
+        causes = _OF_MOVES if self.rest else _OF_GRADIENTS
+        super().__init__(explained(finding, causes if same_dtype else [_ANOTHER_DTYPE, *causes]))
+
+
+def state_causes(same_dtype: bool) -> list[str]:
+    """Return what to check where the optimizer's state differs, likeliest first.
 
     Args:
         same_dtype: Whether the replay computes in the run's dtype.
     """
-    return [*_USUAL] if same_dtype else [_ANOTHER_DTYPE, *_USUAL]
+    cause = "what changes the optimizer's state during the run (loading, clearing)"
+    return [cause, _TASK] if same_dtype else [_ANOTHER_DTYPE, cause, _TASK]
 
 
 def explained(finding: str, causes: Sequence[str]) -> str:
@@ -40,10 +63,36 @@ def explained(finding: str, causes: Sequence[str]) -> str:
     """
     check = "Check, in this order:" if len(causes) > 1 else "Check:"
     numbered = [f"  {k}. {cause}" for k, cause in enumerate(causes, start=1)]
-    return "\n".join([f"{finding}.", check, ";\n".join(numbered) + ".", _ENDING])
+    return "\n".join([f"{finding}.", check, ";\n".join(numbered) + ".", _closing("")])
+
+
+def diagnosed(finding: str, cause: str, remedies: Sequence[str], anchor: str) -> str:
+    """Return a finding with the cause that explains it, and remedies.
+
+    Args:
+        finding: As for ``explained``.
+        cause: One clause.
+        remedies: Likeliest first, with their punctuation.
+        anchor: Of a section of the page on mismatches.
+    """
+    numbered = [f"  {k}. {remedy}" for k, remedy in enumerate(remedies, start=1)]
+    return "\n".join([f"{finding}.", f"Likely cause: {cause}.", *numbered, _closing(anchor)])
+
+
+def differently(first: float, second: float) -> tuple[str, str]:
+    """Return two numbers with 4 digits or as many as tell them apart."""
+    for digits in range(4, 18):
+        shown = f"{first:.{digits}g}", f"{second:.{digits}g}"
+        if shown[0] != shown[1]:
+            break
+    return shown
 
 
 def tolerance(dtype: torch.dtype, same_dtype: bool) -> float:
     """Return the share of a gradient's norm that rounding may make."""
     share = {torch.float64: 1e-9, torch.float32: 1e-4}.get(dtype, 5e-2)
     return share + (0.0 if same_dtype else 1e-2)
+
+
+def _closing(anchor: str) -> str:
+    return f"See {_PAGE}{anchor and '#'}{anchor}. {_ENDING}"

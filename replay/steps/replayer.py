@@ -6,17 +6,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
+from torch import Tensor
+
 from replay.evaluate.binding import Models
-from replay.evaluate.state import State, States
+from replay.evaluate.state import State, States, Transition
 from replay.evaluate.train_side import TrainedStep, replay_gradient, replay_step
 from replay.gradients.forms.products import squared_norms
 from replay.steps.checking import Checks
 from replay.steps.clipping import ClipFactors
-from replay.steps.displacement import Displacement, split
+from replay.steps.diagnosis.applied import applied_gradient
+from replay.steps.diagnosis.case import Case, added
+from replay.steps.diagnosis.table import cause_of
+from replay.steps.displacement import Displacement, Division, split
 from replay.steps.effective_gradient import EffectiveGradient, effective_gradients
+from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
 from replay.steps.replayed_step import ReplayedStep, settings
 from replay.task import Task
+from tracer.errors import MismatchError
 from tracer.records import Step
 from tracer.rules.filter import Filter
 from tracer.rules.rule import Numbers, UpdateRule
@@ -78,22 +85,27 @@ class Replayer:
         now = self._states.transition(t)
         how = replay_step if keep else replay_gradient
         trained = self._run(how, now.step, now.before)
-        added = partial(self._sum_of_norms, now.step, now.before, trained)
-        logged, factors = settings(now.step, self.factors.of(now.step, trained, added))
-        numbers = {name: optimizer.as_tensors(name, n) for name, n in logged.items()}
+        try:
+            return self._divided(now, trained, optimizer, keep=keep)
+        except Mismatch as found:
+            error = self._diagnosed(found, now, trained, optimizer)
+        raise error
+
+    def _divided(
+        self, now: Transition, trained: TrainedStep, optimizer: OptimizerState, *, keep: bool
+    ) -> tuple[ReplayedStep, OptimizerState]:
+        total = partial(self._sum_of_norms, now.step, now.before, trained)
+        logged, factors = settings(now.step, self.factors.of(now.step, trained, total))
         examples = trained.examples_only() if keep else None
         if self._rule is None:
-            filters = dict.fromkeys(numbers, Filter())
+            filters = dict.fromkeys(logged, Filter())
             nothing = Displacement({}, {}, {}, {})
             return ReplayedStep(now, filters, factors, nothing, examples), optimizer
-        device, dtype = self._models.device, self._models.test.dtype
-        decays = {name: self._rule.coupled_decay(n) for name, n in numbers.items()}
-        gradients = effective_gradients(now.before, trained, decays, factors, device)
-        filters, moments = self._filters(self._rule, numbers, gradients, optimizer)
-        divided = split(now, gradients, filters, optimizer.buffers, device, dtype)
+        known = self._rule, logged, factors, optimizer
+        filters, moments, divided = self._split(now, trained, *known)
         most = max((abs(factor) for factor in factors.values()), default=1.0)
         noise, unit = self._checks.step(
-            now, filters, divided, optimizer.noise, lambda: most * added()
+            now, filters, divided, optimizer.noise, lambda: most * total()
         )
         after = replace(
             optimizer,
@@ -104,6 +116,23 @@ class Replayer:
         )
         return ReplayedStep(now, filters, factors, divided.parts, examples), after
 
+    def _split(
+        self,
+        now: Transition,
+        trained: TrainedStep,
+        rule: UpdateRule,
+        logged: dict[str, Numbers],
+        factors: dict[str, float],
+        optimizer: OptimizerState,
+    ) -> tuple[dict[str, Filter], dict[str, Moments], Division]:
+        """Return how a step moves each parameter, the moments after it, and the step divided."""
+        numbers = {name: optimizer.as_tensors(name, n) for name, n in logged.items()}
+        device, dtype = self._models.device, self._models.test.dtype
+        decays = {name: rule.coupled_decay(n) for name, n in numbers.items()}
+        gradients = effective_gradients(now.before, trained, decays, factors, device)
+        filters, moments = self._filters(rule, numbers, gradients, optimizer)
+        return filters, moments, split(now, gradients, filters, optimizer.buffers, device, dtype)
+
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:
         """Return the optimizer before step ``t``, compared with its state on file if there is one.
 
@@ -111,6 +140,36 @@ class Replayer:
             MismatchError: They differ.
         """
         return optimizer if self.stored is None else self.stored.renewed(optimizer, t, self._checks)
+
+    def _diagnosed(
+        self, found: Mismatch, now: Transition, trained: TrainedStep, optimizer: OptimizerState
+    ) -> MismatchError:
+        """Return the error with the cause that explains the step, if one does."""
+
+        def anew() -> dict[str, Tensor]:
+            if self._rule is None or (self._rule.buffer is None and not self._rule.adapts):
+                return {}
+            logged, factors = settings(now.step, self.factors.of(now.step, trained, lambda: 0.0))
+            nothing = OptimizerState(tensors=optimizer.tensors)
+            parts = self._split(now, trained, self._rule, logged, factors, nothing)[2].parts
+            return parts.rounding
+
+        case = Case(
+            self._states,
+            self._task,
+            self._models.train,
+            now,
+            plain=added(trained.gradient, trained.penalty),
+            applied=applied_gradient(self._rule, now, optimizer.buffers),
+            rest=found.rest,
+            anew=anew,
+            same_dtype=self._models.test.dtype is None,
+            device=self._models.device,
+        )
+        cause = cause_of(case)
+        if cause is None:
+            return found
+        return MismatchError(diagnosed(found.finding, cause.text, cause.remedies, cause.anchor))
 
     def train(self, step: Step, state: State) -> TrainedStep:
         """Compute the gradients of a step's examples at a state."""

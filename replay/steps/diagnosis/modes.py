@@ -1,0 +1,167 @@
+"""The same data in another mode, precision or order of things."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from replay.evaluate.nested import checksum
+from replay.steps.diagnosis.case import Case, Cause, Loss, added
+
+_DROPS = (nn.modules.dropout._DropoutNd,)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "the model": (nn.Module,),
+    "its normalisation": (_NormBase,),
+    "its dropout": _DROPS,
+}
+
+
+def eval_mode(case: Case) -> Cause | None:
+    """The model, or a kind of its layers, was in eval mode."""
+    for what, kinds in _KINDS.items():
+        if not any(isinstance(m, kinds) for m in case.bound.module.modules()):
+            continue
+        if case.fits(case.with_loss(_in_eval_mode(kinds))):
+            return Cause(
+                f"{what} was in eval mode in the run (in that mode the step reproduces)",
+                (
+                    "Call model.train() after each evaluation, if that was not meant;",
+                    "or let the model's own train() keep those layers in eval mode.",
+                ),
+                "modes",
+            )
+    return None
+
+
+def autocast(case: Case) -> Cause | None:
+    """The run computed its loss under autocast."""
+    kind = case.device.type
+    for dtype in (torch.bfloat16, torch.float16):
+        if case.fits(case.with_loss(_cast(kind, dtype))):
+            short = str(dtype).removeprefix("torch.")
+            return Cause(
+                f"the loss was computed under autocast to {short} in the run (so computed, the "
+                "step reproduces)",
+                (
+                    f"Let task.loss do the same: with torch.autocast({kind!r}, ...) inside it;",
+                    "or train on what task.loss returns.",
+                ),
+                "autocast",
+            )
+    return None
+
+
+def random_data(case: Case) -> Cause | None:
+    """The same examples are other data each time that they are fetched."""
+    sums = []
+    for micro in case.step.micro_batches:
+        if micro.payload is not None:
+            return None
+        task, ids = case.task, micro.ids
+        sums.append([checksum(task.collate([task.train[i] for i in ids])) for _ in range(2)])
+    if all(first == second for first, second in sums):
+        return None
+    return Cause(
+        "task.train or collate draws at random (fetched twice, the batch is other data)",
+        (
+            'Trace with record="batches" and step(batch_ids=ids, batch=batch): the log then holds '
+            "the batches themselves;",
+            "or take the random part out of the data set.",
+        ),
+        "random-augmentation",
+    )
+
+
+def early_noise(case: Case) -> Cause | None:
+    """The loss draws random numbers before it calls the model, whose forward the log begins at."""
+    drawn: list[bool] = []
+
+    def watching(loss: Loss) -> Loss:
+        def watched(model: nn.Module, batch: Any) -> Tensor:
+            start = torch.get_rng_state()
+            hook = model.register_forward_pre_hook(
+                lambda *_: drawn.append(not torch.equal(start, torch.get_rng_state()))
+            )
+            try:
+                return loss(model, batch)
+            finally:
+                hook.remove()
+
+        return watched
+
+    case.with_loss(watching)
+    if not drawn or not drawn[0]:
+        return None
+    return Cause(
+        "task.loss draws random numbers before it calls the model, and the log knows the random "
+        "state from the model's forward on",
+        (
+            "Call optimizer.observe(ids) before the loss is computed, then step() without IDs;",
+            "or draw the noise inside the model's forward.",
+        ),
+        "other-randomness",
+    )
+
+
+def penalty(case: Case) -> Cause | None:
+    """The penalty was left out, counted for each micro-batch, or evaluated before the losses."""
+    task, k = case.task, len(case.step.micro_batches)
+    if task.penalty is None:
+        return None
+    without = case.replayed(replace(task, penalty=None))
+    alone = _penalty_first(case)
+    if case.fits(without):
+        text, remedy = "the loop added no penalty", "Leave penalty= out of the task"
+    elif k > 1 and case.fits(added(without, *([added(case.plain, _negative(without))] * k))):
+        text = f"the loop added the penalty in each of {k} micro-batches"
+        remedy = "Divide it by their number in the loop"
+    elif case.fits(added(without, alone)):
+        text = (
+            "the loop evaluated the penalty before the model's forward, which changes what it reads"
+        )
+        remedy = "Evaluate it after the losses in the loop: a replay evaluates task.penalty last"
+    else:
+        return None
+    return Cause(
+        f"{text} (so computed, the step reproduces)",
+        (f"{remedy};", "or let task.loss return losses that hold it."),
+        "the-penalty",
+    )
+
+
+def _negative(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: -g for name, g in gradient.items()}
+
+
+def _penalty_first(case: Case) -> dict[str, Tensor]:
+    """Return the penalty's gradient before any forward of the step."""
+    return case.replayed(step=replace(case.step, micro_batches=()))
+
+
+def _in_eval_mode(kinds: tuple[type, ...]) -> Callable[[Loss], Loss]:
+    def change(loss: Loss) -> Loss:
+        def changed(model: nn.Module, batch: Any) -> Tensor:
+            for module in model.modules():
+                if isinstance(module, kinds):
+                    module.training = False
+            return loss(model, batch)
+
+        return changed
+
+    return change
+
+
+def _cast(kind: str, dtype: torch.dtype) -> Callable[[Loss], Loss]:
+    def change(loss: Loss) -> Loss:
+        def changed(model: nn.Module, batch: Any) -> Tensor:
+            with torch.autocast(kind, dtype=dtype):
+                return loss(model, batch)
+
+        return changed
+
+    return change
