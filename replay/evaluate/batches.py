@@ -83,6 +83,24 @@ class Batches:
             self._load()
         return {shape(example) for example in self._examples}
 
+    def require_same(self, j: int) -> None:
+        """Load and collate one example again.
+
+        Raises:
+            TaskError: The data are others.
+        """
+        before = self.of([j], None)
+        again = self._dataset[self._ids[j]]
+        if checksum(again) != checksum(self._examples[j]):
+            raise self._drawn(j)
+        if checksum(self._batch([again], None)) != checksum(before):
+            raise TaskError(
+                f"{self.side} set: example {self._ids[j]!r} was collated twice and gave two "
+                "batches: collate (or the data set) draws at random.\n"
+                "  1. Let task.collate draw nothing where the test side uses it.\n"
+                '  2. If training data are augmented there, trace with record="batches".'
+            )
+
     def drop(self) -> None:
         """Forget examples and batches; they are loaded when they are used again."""
         self._seen = self._seen or [checksum(example) for example in self._examples]
@@ -90,7 +108,9 @@ class Batches:
 
     def _collated(self, columns: Sequence[int], dtype: torch.dtype | None) -> Any:
         """Collate copies, which a collate function may change and its batch be views of."""
-        found = [self._examples[j] for j in columns]
+        return self._batch([self._examples[j] for j in columns], dtype)
+
+    def _batch(self, found: list[Any], dtype: torch.dtype | None) -> Any:
         if self._task.collate is not default_collate:  # which copies by itself
             found = [fresh(example, deep=False) for example in found]
         return moved(self._task.collate(found), self._device, dtype)
@@ -102,14 +122,18 @@ class Batches:
         self._measure()
         for j, seen in enumerate(self._seen):
             if checksum(self._examples[j]) != seen:
-                raise TaskError(
-                    f"{self.side} set: example {self._ids[j]!r} was loaded twice and gave other "
-                    "data the second time, so its scores mean nothing; make the data set give the "
-                    "same example for the same ID (seed random augmentation by the ID)."
-                )
+                raise self._drawn(j)
         self._shelf.use(self)
 
     def _measure(self) -> None:
         batches = sum(nbytes_of(batch) for batch in self._whole.values())
         # images of other libraries do not tell: as much as what they are collated to
         self.nbytes = batches + max(self._raw, batches // max(1, len(self._whole)))
+
+    def _drawn(self, j: int) -> TaskError:
+        return TaskError(
+            f"{self.side} set: example {self._ids[j]!r} was loaded twice and gave other data the "
+            "second time, so its scores mean nothing.\n"
+            "  1. Make the data set give the same example for the same ID (seed what it draws by "
+            "the ID).\n  2. Give the task a set without augmentation here."
+        )

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from replay.evaluate.copies import models
+from replay.evaluate.eval_mode import EvalMode
+from replay.evaluate.state import State
 from replay.gradients.engine import Engine
 from replay.task import Task
 from tracer.errors import TaskError
@@ -26,6 +28,7 @@ class BoundModel:
         module: The copy.
         parameters: By the log's names, in the log's dtypes or all in ``dtype``.
         engine: Computes per-example gradients of them.
+        eval_mode: Puts the copy into eval mode.
     """
 
     def __init__(
@@ -39,40 +42,51 @@ class BoundModel:
     ) -> None:
         self.engine = Engine(audit)
         self.module = built.to(device)
+        self.eval_mode = EvalMode(self.module)
         self.dtype = dtype
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
-        self._buffers = dict(self.module.named_buffers())
+        self._buffers = buffers = dict(self.module.named_buffers())
+        self._tables = [
+            (m._buffers, key, b) for m in built.modules() for key, b in m._buffers.items()
+        ]
         _check_layout("parameter", self.parameters, log.parameter_layout, log)
-        _check_layout("buffer", self._buffers, log.buffer_layout, log)
+        _check_layout("buffer", buffers, log.buffer_layout, log)
         for parameter in self.parameters.values():
             parameter.grad = None
             parameter.requires_grad_(parameter.is_floating_point())
         layout = {**log.parameter_layout, **log.buffer_layout}
-        for name, tensor in {**self.parameters, **self._buffers}.items():
+        for name, tensor in {**self.parameters, **buffers}.items():
             logged = layout[name][1]
             wanted = dtype if dtype is not None and logged.is_floating_point else logged
             tensor.data = tensor.data.to(wanted)
-        for buffer in self._buffers.values():
-            if any(
-                n > 1 and stride == 0
-                for n, stride in zip(buffer.shape, buffer.stride(), strict=True)
-            ):
-                buffer.data = buffer.data.clone()  # torch writes to no expanded tensor
-        self._places = [
-            (m._buffers, k, b) for m in self.module.modules() for k, b in m._buffers.items()
-        ]
-        held = [*self.parameters.values(), *self._buffers.values()]
+        for buffer in buffers.values():  # an expanded one cannot be written to
+            buffer.data = buffer.data.contiguous()
+        held = [*self.parameters.values(), *buffers.values()]
         self.engine.overwritten = frozenset(t.untyped_storage().data_ptr() for t in held) - {0}
+
+    def moving(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the parameters that have gradients, all or some."""
+        return {
+            n: p
+            for n, p in self.parameters.items()
+            if p.requires_grad and (names is None or n in names)
+        }
 
     @torch.no_grad()
     def load(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
         """Copy a state in; dtypes are converted, devices too."""
         for name, tensor in self.parameters.items():
             tensor.copy_(parameters[name])
-        for table, key, buffer in self._places:
-            table[key] = buffer  # a forward may have put another one there
+        for table, key, buffer in self._tables:  # a forward may have put another one there
+            table[key] = buffer
         for name, tensor in self._buffers.items():
             tensor.copy_(buffers[name])
+
+    def load_for_eval(self, state: State) -> None:
+        """Copy a state in and be in eval mode: what is merged or kept there is made of it."""
+        self.module.train()
+        self.load(state.parameters, state.buffers)
+        self.eval_mode.enter()
 
 
 @dataclass(frozen=True)
@@ -91,6 +105,11 @@ class Models:
     value: BoundModel
     device: torch.device
 
+    def strangers(self, bound: BoundModel) -> dict[int, str]:
+        """Return names of the parameters of all copies but one, by ``id``."""
+        others = (one for one in (self.train, self.test, self.value) if one is not bound)
+        return {id(p): name for one in others for name, p in one.parameters.items()}
+
 
 def bind(
     task: Task,
@@ -100,33 +119,15 @@ def bind(
     *,
     audit: int,
 ) -> Models:
-    """Return three copies of a task's model, each in a dtype (None is the run's own)."""
-    built = build(task)
+    """Return three models of a task, each in a dtype (None is the run's own)."""
     train, test, value = (
-        BoundModel(copied(built, task), log, device=device, dtype=dtype, audit=audit)
-        for dtype in dtypes
+        BoundModel(built, log, device=device, dtype=dtype, audit=audit)
+        for built, dtype in zip(models(task, len(dtypes)), dtypes, strict=True)
     )
+    for bound in (test, value):  # derivatives of the measured value, whatever training does to its
+        for parameter in bound.parameters.values():
+            parameter._backward_hooks = None
     return Models(train, test, value, device)
-
-
-def build(task: Task) -> nn.Module:
-    """Call ``task.model()`` and make sure that it is a module."""
-    built = task.model()
-    if not isinstance(built, nn.Module):
-        raise TaskError(f"task.model() must return an nn.Module, found {type(built).__name__}.")
-    return built
-
-
-def copied(built: nn.Module, task: Task) -> nn.Module:
-    """Return a copy of a built model; it is built again where it cannot be copied.
-
-    Weights that hooks make (``nn.utils.weight_norm``, ``prune``) cannot, nor need they be: states
-    are loaded.
-    """
-    try:
-        return copy.deepcopy(built)
-    except RuntimeError:
-        return build(task)
 
 
 def without_graph(run: Callable[[], Tensor]) -> Tensor:

@@ -10,12 +10,14 @@ import math
 import re
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from numbers import Real
 
 import torch
 
 from replay.evaluate.batches import Shelf
 from replay.evaluate.binding import Models
+from replay.evaluate.certainty import settle
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.task import Task
@@ -68,6 +70,7 @@ class Chunks:
         self._states = states
         self._shelf = Shelf(budget // _SHELF)
         self._independent: dict[tuple[str, tuple[ID, ...]], bool] = {}
+        self._settled = False
         self.took = {"test": 0.0, "train": 0.0}
         self.asked_of_all = {"test": False, "train": False}
 
@@ -89,6 +92,7 @@ class Chunks:
             kept: Vectors of the parameters' size that each example needs besides.
             between: Whether gradients are taken between the ends of a step, too.
         """
+        self._settle(ids, side)
         points = _ENDS + between * (_BETWEEN + _POINTS * (kept > 0))
         size = self._size(ids, side, kept, points)
         chunks = self._cut(ids, side, _even(len(ids), size if most is None else min(size, most)))
@@ -128,6 +132,15 @@ class Chunks:
             self._independent[side, asked] = self._check(chunks, side)
             self.took[side] += time.perf_counter() - began
         return self._independent[side, asked]
+
+    def _settle(self, ids: Sequence[ID], side: str) -> None:
+        """See that values are a function of what is loaded, of one example, once."""
+        if self._settled or not ids:
+            return
+        one, last = self._some(ids[:1], side), self._states.last
+        with suppress(NonFiniteError):  # of a run that diverges; who gets there is told
+            settle(one, self._states.at(0), self._states.at(last), f"{side} set, step {last}")
+        self._settled = True
 
     def _check(self, chunks: list[Examples], side: str) -> bool:
         """Compare chunks with their examples alone: a gate may be closed at first, or at last."""

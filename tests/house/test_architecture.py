@@ -13,6 +13,7 @@ ORDER = [  # each may import what stands before it, and its own room
     *(
         "tracer.errors",
         "tracer.loading",
+        "tracer.unwrapping",
         "tracer.codec",
         "tracer.records",
         "tracer.rules",
@@ -29,7 +30,7 @@ ORDER = [  # each may import what stands before it, and its own room
     "replay.__main__",
 ]
 SHARED = (
-    *("tracer.errors", "tracer.loading", "tracer.records", "tracer.rules"),
+    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records", "tracer.rules"),
     "tracer.log.read.run_log",
 )
 ONLY = {  # heavy libraries, and the rooms that may import them

@@ -151,16 +151,3 @@ def _shown(tensor: Tensor) -> str:
         return "lazy"
     dense = "" if tensor.layout == torch.strided else "sparse "
     return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """Return the module inside ``torch.compile`` and data-parallel wrappers."""
-    while True:
-        inner = getattr(model, "_orig_mod", None)
-        if inner is None and isinstance(
-            model, (nn.DataParallel, nn.parallel.DistributedDataParallel)
-        ):
-            inner = model.module
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.loading import require_training
+from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
-from tracer.watch.model_layout import unwrapped
 from tracer.wrapper.arguments import check_arguments, check_path, checked_epoch, checked_group
 from tracer.wrapper.delegation import Delegating
 from tracer.wrapper.forecast import Forecast

@@ -12,8 +12,8 @@ from torch.optim import Optimizer
 
 from tracer.log.write.creation import LogOptions
 from tracer.rules.table import momentum_of
+from tracer.unwrapping import unwrapped
 from tracer.watch.forwards import ForwardWatch
-from tracer.watch.model_layout import unwrapped
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
 from tracer.wrapper.forecast_lines import ForecastLines, say

@@ -1,0 +1,169 @@
+"""Whether ``φ`` is one function of what was loaded: asked of a few examples at a few states.
+
+It is none where data, collate or the model draw at random, where the pass that takes gradients
+computes something else, and where a model keeps what it made of earlier weights.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from replay.evaluate.state import State
+from replay.gradients.proof.layout import tolerance_of
+from tracer.errors import TaskError
+
+if TYPE_CHECKING:
+    from replay.evaluate.binding import BoundModel
+    from replay.evaluate.test_side import Examples
+
+_AGAIN = 4  # times that an example is loaded, collated, evaluated again
+
+
+def require_same_data(examples: Examples) -> None:
+    """Raise TaskError if loading or collating a few examples again gives other data."""
+    for k in range(_AGAIN):
+        examples.batches.require_same(k % len(examples))
+
+
+def require_same_value(examples: Examples, bound: BoundModel, alone: Tensor, where: str) -> None:
+    """Raise TaskError if the first example has another value the second time."""
+    again = examples.plain(bound, [0], where)
+    if not close(bound, again, alone):
+        raise TaskError(
+            f"{where}: {examples.called} of example {examples.ids[0]!r} gave {alone.item():.9g} "
+            f"and then {again.item():.9g}: it is random in eval mode.\n"
+            "  1. Let eval() reach every dropout: a train method of your own must call super().\n"
+            "  2. Draw no random numbers (torch, numpy, random) unless self.training."
+        )
+
+
+def require_same_pass(
+    examples: Examples, bound: BoundModel, values: Tensor, where: str
+) -> dict[int, Tensor]:
+    """Raise TaskError if the pass whose gradients are taken has other values than without them.
+
+    Returns:
+        The leaves of its graph, by ``id``.
+    """
+    with torch.enable_grad():
+        losses = examples.tracked(bound, list(range(len(values))), where)
+    found = losses.detach().double()
+    if not close(bound, found, values):
+        j = int((found - values).abs().argmax())
+        raise TaskError(
+            f"{where}: {examples.called} of example {examples.ids[j]!r} is {found[j].item():.9g} "
+            f"where gradients are taken and {values[j].item():.9g} without them: they are "
+            "gradients of another function.\n"
+            "  1. Let the forward not depend on torch.is_grad_enabled() or "
+            "torch.is_inference_mode_enabled(); ask self.training.\n"
+            "  2. Let it keep nothing from pass to pass (caches, counters)."
+        )
+    return leaves(losses)
+
+
+def settle(examples: Examples, first: State, last: State, where: str) -> None:
+    """Find how the copies go into eval mode, on one example, where weights have moved.
+
+    Raises:
+        TaskError: What is evaluated are not the weights that were loaded, or it is random.
+    """
+    bound = examples.models.value
+    require_same_data(examples)
+    _choose_mode(examples, bound, last, where)
+    bound.load_for_eval(last)
+    _require_always_same(examples, bound, where)
+    _require_no_memory(examples, first, last, where)
+
+
+def _require_always_same(examples: Examples, bound: BoundModel, where: str) -> None:
+    value = examples.plain(bound, [0], where)
+    for _ in range(_AGAIN):  # what is drawn of few numbers may be the same by chance
+        require_same_value(examples, bound, value, where)
+
+
+def _choose_mode(examples: Examples, bound: BoundModel, state: State, where: str) -> None:
+    mode, models = bound.eval_mode, examples.models
+    mode.flags_only = False
+    bound.module.train()
+    bound.load(state.parameters, state.buffers)
+    changed, kept = mode.changes({**state.parameters, **state.buffers}), mode.kept()
+    value = examples.plain(bound, [0], where)
+    for one in (models.train, models.test, models.value):
+        one.eval_mode.anew = bool(mode.renewed(kept))
+        one.eval_mode.flags_only = bool(changed)
+    if changed and not _is_same_by_flags(examples, bound, state, value, where):
+        raise TaskError(
+            f"{where}: eval() changes {', '.join(map(repr, changed[:3]))} of the model, so "
+            "gradients cannot be taken of the weights that were loaded.\n"
+            "  1. Return a model from task.model() that does not merge (LoRA: "
+            "merge_weights=False).\n"
+            "  2. Or compute it in the forward, from the parameters, unless it is known."
+        )
+
+
+def _require_no_memory(examples: Examples, first: State, last: State, where: str) -> None:
+    """Raise TaskError if a model that has been at another state has another value.
+
+    Each of two copies is evaluated at the last state, one of them after the first state.
+    """
+    seen, fresh = examples.models.test, examples.models.train
+    seen.load_for_eval(first)
+    examples.plain(seen, [0], where)
+    values = []
+    for bound in (seen, fresh):
+        bound.load_for_eval(last)
+        values.append(examples.plain(bound, [0], where))
+    kind = max(map(tolerance_of, {p.dtype for p in seen.moving().values()}), default=0.0)
+    gap = (values[0] - values[1]).abs()
+    if bool((gap > kind * (1 + values[1].abs())).any()):
+        for bound in (seen, fresh):
+            _require_always_same(examples, bound, where)
+        names = list(seen.eval_mode.kept())
+        raise TaskError(
+            f"{where}: {examples.called} of example {examples.ids[0]!r} is {values[0].item():.9g} "
+            f"in a model that was at step 0 before, {values[1].item():.9g} in a fresh one: it "
+            f"keeps what it made of earlier weights ({', '.join(names[:3]) or 'unknown where'}).\n"
+            "  1. Drop that in the model's train method, which is called before a state is loaded."
+            "\n  2. Or keep nothing: compute it from the parameters in each forward."
+        )
+
+
+def _is_same_by_flags(
+    examples: Examples, bound: BoundModel, state: State, value: Tensor, where: str
+) -> bool:
+    try:
+        bound.load_for_eval(state)
+        if any(now is not bound.parameters.get(n) for n, now in bound.module.named_parameters()):
+            return False
+        return close(bound, examples.plain(bound, [0], where), value)
+    except Exception:  # a forward that needs what eval() makes
+        return False
+
+
+def close(bound: BoundModel, found: Tensor, expected: Tensor) -> bool:
+    """Return whether values of one state are the same but for rounding."""
+    allowed = tolerance(bound) * (1 + expected.abs())
+    return bool(((found - expected).abs() <= allowed).all())
+
+
+def tolerance(bound: BoundModel) -> float:
+    """Return by how much values may differ, about, relative to 1 and to themselves."""
+    return 1e-9 if bound.dtype == torch.float64 else 1e-3
+
+
+def leaves(losses: Tensor) -> dict[int, Tensor]:
+    """Return the leaves of a graph."""
+    waiting, seen, found = [losses.grad_fn], set(), {}
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = getattr(node, "variable", None)
+        if leaf is not None:
+            found[id(leaf)] = leaf
+        waiting += [child for child, _ in node.next_functions]
+    return found

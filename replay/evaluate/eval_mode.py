@@ -1,0 +1,100 @@
+"""Eval mode of models that do more there than set a flag: that merge or keep weights.
+
+``eval()`` of a LoRA layer adds its update to the weight; other layers keep what they make of their
+weights. Then gradients are not those of what was loaded, or values are those of an earlier state.
+So each state is loaded in train mode, before ``eval()``; a model whose ``eval()`` changes tensors
+gets the flags of its modules only, where that gives the same values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_TABLES = ("_parameters", "_buffers", "_modules")
+
+
+class EvalMode:
+    """Puts one model into eval mode.
+
+    Args:
+        module: The model.
+
+    Attributes:
+        flags_only: Leave out what ``eval()`` does besides.
+        anew: Do so before each forward pass, of which the model keeps something.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.flags_only = self.anew = False
+
+    def enter(self) -> None:
+        """Go from train mode to eval mode."""
+        if not self.flags_only:
+            self._module.eval()
+            return
+        for module in self._module.modules():
+            module.training = False
+
+    def renew(self) -> None:
+        """Drop what the last forward pass left, if anything."""
+        if self.anew:
+            self._module.train()
+            self.enter()
+
+    def changes(self, loaded: Mapping[str, Tensor]) -> list[str]:
+        """Enter, from train mode; return the names of the tensors that this changes.
+
+        Args:
+            loaded: Parameters and buffers that were loaded.
+        """
+        before, tensors = self.kept(), dict(_own(self._module))
+        self.enter()
+        now = dict(_own(self._module))
+        found = [name for name, tensor in now.items() if tensors.get(name) is not tensor]
+        found += [name for name, w in loaded.items() if not _equal(now.get(name), w)]
+        return list(dict.fromkeys([*found, *self.renewed(before)]))
+
+    def kept(self) -> dict[str, list[tuple[Tensor, int]]]:
+        """Return tensors that modules hold besides parameters and buffers, with versions."""
+        found = {}
+        for path, module in self._module.named_modules():
+            for key, value in vars(module).items():
+                if key not in _TABLES and (tensors := _tensors(value)):
+                    found[f"{path}.{key}" if path else key] = [(t, _version(t)) for t in tensors]
+        return found
+
+    def renewed(self, before: Mapping[str, list[tuple[Tensor, int]]]) -> list[str]:
+        """Return names of those that are others than they were."""
+        same = {(id(t), version) for held in before.values() for t, version in held}
+        return [
+            name
+            for name, held in self.kept().items()
+            if any((id(tensor), version) not in same for tensor, version in held)
+        ]
+
+
+def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from module.named_parameters()
+    yield from module.named_buffers()
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    held = list(value.values()) if isinstance(value, dict) else value
+    some = held if isinstance(held, (list, tuple)) else [held]
+    return [one for one in some if isinstance(one, Tensor)]
+
+
+def _equal(found: Tensor | None, loaded: Tensor) -> bool:
+    if found is None:
+        return False
+    expected = loaded.to(found)
+    return torch.equal(found, expected) or bool(found.isclose(expected, 0, 0, True).all())
+
+
+def _version(tensor: Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
