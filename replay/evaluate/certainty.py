@@ -6,20 +6,45 @@ computes something else, and where a model keeps what it made of earlier weights
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
+from replay.evaluate.binding import BoundModel
 from replay.evaluate.state import State
+from replay.evaluate.test_side import Examples
 from replay.gradients.proof.layout import tolerance_of
 from tracer.errors import TaskError
 
-if TYPE_CHECKING:
-    from replay.evaluate.binding import BoundModel
-    from replay.evaluate.test_side import Examples
-
 _AGAIN = 4  # times that an example is loaded, collated, evaluated again
+
+
+def are_independent(examples: Examples, state: State, where: str) -> bool:
+    """Return whether values of all examples, gradients of some, are the same alone.
+
+    Raises:
+        TaskError: Values are random, or gradients are those of another function.
+    """
+    require_same_data(examples)
+    columns = list(range(len(examples)))
+    joint, bound = examples.values(state, where), examples.models.value
+    alone = torch.cat([examples.plain(bound, [j], where) for j in columns])
+    require_same_value(examples, bound, alone[:1], where)
+    examples.in_float64(where, lambda: _require_own(examples, bound, joint, where))
+    if len(examples) == 1:
+        return True
+    return close(bound, joint, alone) and examples.agree(state, where, columns)
+
+
+def _require_own(examples: Examples, bound: BoundModel, joint: Tensor, where: str) -> None:
+    """Raise TaskError unless gradients are taken of the measured values, in this copy."""
+    found = require_same_pass(examples, bound, joint, where)
+    strangers = examples.models.strangers(bound)
+    shared = next((strangers[key] for key in found if key in strangers), None)
+    if shared is not None:
+        raise TaskError(
+            f"{where}: {examples.called} uses parameter {shared!r} of another copy of the model; "
+            "build all that the model uses in task.model()."
+        )
 
 
 def require_same_data(examples: Examples) -> None:

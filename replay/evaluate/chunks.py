@@ -17,7 +17,7 @@ import torch
 
 from replay.evaluate.batches import Shelf
 from replay.evaluate.binding import Models
-from replay.evaluate.certainty import settle
+from replay.evaluate.certainty import are_independent, settle
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.task import Task
@@ -148,7 +148,9 @@ class Chunks:
         for t in sorted({0, last // 2, last}):
             now = self._states.at(t)
             try:
-                if not all(chunk.are_independent(now, f"{side} set, step {t}") for chunk in chunks):
+                if not all(
+                    are_independent(chunk, now, f"{side} set, step {t}") for chunk in chunks
+                ):
                     return False
             except NonFiniteError:
                 if t == 0:

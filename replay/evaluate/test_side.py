@@ -14,12 +14,6 @@ from torch import Tensor
 
 from replay.evaluate.batches import Batches, Shelf
 from replay.evaluate.binding import BoundModel, Models, without_graph
-from replay.evaluate.certainty import (
-    close,
-    require_same_data,
-    require_same_pass,
-    require_same_value,
-)
 from replay.evaluate.checked import checked_losses
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
@@ -99,7 +93,7 @@ class Examples:
             found,
             lambda: self.tracked(bound, chosen, where),
             lambda i: self.tracked(bound, [chosen[i]], where),
-            agree=lambda: self._agree(state, where, chosen),
+            agree=lambda: self.agree(state, where, chosen),
             where=where,
         )
 
@@ -119,7 +113,7 @@ class Examples:
         def run() -> Tensor:
             return without_graph(lambda: self._losses(bound, columns, where)).double()
 
-        return self._in_float64(where, run) if bound is self.models.value else run()
+        return self.in_float64(where, run) if bound is self.models.value else run()
 
     def tracked(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
         """Return the same with its graph."""
@@ -138,7 +132,8 @@ class Examples:
             self._function(bound.module, batch), ids, function=self.called, where=where
         )
 
-    def _in_float64(self, where: str, job: Callable[[], T]) -> T:
+    def in_float64(self, where: str, job: Callable[[], T]) -> T:
+        """Do something with the copy that values are taken of, maybe in another dtype."""
         try:
             return job()
         except (RuntimeError, TypeError) as error:
@@ -149,37 +144,11 @@ class Examples:
                 'cannot run in float64, take its own dtype: values="model" (--values model).'
             ) from error
 
-    def are_independent(self, state: State, where: str) -> bool:
-        """Return whether values of all examples, gradients of some, are the same alone.
-
-        Raises:
-            TaskError: Values are random, or gradients are those of another function.
-        """
-        require_same_data(self)
-        joint, bound = self.values(state, where), self.models.value
-        alone = torch.cat([self.plain(bound, [j], where) for j in range(len(self))])
-        require_same_value(self, bound, alone[:1], where)
-        self._in_float64(where, lambda: self._require_own(bound, joint, where))
-        if len(self) == 1:
-            return True
-        return close(bound, joint, alone) and self._agree(state, where, list(range(len(self))))
-
-    def _require_own(self, bound: BoundModel, joint: Tensor, where: str) -> None:
-        """Raise TaskError unless gradients are taken of the measured values, in this copy."""
-        found = require_same_pass(self, bound, joint, where)
-        strangers = self.models.strangers(bound)
-        shared = next((strangers[key] for key in found if key in strangers), None)
-        if shared is not None:
-            raise TaskError(
-                f"{where}: {self.called} uses parameter {shared!r} of another copy of the model; "
-                "build all that the model uses in task.model()."
-            )
-
-    def _agree(self, state: State, where: str, chosen: list[int]) -> bool:
+    def agree(self, state: State, where: str, chosen: list[int]) -> bool:
         """Return whether gradients of a few examples are the same alone, as finely as values."""
         bound = self._at(self.models.value, state)
 
-        def agree() -> bool:
+        def same() -> bool:
             found = run(bound.moving(), lambda: self.tracked(bound, chosen, where), None)
             names, columns = list(found.parameters), some_of(len(chosen))
             ours = [found.own(i, names) for i in columns]  # before the model is run again
@@ -188,4 +157,4 @@ class Examples:
             )
 
         with torch.enable_grad():
-            return self._in_float64(where, agree)
+            return self.in_float64(where, same)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay import Replay, Task
+from replay.evaluate.certainty import are_independent
 from replay.evaluate.nested import fresh
-from replay.evaluate.test_side import Examples
 from tests.helpers import reference
 from tests.helpers.alone import CHOSEN, squared, trace
 from tracer import open_log
@@ -254,12 +254,12 @@ def test_either_look_finds_it(tmp_path, monkeypatch, where):
     trace(tmp_path / "run.h5", task)
     if where == "later state":
         monkeypatch.setattr("replay.evaluate.test_side.differ", lambda *_: False)
-    looked, inner = [], Examples.are_independent
+    looked = []
 
-    def look(self, state, name):
-        looked.append((name, inner(self, state, name)))
+    def look(examples, state, name):
+        looked.append((name, are_independent(examples, state, name)))
         return looked[-1][1]
 
-    monkeypatch.setattr(Examples, "are_independent", look)
+    monkeypatch.setattr("replay.evaluate.chunks.are_independent", look)
     Replay(tmp_path / "run.h5", task).drops([0, 1, 2], progress=False)
     assert looked[-1] == (f"test set, step {0 if where == 'gradients' else 2}", False)
