@@ -29,16 +29,17 @@ def are_independent(examples: Examples, state: State, where: str) -> bool:
     joint, bound = examples.values(state, where), examples.models.value
     alone = torch.cat([examples.plain(bound, [j], where) for j in columns])
     require_same_value(examples, bound, alone[:1], where)
-    examples.in_float64(where, lambda: _require_own(examples, bound, joint, where))
+    examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where))
     if len(examples) == 1:
         return True
     return close(bound, joint, alone) and examples.agree(state, where, columns)
 
 
-def _require_own(examples: Examples, bound: BoundModel, joint: Tensor, where: str) -> None:
-    """Raise TaskError unless gradients are taken of the measured values, in this copy."""
-    found = require_same_pass(examples, bound, joint, where)
+def _require_own(examples: Examples, bound: BoundModel, where: str) -> None:
+    """Raise TaskError if a copy uses parameters of another one."""
     strangers = examples.models.strangers(bound)
+    with torch.enable_grad():
+        found = leaves(examples.losses(bound, [0], where))
     shared = next((strangers[key] for key in found if key in strangers), None)
     if shared is not None:
         raise TaskError(
@@ -65,14 +66,8 @@ def require_same_value(examples: Examples, bound: BoundModel, alone: Tensor, whe
         )
 
 
-def require_same_pass(
-    examples: Examples, bound: BoundModel, values: Tensor, where: str
-) -> dict[int, Tensor]:
-    """Raise TaskError if the pass whose gradients are taken has other values than without them.
-
-    Returns:
-        The leaves of its graph, by ``id``.
-    """
+def require_same_pass(examples: Examples, bound: BoundModel, values: Tensor, where: str) -> None:
+    """Raise TaskError if the pass whose gradients are taken has other values than without them."""
     with torch.enable_grad():
         losses = examples.tracked(bound, list(range(len(values))), where)
     found = losses.detach().double()
@@ -86,7 +81,6 @@ def require_same_pass(
             "torch.is_inference_mode_enabled(); ask self.training.\n"
             "  2. Let it keep nothing from pass to pass (caches, counters)."
         )
-    return leaves(losses)
 
 
 def settle(examples: Examples, first: State, last: State, where: str) -> None:
@@ -100,6 +94,7 @@ def settle(examples: Examples, first: State, last: State, where: str) -> None:
     _choose_mode(examples, bound, last, where)
     bound.load_for_eval(last)
     _require_always_same(examples, bound, where)
+    examples.in_float64(where, lambda: _require_own(examples, bound, where))
     _require_no_memory(examples, first, last, where)
 
 

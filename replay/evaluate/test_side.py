@@ -111,13 +111,13 @@ class Examples:
         """Return values of some examples in one pass, in eval mode at what is loaded."""
 
         def run() -> Tensor:
-            return without_graph(lambda: self._losses(bound, columns, where)).double()
+            return without_graph(lambda: self.losses(bound, columns, where)).double()
 
         return self.in_float64(where, run) if bound is self.models.value else run()
 
     def tracked(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
         """Return the same with its graph."""
-        losses = self._losses(bound, columns, where)
+        losses = self.losses(bound, columns, where)
         if not losses.requires_grad:
             raise TaskError(
                 f"{where}: {self.called} has no gradient; it must be a differentiable "
@@ -125,7 +125,8 @@ class Examples:
             )
         return losses
 
-    def _losses(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
+    def losses(self, bound: BoundModel, columns: list[int], where: str) -> Tensor:
+        """Return ``φ`` of some examples, as the task's function gives it, shape checked."""
         bound.eval_mode.renew()
         batch, ids = self.batches.of(columns, bound.dtype), [self.ids[j] for j in columns]
         return checked_losses(

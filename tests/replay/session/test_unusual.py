@@ -57,7 +57,7 @@ def test_ids_may_be_tensors_or_arrays(tmp_path, form):
     assert (run.drops(form([2, 0]), progress=False) == run.drops([2, 0], progress=False)).all()
     own = run.self_influence(train_ids=form([5, 1, 7]), progress=False)
     assert own.visits.tolist() == [2, 2, 2]
-    with pytest.raises(InputError, match="expected a list of test IDs, found 3"):
+    with pytest.raises(InputError, match="expected a list of test IDs .*found 3"):
         run.influence(3, progress=False)
 
 
