@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from tracer.errors import InputError, TaskError
+from tracer.errors import InputError, TaskError, shown
 from tracer.records import ID
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Task:
     """Model, losses and data of a traced run.
 
@@ -37,6 +37,11 @@ class Task:
     collate: Callable[[list[Any]], Any] = default_collate
     show: Callable[[Any], Any] | None = None
 
+    def __repr__(self) -> str:
+        return "Task({})".format(
+            ", ".join(f"{f.name}={_named(getattr(self, f.name))}" for f in fields(self))
+        )
+
     def __post_init__(self) -> None:
         for name in ("model", "loss", "collate"):
             given = getattr(self, name)
@@ -49,6 +54,11 @@ class Task:
                 "Task(model=...) must be a function that builds the model, found a module; "
                 "write model=lambda: model."
             )
+
+
+def _named(part: Any) -> str:
+    """Return a function's name, and of data what they are."""
+    return getattr(part, "__name__", None) or shown(part)
 
 
 def example_ids(dataset: Any) -> list[ID]:

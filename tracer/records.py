@@ -29,7 +29,7 @@ class RandomState:
     cuda: dict[int, Tensor] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MicroBatch:
     """The examples of one forward pass, in order, with repeats.
 
@@ -45,8 +45,12 @@ class MicroBatch:
     ids: tuple[ID, ...]
     coefficients: Tensor
     random_state: RandomState | None
-    payload: Callable[[], bytes] | None = field(default=None, repr=False, compare=False)
-    place: str = field(default="", repr=False, compare=False, kw_only=True)
+    payload: Callable[[], bytes] | None = field(default=None, compare=False)
+    place: str = field(default="", compare=False, kw_only=True)
+
+    def __repr__(self) -> str:
+        some = ", ".join(map(repr, self.ids[:3])) + (", ..." if len(self.ids) > 3 else "")
+        return f"<MicroBatch of {len(self.ids)} examples: {some}>"
 
     @property
     def batch(self) -> Any:
@@ -65,7 +69,7 @@ class MicroBatch:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ParameterGroup:
     """One parameter group as ``step()`` found it.
 
@@ -83,8 +87,11 @@ class ParameterGroup:
     gradient_norm: float = math.nan
     norms: tuple[float, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"<ParameterGroup of {len(self.names)} parameters: {self.hyperparameters}>"
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Step:
     """One optimizer step.
 
@@ -108,6 +115,10 @@ class Step:
     clip_factor: float = 1.0
     without_gradient: frozenset[str] = frozenset()
     frozen: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        examples = f"{len(self.batch_ids)} examples in {len(self.micro_batches)} micro-batches"
+        return f"<Step {self.index}: {examples}, gradient norm {self.gradient_norm:.4g}>"
 
     @property
     def batch_ids(self) -> list[ID]:

@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+from rich.text import Text
 
+from replay.command.opening import announced
 from replay.command.options import JSON, takes_log
 from replay.command.show.follow import follow
 from replay.command.show.inspect import inspection, inspection_table
-from replay.command.show.plan import plan_table
+from replay.command.show.plan import plan_summary, plan_table
 from replay.command.terminal import Terminal
 from replay.progress import Progress
 from replay.session.replay import Replay
@@ -37,17 +39,18 @@ def inspect(*, log: Path, as_json: bool, watch: bool, task: str | None) -> None:
     """
     if watch and as_json:
         raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
+    if watch and task is not None:
+        raise click.UsageError("--follow looks at the log, --task at gradients; pass one of them.")
     if watch:
         for line in follow(log):
             click.echo(line)
         return
     with open_log(log) as opened, Progress(enabled=True) as progress:
         facts = inspection(opened, progress.task("reading steps", len(opened)))
-    paths = [] if task is None else Replay(log, task).plan()
+    paths = [] if task is None else Replay(log, task, announce=announced).plan()
     if as_json:
         plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
         click.echo(json.dumps({**facts, **plan}))
         return
-    Terminal().print(inspection_table(facts))
-    if paths:
-        Terminal().print(plan_table(paths))
+    summary = [plan_summary(paths), Text()] if paths else []
+    Terminal().print(*summary, inspection_table(facts), *([plan_table(paths)] if paths else []))

@@ -15,13 +15,18 @@ from tracer.errors import InputError
 from tracer.records import ID
 
 
+def announced(file: str) -> None:
+    """Say which code will run."""
+    click.echo(f"running the task's code in {file}", err=True)
+
+
 def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:
     """Return the replay that a command asks for; its result may not replace the task."""
 
     def announce(file: str) -> None:
         if target is not None:
             check_free(target, overwrite=True, inputs=[file])
-        click.echo(f"running the task's code in {file}", err=True)
+        announced(file)
 
     return Replay(
         log,

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from replay.arguments import listed, one_of
 from replay.results.row import RankedRow, Row
+from replay.results.summary import summary
 from tracer.errors import InputError, shown
 
 METRICS = (
@@ -37,7 +38,7 @@ METRICS = (
 _ONE_WAY = ("slope", "total_ratio")  # of y against x is not of x against y
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """One metric of one pair of methods over the test examples.
 
@@ -51,6 +52,11 @@ class Comparison:
     metric: str
     values: Row
 
+    def __repr__(self) -> str:
+        count = int((~np.isnan(self.values)).sum())
+        of = f"{count} of {len(self.values)} test examples"
+        return f"Comparison of {self.pair}: {self.metric}, median {self.median:.4g} over {of}"
+
     def quantile(self, q: float) -> float:
         """Return a quantile over the test examples where the metric is defined."""
         defined = self.values[~np.isnan(self.values)]
@@ -62,7 +68,7 @@ class Comparison:
         return self.quantile(0.5)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Agreement:
     """Comparisons of every pair of methods.
 
@@ -73,6 +79,15 @@ class Agreement:
 
     rows: list[Comparison]
     k: int
+
+    def __repr__(self) -> str:
+        medians = {
+            f"{second} against {first}": ", ".join(
+                f"{row.metric} {row.median:.3g}" for row in self.rows if row.pair == (first, second)
+            )
+            for first, second in self.pairs
+        }
+        return summary(f"Agreement: medians over test examples, top {self.k}", medians)
 
     @property
     def pairs(self) -> list[tuple[str, str]]:

@@ -15,6 +15,7 @@ from replay.progress import Progress
 from replay.results.agreement import Agreement, compare
 from replay.results.earlier import warn_of_change
 from replay.results.file import Content, open_result, write_result
+from replay.results.summary import said_of_checkpoints, summary
 from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS, VALUES
 from tracer.errors import InputError, shown
 from tracer.records import ID
@@ -22,7 +23,7 @@ from tracer.records import ID
 Table = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Influence:
     """Influence of N training examples on m test examples over T steps.
 
@@ -52,6 +53,17 @@ class Influence:
     attributes: dict[str, str | int | float]
     steps: list[int] = field(default_factory=list)
     values: dict[str, Table] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        m, n, steps = len(self.test_ids), len(self.train_ids), len(self.steps)
+        facts = self.attributes
+        rows = {
+            "methods": ", ".join(self.scores),
+            "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
+            "run": facts.get("log"),
+            "sign": facts.get("sign"),
+        }
+        return summary(f"Influence of {n} training on {m} test examples over {steps} steps", rows)
 
     @property
     def completeness(self) -> dict[str, dict[str, Table]]:

@@ -10,11 +10,12 @@ from numpy.typing import NDArray
 
 from replay.arguments import one_of, place, whole
 from replay.results.file import Content, open_result, write_result
+from replay.results.summary import summary
 from replay.results.variables import SELF_INFLUENCE, SELF_SCORES, VISITS
 from tracer.records import ID
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SelfInfluence:
     """Self-influence of N training examples.
 
@@ -29,6 +30,15 @@ class SelfInfluence:
     scores: dict[str, NDArray[np.float64]]
     visits: NDArray[np.int64]
     attributes: dict[str, str | int | float]
+
+    def __repr__(self) -> str:
+        rows = {
+            "scores": ", ".join(self.scores),
+            "visits": int(self.visits.sum()),
+            "steps": self.attributes.get("window"),
+            "run": self.attributes.get("log"),
+        }
+        return summary(f"SelfInfluence of {len(self.train_ids)} training examples", rows)
 
     def top(self, k: int = 10, *, by: str = "self") -> tuple[list[ID], NDArray[np.float64]]:
         """Return the k examples (all, if there are fewer) with the largest score, largest first.

@@ -11,6 +11,9 @@ from replay.session.bound_run import BoundRun
 from replay.task import Task, example_ids
 
 _TEST = 8  # test examples that are looked at
+_PENALTY, _STEP, _FROZEN = "only the penalty moves it", "no gradient in step 0", "not moved"
+_UNUSED = "no gradient"
+WITHOUT_GRADIENT = (_PENALTY, _STEP, _FROZEN, _UNUSED)
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,7 @@ def paths_of_run(run: BoundRun) -> list[ParameterPath]:
     run.chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
     test = models.test.engine.paths
     return [
-        ParameterPath(
-            name, list(w.shape), train.get(name, "not moved"), test.get(name, "no gradient")
-        )
+        ParameterPath(name, list(w.shape), train.get(name, _FROZEN), test.get(name, _UNUSED))
         for name, w in now.before.parameters.items()
     ]
 
@@ -50,14 +51,14 @@ def paths_of_run(run: BoundRun) -> list[ParameterPath]:
 def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:
     """Say how gradients of training examples are computed, or why there are none."""
     step, names = now.step, now.step.trained
-    without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, "no gradient in step 0")
+    without = dict.fromkeys({*names, *step.without_gradient} - step.frozen, _STEP)
     paths: dict[str, dict[str, None]] = {}
     for micro in step.micro_batches:  # each may use other parameters
         one = replace(step, micro_batches=(micro,))
         trained = replay_step(
             task, one, now.before, models.train, names, device=models.device, budget=budget
         )
-        without |= dict.fromkeys(trained.penalty, "only the penalty moves it")
+        without |= dict.fromkeys(trained.penalty, _PENALTY)
         for name, path in models.train.engine.paths.items():
             paths.setdefault(name, {})[path] = None
     return without | {name: "; ".join(found) for name, found in paths.items()}

@@ -85,6 +85,12 @@ class Replay:
         chunks = Chunks(self.task, models, states, budget)
         self._run = BoundRun(states, self.task, models, chunks, budget, allow_tf32)
 
+    def __repr__(self) -> str:
+        sides = (
+            f"{len(example_ids(self.task.train))} training and {len(example_ids(self.task.test))}"
+        )
+        return f"<Replay of {self.log!r} with {sides} test examples>"
+
     def parse_test_ids(self, lines: Iterable[str]) -> list[ID]:
         """Return the test IDs of an ``ids.txt``, in its order; see ``replay.task``."""
         return parse_test_ids(lines, self.task.test)

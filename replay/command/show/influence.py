@@ -16,6 +16,7 @@ from replay.command.show.ranking import ranking, ranking_json
 from replay.command.show.verdict import verdict
 from replay.command.terminal import literal
 from replay.results.influence import Influence
+from replay.results.summary import said_of_checkpoints
 
 
 def report(
@@ -75,11 +76,10 @@ def header(influence: Influence) -> RenderableType:
 
 def _checkpoints(facts: Mapping[str, object]) -> str:
     """Return how many states the scores were summed over, which, and what was asked for."""
-    steps, asked = str(facts.get("checkpoints", "")).split(), facts.get("checkpoints_asked")
+    steps = str(facts.get("checkpoints", "")).split()
     if not steps:
         return ""
-    asked_for = f" ({asked} asked for)" if str(asked) not in ("", "None", f"{len(steps)}") else ""
-    return f"{len(steps)}{asked_for}: before {listed_steps(steps)}"
+    return f"{said_of_checkpoints(facts)}: before {listed_steps(steps)}"
 
 
 def to_json(influence: Influence, *, k: int = 5) -> dict[str, Any]:

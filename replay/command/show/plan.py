@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import RenderableType
@@ -9,7 +10,37 @@ from rich.table import Table
 
 from replay.command.show.cells import explained
 from replay.command.terminal import literal
-from replay.session.plan import ParameterPath
+from replay.session.plan import WITHOUT_GRADIENT, ParameterPath
+
+_READ, _COMPLETE, _NONE = "read off", "one backward per example", "no gradient"
+
+
+def plan_summary(paths: Sequence[ParameterPath]) -> RenderableType:
+    """Return for each side how many parameters take which way, and why the slow ones do."""
+    table = Table.grid(padding=(0, 2))
+    table.add_row("training side", literal(_counted([path.train for path in paths])))
+    table.add_row("test side", literal(_counted([path.test for path in paths])))
+    return table
+
+
+def _counted(paths: Sequence[str]) -> str:
+    """Return "39 read off, 2 one backward per example: why"."""
+    kinds, reasons = Counter(map(_kind, paths)), Counter[str]()
+    for path in paths:
+        reasons.update({why for way in path.split("; ") if (why := _reason(way))})
+    parts = [f"{kinds[kind]} {kind}" for kind in (_READ, _NONE, _COMPLETE) if kinds[kind]]
+    slow = [f"{why} ({count})" if len(reasons) > 1 else why for why, count in reasons.most_common()]
+    return ", ".join(parts) + (f": {', '.join(slow)}" if slow else "")
+
+
+def _kind(path: str) -> str:
+    if any(map(_reason, path.split("; "))):
+        return _COMPLETE
+    return _NONE if path in WITHOUT_GRADIENT else _READ
+
+
+def _reason(way: str) -> str:
+    return way.removeprefix("complete: ") if way.startswith("complete: ") else ""
 
 
 def plan_table(paths: Sequence[ParameterPath]) -> RenderableType:

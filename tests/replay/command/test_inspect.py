@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import h5py
 import numpy as np
+from rich.console import Console
 
+from replay.command.show.plan import plan_summary
+from replay.session.plan import ParameterPath
 from tests.helpers.command import run, trace
 from tracer.log import metadata
 
@@ -64,6 +68,29 @@ def test_inspect_with_a_task_shows_the_plan(folder, capsys):
     code, out, _ = run(capsys, "inspect", "run.h5", "--task", "work.py:task")
     assert "How gradients are computed" in out
     assert "2.bias" in out
+    first, second, *_ = out.splitlines()
+    assert first.split() == ["training", "side", "4", "read", "off"]
+    assert second.split() == ["test", "side", "4", "read", "off"]
+    code, _, err = run(capsys, "inspect", "run.h5", "--task", "work.py:task", "-f")
+    assert (code, "--follow looks at the log, --task at gradients" in err) == (2, True)
+
+
+def test_the_summary_of_a_plan_names_reasons():
+    ways = [
+        "linear",
+        "bias; complete: used by Mm",
+        "complete: used by Mm",
+        "complete: odd",
+        "not moved",
+    ]
+    paths = [ParameterPath(f"p{k}", [2], way, "no gradient") for k, way in enumerate(ways)]
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(plan_summary(paths))
+    train, test = console.export_text().splitlines()
+    assert train.split("  ")[-1].strip() == (
+        "1 read off, 1 no gradient, 3 one backward per example: used by Mm (2), odd (1)"
+    )
+    assert test.split("  ")[-1].strip() == "5 no gradient"
 
 
 def test_dry_run_writes_nothing(folder, capsys):

@@ -93,6 +93,11 @@ class RunLog:
         self.parameter_layout = shapes(self._facts.parameters)
         self.buffer_layout = shapes(self._facts.buffers)
 
+    def __repr__(self) -> str:
+        rule, count = self._attributes["update_rule"], len(self.parameter_layout)
+        state = ", live" if self.live else ""
+        return f"<RunLog {self.path}: {len(self)} steps of {rule}, {count} parameters{state}>"
+
     def __len__(self) -> int:
         return self._length
 
