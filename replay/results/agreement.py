@@ -153,7 +153,6 @@ def totals_hold(x: Row, y: Row, *, share: float = 0.1) -> NDArray[np.bool_]:
     It says nothing where the scores of either cancel: where their sum is below ``share`` of the
     sum of their absolute values.
     """
-    holds: list[NDArray[np.bool_]] = [
-        np.abs(table.sum(1)) >= share * np.abs(table).sum(1) for table in (x, y)
-    ]
-    return holds[0] & holds[1]
+    rows = ([abs(row.sum()) >= share * np.abs(row).sum() for row in table] for table in (x, y))
+    holds: NDArray[np.bool_] = np.logical_and(*map(np.array, rows))
+    return holds

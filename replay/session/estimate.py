@@ -8,10 +8,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from replay.evaluate.chunks import BLOCK
 from replay.progress import Progress, duration
+from replay.results.agreement import compare
 from replay.session.bound_run import BoundRun
 from replay.session.question import Question
 from replay.session.scoring import answered
@@ -29,17 +31,20 @@ class Cost:
     Attributes:
         seconds: Duration.
         peak_bytes: The most memory that the process held, on its device and beside it.
+        table_bytes: What of it are tables of results, which no budget bounds.
     """
 
     seconds: float
     peak_bytes: int
+    table_bytes: int = 0
 
     def __str__(self) -> str:
-        return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB"
+        tables = f", {self.table_bytes / 1e9:.2f} GB of it tables" if self.table_bytes else ""
+        return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB{tables}"
 
 
 def estimated(run: BoundRun, question: Question) -> Cost:
-    """Return what answering a question will take, about.
+    """Return what answering a question and comparing the methods will take, about.
 
     The first steps of the window and a few training examples at the first checkpoint are
     computed. Early steps refine a split more often than late ones.
@@ -76,9 +81,19 @@ def estimated(run: BoundRun, question: Question) -> Cost:
         first, each = _timed(heuristic, more)
         seconds += len(question.checkpoints) * (first + each * (len(columns) - 1))
         held += shelf
-    seconds += run.chunks.took["test"]
+    seconds += run.chunks.took["test"] + _comparing(question)
     cells = len(question.methods) * len(columns) + _TERMS * len(split) * len(steps)
-    return Cost(seconds, peak_bytes() + held + 8 * len(question.test_ids) * cells)
+    tables = 8 * len(question.test_ids) * cells
+    return Cost(seconds, peak_bytes() + held + tables, tables)
+
+
+def _comparing(question: Question) -> float:
+    """Return what comparing the methods takes afterwards: a test example's share of it, timed."""
+    random, n = np.random.default_rng(0), len(question.train_ids)
+    rows = {method.name: random.normal(size=(2, n)) for method in question.methods}
+    few = {name: table[:1] for name, table in rows.items()}
+    _, each = _timed(lambda size: compare(few if size == 1 else rows, k=10), 2)
+    return each * len(question.test_ids)
 
 
 def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:

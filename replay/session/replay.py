@@ -43,7 +43,8 @@ class Replay:
             in the run's own dtype.
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
         memory: Budget for gradients and activations, beyond the copies of the model, one pass over
-            a training batch and some 15 vectors of the model's size that a step is made of.
+            a training batch, some 15 vectors of the model's size that a step is made of, and the
+            tables of the result: 8 bytes for each method, test and training example.
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
         allow_tf32: Let a GPU round products to 10 bits.
         announce: Told which file a task named by the log is loaded from.
@@ -181,7 +182,8 @@ class Replay:
     ) -> Cost:
         """Return the time and memory that ``influence`` with the same arguments will take, about.
 
-        A few steps of the run are replayed and timed; nothing is written.
+        With them, comparing the methods (``Influence.agreement``). A few steps of the run are
+        replayed and timed; nothing is written.
         """
         question = Question.of(
             self.log,
