@@ -29,6 +29,7 @@ from replay.command.terminal import Terminal
 from replay.methods.table import DEFAULT, METHODS
 from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
+from replay.results.reservation import reserved
 from replay.session.estimate import Cost, peak_bytes
 
 _ENDING = ".influence.h5"
@@ -155,11 +156,6 @@ def influence(
     of the test loss, and writes all scores to an HDF5 file.
     """
     target = beside(log, _ENDING) if out is None else out
-    if not dry_run:
-        check_free(target, overwrite=overwrite, inputs=(log, *tests.inputs))
-    began = time.perf_counter()
-    run = opened(log, settings, None if dry_run else target)
-    test_ids = chosen(run, tests)
     question: dict[str, Any] = {
         "methods": methods or DEFAULT,
         "checkpoints": checkpoints,
@@ -169,13 +165,18 @@ def influence(
         "allow_mismatch": allow_mismatch,
     }
     if dry_run:
-        cost = run.estimate(test_ids, **question)
+        run = opened(log, settings)
+        cost = run.estimate(chosen(run, tests), **question)
         click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
         return
-    found = run.influence(test_ids, **question)
-    if target != beside(log, _ENDING):
-        warn_of_change(beside(log, _ENDING), found.test_ids, found.values, found.attributes)
-    found.save(target, overwrite=overwrite)
+    check_free(target, overwrite=overwrite, inputs=(log, *tests.inputs))
+    began = time.perf_counter()
+    with reserved(target):
+        run = opened(log, settings, target)
+        found = run.influence(chosen(run, tests), **question)
+        if target != beside(log, _ENDING):
+            warn_of_change(beside(log, _ENDING), found.test_ids, found.values, found.attributes)
+        found.save(target, overwrite=overwrite)
     click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(found, k=top), allow_nan=False))

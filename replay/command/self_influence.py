@@ -21,6 +21,7 @@ from replay.command.options import (
 from replay.command.show.self_influence import self_json, self_report
 from replay.command.terminal import Terminal
 from replay.results.output import check_free
+from replay.results.reservation import reserved
 
 _ENDING = ".self.h5"
 
@@ -61,9 +62,10 @@ def self_influence(
     """
     target = beside(log, _ENDING) if out is None else out
     check_free(target, overwrite=overwrite, inputs=[log])
-    run = opened(log, settings, target)
-    found = run.self_influence(steps=steps, allow_mismatch=allow_mismatch)
-    found.save(target, overwrite=overwrite)
+    with reserved(target):
+        run = opened(log, settings, target)
+        found = run.self_influence(steps=steps, allow_mismatch=allow_mismatch)
+        found.save(target, overwrite=overwrite)
     click.echo(f"wrote {target}", err=True)
     if as_json:
         click.echo(json.dumps(self_json(found), allow_nan=False))
