@@ -149,7 +149,8 @@ class Replayer:
         def anew() -> dict[str, Tensor]:
             if self._rule is None or (self._rule.buffer is None and not self._rule.adapts):
                 return {}
-            logged, factors = settings(now.step, self.factors.of(now.step, trained, lambda: 0.0))
+            sizes = partial(self._sum_of_norms, now.step, now.before, trained)
+            logged, factors = settings(now.step, self.factors.of(now.step, trained, sizes))
             nothing = OptimizerState(tensors=optimizer.tensors)
             parts = self._split(now, trained, self._rule, logged, factors, nothing)[2].parts
             return parts.rounding

@@ -9,6 +9,8 @@ from replay.evaluate.state import States
 from replay.steps.tape import Tape
 from tracer.errors import UnsupportedRuleError
 
+_ALIKE = 1e-3  # by which factors may differ that are one and the same
+
 
 @dataclass(frozen=True)
 class Verification:
@@ -37,7 +39,13 @@ class Verification:
         if not self.scaled_outside:
             return found
         times = f"{len(self.scaled_outside)} of these {len(self.steps)} steps"
-        return f"{found}; in {times} the gradient was scaled outside the optimizer"
+        found = f"{found}; in {times} the gradient was scaled outside the optimizer"
+        factors = self.scaled_outside.values()
+        if len(factors) < len(self.steps) or max(factors) - min(factors) > _ALIKE * max(factors):
+            return found
+        return (
+            f"{found}, by {max(factors):.4g} each time: the run's loss is so many times task.loss"
+        )
 
 
 def verified(tape: Tape, states: States, steps: range) -> Verification:

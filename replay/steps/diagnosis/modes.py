@@ -83,9 +83,9 @@ def early_noise(case: Case) -> Cause | None:
 
     def watching(loss: Loss) -> Loss:
         def watched(model: nn.Module, batch: Any) -> Tensor:
-            start = torch.get_rng_state()
+            start = _random(case.device)
             hook = model.register_forward_pre_hook(
-                lambda *_: drawn.append(not torch.equal(start, torch.get_rng_state()))
+                lambda *_: drawn.append(_random(case.device) != start)
             )
             try:
                 return loss(model, batch)
@@ -132,6 +132,13 @@ def penalty(case: Case) -> Cause | None:
         (f"{remedy};", "or let task.loss return losses that hold it."),
         "the-penalty",
     )
+
+
+def _random(device: torch.device) -> list[bytes]:
+    """Return torch's random state as it is."""
+    states = [torch.get_rng_state()]
+    states += [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [state.numpy().tobytes() for state in states]
 
 
 def _negative(gradient: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from replay.evaluate.state import State, Transition
 from replay.steps.diagnosis.case import Case, Cause
 
 _ANCHOR = "changed-parameters"
-_STATES = 200  # earlier ones that are looked at, at most
+_STATES, _BYTES = 200, 4 << 30  # earlier ones that are looked at, at most
 
 
 def forward_writes(case: Case) -> Cause | None:
@@ -43,7 +43,8 @@ def put_back(case: Case) -> Cause | None:
     """The parameters after the step are those of an earlier one."""
     after, t = case.now.after.parameters, case.step.index
     name = largest(case.rest)
-    for k in range(t, max(-1, t - _STATES), -1):
+    size = sum(w.nbytes for w in after.values())
+    for k in range(t, max(-1, t - min(_STATES, _BYTES // size)), -1):
         if torch.equal(case.states.at(k).parameters[name], after[name]):
             last = t + 1 == case.states.last
             when = "before the log was closed" if last else "after it"

@@ -11,7 +11,7 @@ from replay.steps.diagnosis.case import Case, Cause, added, norms
 
 _ANCHOR = "reduction-and-weights"
 _ALIKE, _UNLIKE = 1e-2, 0.1  # what may be left of a gradient that is such a sum, and of none
-_EXAMPLES, _COORDINATES = 512, 20_000  # that a system of equations is made of, at most
+_EXAMPLES, _COORDINATES = 64, 20_000  # that a system of equations is made of, at most
 
 
 def a_count(case: Case) -> Cause | None:
