@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from tracer.errors import InputError, TaskError, shown
 from tracer.records import ID
@@ -52,13 +52,29 @@ class Task:
         if isinstance(self.model, nn.Module):
             raise TaskError(
                 "Task(model=...) must be a function that builds the model, found a module; "
-                "write model=lambda: model."
+                "write def model(): return Net()."
             )
+        for name in ("train", "test"):
+            _require_examples(name, getattr(self, name))
 
 
 def _named(part: Any) -> str:
     """Return a function's name, and of data what they are."""
     return getattr(part, "__name__", None) or shown(part)
+
+
+def _require_examples(name: str, data: Any) -> None:
+    """Raise TaskError unless examples can be asked for by their IDs."""
+    advice = "give a list, a mapping by ID, or a Dataset with __getitem__ and __len__"
+    if isinstance(data, DataLoader):
+        advice = "give its data set: loader.dataset"
+    elif isinstance(data, type):
+        advice = f"make one: {data.__name__}(...)"
+    elif isinstance(data, (IterableDataset, Iterator)):
+        advice = "give its examples by ID: list(data), or dict(enumerate(data))"
+    elif hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "keys")):
+        return
+    raise TaskError(f"Task({name}=...) must hold examples by ID, found {shown(data)}; {advice}.")
 
 
 def example_ids(dataset: Any) -> list[ID]:

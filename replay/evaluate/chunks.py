@@ -18,6 +18,7 @@ import torch
 from replay.evaluate.batches import Shelf
 from replay.evaluate.binding import Models
 from replay.evaluate.certainty import are_independent, settle
+from replay.evaluate.nested import storages
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.task import Task
@@ -186,8 +187,7 @@ def _chunk_size(
     own = one.storages()
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.untyped_storage().data_ptr() not in own:
-            seen[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        seen.update({place: size for place, size in storages(tensor).items() if place not in own})
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):

@@ -6,11 +6,14 @@ import copy
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
 
@@ -62,7 +65,25 @@ def _mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
         return type(batch)(*(_mapped(v, change) for v in batch))
     if isinstance(batch, (list, tuple)):
         return type(batch)(_mapped(v, change) for v in batch)
+    if _holds_tensors(batch):
+        clone = copy.copy(batch)
+        if callable(getattr(clone, "apply", None)):  # of graphs, whose tensors lie deeper
+            return clone.apply(change)
+        for name, value in _fields(batch):
+            object.__setattr__(clone, name, _mapped(value, change))  # it may be frozen
+        return clone
     return change(batch)
+
+
+def _holds_tensors(batch: Any) -> bool:
+    """Return whether an object is a batch of a class of its own: a dataclass, or it has ``to``."""
+    own = not isinstance(batch, (Tensor, nn.Module, type, *_PLAIN))
+    return own and (is_dataclass(batch) or callable(getattr(batch, "to", None)))
+
+
+def _fields(batch: Any) -> list[tuple[str, Any]]:
+    names = {field.name: None for field in fields(batch)} if is_dataclass(batch) else {}
+    return [(k, getattr(batch, k)) for k in {**names, **getattr(batch, "__dict__", {})}]
 
 
 def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
@@ -77,6 +98,8 @@ def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
 
 def shape(example: Any) -> Any:
     """Return what tells examples of different lengths apart; None where that is unknown."""
+    if isinstance(example, Tensor) and example.is_nested:
+        return None
     if isinstance(example, (Tensor, np.ndarray)):
         return tuple(example.shape)
     if isinstance(example, (str, bytes)):
@@ -98,11 +121,30 @@ def nbytes_of(batch: Any) -> int:
 
     def count(leaf: Any) -> Any:
         known = isinstance(leaf, (Tensor, np.ndarray))
-        sizes[id(leaf)] = leaf.nbytes if known else sys.getsizeof(leaf, 0)
+        sizes[id(leaf)] = (
+            sum(one.nbytes for one in _parts(leaf)) if known else sys.getsizeof(leaf, 0)
+        )
         return leaf
 
     _mapped(batch, count)
     return sum(sizes.values())
+
+
+def storages(tensor: Tensor) -> dict[int, int]:
+    """Return where a tensor lies and how many bytes are there; of one that cannot tell, nothing."""
+    found = {}
+    for part in _parts(tensor):
+        with suppress(RuntimeError, NotImplementedError):
+            found[part.untyped_storage().data_ptr()] = part.untyped_storage().nbytes()
+    return found
+
+
+def _parts(tensor: Any) -> list[Any]:
+    """Return the plain tensors that another one is made of, as a jagged one is."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    inner = [getattr(tensor, name) for name in tensor.__tensor_flatten__()[0]]
+    return [part for one in inner for part in _parts(one)]
 
 
 def checksum(example: Any) -> int:

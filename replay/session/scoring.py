@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 
@@ -21,6 +22,8 @@ from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
+from replay.task import Task
+from tracer.errors import InputWarning
 from tracer.records import ID
 
 _TEST_LOSS = "test loss", "task.loss"
@@ -63,6 +66,22 @@ def answered(run: BoundRun, question: Question, shown: Progress) -> Influence:
     return Scoring(run, question, shown).influence()
 
 
+def _warn_of_nothing(result: Influence, task: Task) -> None:
+    """Warn if no score is other than 0: of a contrastive loss, an example alone has no others."""
+    moved = any(terms["measured"].any() for terms in result.terms.values())
+    if moved or any(scores.any() for scores in result.scores.values()):
+        return
+    name = "task.loss" if task.measure is None else "task.measure"
+    warnings.warn(
+        f"every score is 0: {name} of a test example never changes, nor has it a gradient.\n"
+        "  1. If it compares the examples of a batch (a contrastive loss), an example that is "
+        "measured alone has no others: give the task a measure=, a number of each example.\n"
+        "  2. If the run moved no weight (a learning rate of 0), this is right.",
+        InputWarning,
+        stacklevel=5,
+    )
+
+
 class Scoring:
     """The work on one question.
 
@@ -91,7 +110,9 @@ class Scoring:
         measured = self._run.task.measure is not None
         value = _MEASURED if measured else _TEST_LOSS
         facts = provenance(self._run.log, self._run.models, value, **question.facts, **found)
-        return self._tables.influence(facts)
+        result = self._tables.influence(facts)
+        _warn_of_nothing(result, self._run.task)
+        return result
 
     def _walk(self) -> int:
         """Add every step, for each chunk of test examples; return how many were scaled outside.

@@ -135,7 +135,11 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
 
 @lru_cache(1 << 16)
 def _relative(shape: tuple[int, ...], n: int) -> tuple[Any, ...]:
-    return tuple((size // n,) if n and size % n == 0 else size for size in shape)
+    # sizes of jagged tensors are symbols
+    known = [size if isinstance(size, int) else None for size in shape]
+    return tuple(
+        (size // n,) if n and size is not None and size % n == 0 else size for size in known
+    )
 
 
 def _follow(
