@@ -82,6 +82,11 @@ class BoundModel:
         for name, tensor in self._buffers.items():
             tensor.copy_(buffers[name])
 
+    def is_close(self, found: Tensor, expected: Tensor) -> bool:
+        """Return whether values at one state are the same but for rounding."""
+        share = 1e-9 if self.dtype == torch.float64 else 1e-3
+        return bool(((found - expected).abs() <= share * (1 + expected.abs())).all())
+
     def load_for_eval(self, state: State) -> None:
         """Copy a state in and be in eval mode: what is merged or kept there is made of it."""
         self.module.train()

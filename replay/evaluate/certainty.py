@@ -32,7 +32,7 @@ def are_independent(examples: Examples, state: State, where: str) -> bool:
     examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where))
     if len(examples) == 1:
         return True
-    return close(bound, joint, alone) and examples.agree(state, where, columns)
+    return bound.is_close(joint, alone) and examples.agree(state, where, columns)
 
 
 def _require_own(examples: Examples, bound: BoundModel, where: str) -> None:
@@ -57,7 +57,7 @@ def require_same_data(examples: Examples) -> None:
 def require_same_value(examples: Examples, bound: BoundModel, alone: Tensor, where: str) -> None:
     """Raise TaskError if the first example has another value the second time."""
     again = examples.plain(bound, [0], where)
-    if not close(bound, again, alone):
+    if not bound.is_close(again, alone):
         raise TaskError(
             f"{where}: {examples.called} of example {examples.ids[0]!r} gave {alone.item():.9g} "
             f"and then {again.item():.9g}: it is random in eval mode.\n"
@@ -71,7 +71,7 @@ def require_same_pass(examples: Examples, bound: BoundModel, values: Tensor, whe
     with torch.enable_grad():
         losses = examples.tracked(bound, list(range(len(values))), where)
     found = losses.detach().double()
-    if not close(bound, found, values):
+    if not bound.is_close(found, values):
         j = int((found - values).abs().argmax())
         raise TaskError(
             f"{where}: {examples.called} of example {examples.ids[j]!r} is {found[j].item():.9g} "
@@ -158,20 +158,9 @@ def _is_same_by_flags(
         bound.load_for_eval(state)
         if any(now is not bound.parameters.get(n) for n, now in bound.module.named_parameters()):
             return False
-        return close(bound, examples.plain(bound, [0], where), value)
+        return bound.is_close(examples.plain(bound, [0], where), value)
     except Exception:  # a forward that needs what eval() makes
         return False
-
-
-def close(bound: BoundModel, found: Tensor, expected: Tensor) -> bool:
-    """Return whether values of one state are the same but for rounding."""
-    allowed = tolerance(bound) * (1 + expected.abs())
-    return bool(((found - expected).abs() <= allowed).all())
-
-
-def tolerance(bound: BoundModel) -> float:
-    """Return by how much values may differ, about, relative to 1 and to themselves."""
-    return 1e-9 if bound.dtype == torch.float64 else 1e-3
 
 
 def leaves(losses: Tensor) -> dict[int, Tensor]:

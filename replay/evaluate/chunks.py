@@ -18,6 +18,7 @@ import torch
 from replay.evaluate.batches import Shelf
 from replay.evaluate.binding import Models
 from replay.evaluate.certainty import are_independent, settle
+from replay.evaluate.company import deciding
 from replay.evaluate.nested import storages
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
@@ -72,6 +73,7 @@ class Chunks:
         self._shelf = Shelf(budget // _SHELF)
         self._independent: dict[tuple[str, tuple[ID, ...]], bool] = {}
         self._settled = False
+        self._decides = {"test": False, "train": False}
         self.took = {"test": 0.0, "train": 0.0}
         self.asked_of_all = {"test": False, "train": False}
 
@@ -97,7 +99,11 @@ class Chunks:
         points = _ENDS + between * (_BETWEEN + _POINTS * (kept > 0))
         size = self._size(ids, side, kept, points)
         chunks = self._cut(ids, side, _even(len(ids), size if most is None else min(size, most)))
-        return chunks if self._are_independent(chunks, ids, side) else self._cut(ids, side, 1)
+        if not self._are_independent(chunks, ids, side):
+            return self._cut(ids, side, 1)
+        for chunk in chunks:
+            chunk.compares = self._decides[side] and len(chunk) > 1
+        return chunks
 
     def block(self, ids: Sequence[ID]) -> tuple[int, int]:
         """Return how many training examples are taken together at most, and bytes kept of data."""
@@ -147,12 +153,11 @@ class Chunks:
         """Compare chunks with their examples alone: a gate may be closed at first, or at last."""
         last = self._states.last
         for t in sorted({0, last // 2, last}):
-            now = self._states.at(t)
+            now, where = self._states.at(t), f"{side} set, step {t}"
             try:
-                if not all(
-                    are_independent(chunk, now, f"{side} set, step {t}") for chunk in chunks
-                ):
+                if not all(are_independent(chunk, now, where) for chunk in chunks):
                     return False
+                self._decides[side] |= len(chunks[0]) > 1 and bool(deciding(chunks[0]))
             except NonFiniteError:
                 if t == 0:
                     raise

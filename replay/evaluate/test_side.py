@@ -20,7 +20,7 @@ from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
 from replay.gradients.proof.independence import differ, some_of
 from replay.task import Task
-from tracer.errors import TaskError
+from tracer.errors import GradientError, TaskError
 from tracer.records import ID
 
 T = TypeVar("T")
@@ -35,6 +35,9 @@ class Examples:
         side: ``"test"`` (measured by ``task.measure``) or ``"train"`` (by ``task.loss``).
         models: The bound copies.
         shelf: Where their batches are kept; by default as long as they are.
+
+    Attributes:
+        compares: Compare them in other company at every state (see ``company``).
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Examples:
         self.ids = list(ids)
         self.batches = Batches(task, self.ids, side, models.device, shelf or Shelf(0))
         self.models = models
+        self.compares, self._turn = False, 0
+        self._compared: list[tuple[State, list[int]]] = []
         measured = side == "test" and task.measure is not None
-        self._function = task.measure if measured and task.measure else task.loss
+        self.function = task.measure if measured and task.measure else task.loss
         self.called = "task.measure" if measured else "task.loss"
 
     def __len__(self) -> int:
@@ -87,6 +92,8 @@ class Examples:
             GradientError: They depend on which others are evaluated with them.
         """
         chosen = list(range(len(self))) if columns is None else columns
+        if self.compares and not self._is_compared(state, chosen):
+            self.values(state, where, chosen)
         bound = self._at(self.models.test, state)
         found = bound.moving(names)
         return bound.engine.of_independent(
@@ -101,7 +108,31 @@ class Examples:
         """Return ``φ`` of each example (or of some columns) at a state, float64 ``(m,)``."""
         chosen = list(range(len(self))) if columns is None else columns
         bound = self._at(self.models.value, state)
-        return self.plain(bound, chosen, where)
+        found = self.plain(bound, chosen, where)
+        if self.compares and not self._is_compared(state, chosen):
+            self._compare(bound, found, chosen, where)
+            self._compared = [*self._compared[-3:], (state, chosen)]
+        return found
+
+    def _is_compared(self, state: State, columns: list[int]) -> bool:
+        return any(
+            one.parameters is state.parameters and one.buffers is state.buffers and some == columns
+            for one, some in self._compared
+        )
+
+    def _compare(self, bound: BoundModel, found: Tensor, columns: list[int], where: str) -> None:
+        """Raise GradientError if values in other company are not the same."""
+        self._turn += 1
+        for some in _apart(len(columns), self._turn):
+            again = self.plain(bound, [columns[k] for k in some], where)
+            if not bound.is_close(again, found[some]):
+                raise GradientError(
+                    f"{where}: {self.called} of an example depends on which others are evaluated "
+                    "with it in eval mode (experts with a capacity, padding, statistics of the "
+                    "batch), which did not show at the first, middle and last state.\n"
+                    "  1. Evaluate each example alone: memory=1 (--memory 1).\n"
+                    "  2. Or let the model treat examples apart in eval mode."
+                )
 
     def _at(self, bound: BoundModel, state: State) -> BoundModel:
         bound.load_for_eval(state)
@@ -130,7 +161,7 @@ class Examples:
         bound.eval_mode.renew()
         batch, ids = self.batches.of(columns, bound.dtype), [self.ids[j] for j in columns]
         return checked_losses(
-            self._function(bound.module, batch), ids, function=self.called, where=where
+            self.function(bound.module, batch), ids, function=self.called, where=where
         )
 
     def in_float64(self, where: str, job: Callable[[], T]) -> T:
@@ -159,3 +190,10 @@ class Examples:
 
         with torch.enable_grad():
             return self.in_float64(where, same)
+
+
+def _apart(n: int, turn: int) -> list[list[int]]:
+    """Return n examples in other company: one alone, the others apart and in another order."""
+    alone = turn % n
+    rest = [k for k in reversed(range(n)) if k != alone]
+    return [some for some in ([alone], rest[::2], rest[1::2]) if some]
