@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tracer.codec.dense import kind
 from tracer.codec.layout import dtype_name, torch_dtype
 
 _ALIGN = 8
 _LARGEST = 1 << 22  # values in a header: of each comes an object
+_BITS = 8192  # of a whole number: Python reads no more than 4300 digits
 _NUMPY = [np.dtype(f"{kind}{size}") for kind in "iuf" for size in (2, 4, 8)]
 _NUMPY += [np.dtype(name) for name in ("?", "i1", "u1")]
 
@@ -37,7 +39,12 @@ def encode(value: Any, called: str) -> bytes:
         NestedError: Something in it is of another type; says where.
     """
     arrays: list[bytes] = []
-    header = json.dumps(_describe(value, called, arrays, [0])).encode()
+    try:
+        header = json.dumps(_describe(value, called, arrays, [0])).encode()
+    except NestedError:
+        raise
+    except Exception as error:  # an own class may do anything, a dict may hold itself
+        raise NestedError(f"{called} cannot be stored: {type(error).__name__}: {error}") from error
     if _parts(header) > _LARGEST:
         raise NestedError(
             f"{called} has {_parts(header)} values; a log stores at most {_LARGEST}, and many "
@@ -48,7 +55,9 @@ def encode(value: Any, called: str) -> bytes:
 
 
 def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or type(value) in (bool, float, str):
+        return value
+    if type(value) is int and value.bit_length() <= _BITS:
         return value
     known = isinstance(value, (np.ndarray, np.generic)) and value.dtype.newbyteorder("=") in _NUMPY
     if isinstance(value, np.generic) and known:
@@ -57,7 +66,7 @@ def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> An
         native = value.astype(value.dtype.newbyteorder("="), order="C")  # a copy: writeable
         node = _describe(torch.from_numpy(native), where, arrays, end)
         return {"array": node["tensor"]}
-    if _is_plain(value):
+    if isinstance(value, Tensor) and kind(value) == "dense":
         flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
         data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
         node = {"tensor": [dtype_name(value.dtype), list(value.shape), end[0]]}
@@ -70,20 +79,21 @@ def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> An
     if isinstance(value, dict) and all(type(key) in (int, str) for key in value):
         pairs = [[k, _describe(v, f"{where}[{k!r}]", arrays, end)] for k, v in value.items()]
         return {"dict": pairs}
-    dtype = f" of {value.dtype}" if isinstance(value, (Tensor, np.ndarray)) else ""
     raise NestedError(
-        f"{where} is a {type(value).__name__}{dtype}; a log stores dense tensors, arrays, numbers, "
-        "text and None, in dicts (keys int or str), lists and tuples."
+        f"{where} is {_called(value)}; a log stores dense tensors, arrays, numbers, text and None, "
+        "in dicts (keys int or str), lists and tuples."
     )
 
 
-def _is_plain(value: Any) -> bool:
-    """Return whether a value is a tensor whose elements' bytes are all that it is."""
-    return (
-        isinstance(value, Tensor)
-        and value.layout == torch.strided
-        and not (value.is_meta or value.is_quantized)
-    )
+def _called(value: Any) -> str:
+    """Return what messages call a value that cannot be stored."""
+    name = type(value).__name__
+    if type(value) is int:
+        return f"a whole number of {value.bit_length()} bits"
+    if isinstance(value, Tensor):
+        found = kind(value)
+        return f"a {found}{'' if found == name else ' tensor'} of {value.dtype}"
+    return f"a {name} of {value.dtype}" if isinstance(value, np.ndarray) else f"a {name}"
 
 
 def decode(data: bytes) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from tracer.codec.dense import kind
 from tracer.errors import TracingError
 
 
@@ -28,10 +29,12 @@ class ModelLayout:
         self._away: tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]] | None = None
         self._names = [name for name, _ in model.named_buffers()]
         self._parameters = dict(model.named_parameters())
-        self._was = {key: _shown(t) for key, t in _labelled(self._parameters, "parameter")}
-        self._was |= {key: _shown(t) for key, t in _labelled(dict(model.named_buffers()), "buffer")}
-        for key, shown in self._was.items():
-            if shown.startswith("sparse"):
+        labelled = _labelled(self._parameters, "parameter")
+        labelled += _labelled(dict(model.named_buffers()), "buffer")
+        self._was = {key: _shown(tensor) for key, tensor in labelled}
+        for key, tensor in labelled:
+            shown = self._was[key]
+            if shown != "lazy" and kind(tensor) != "dense":
                 raise TracingError(f"the model's {key} is {shown}; a log stores dense ones.")
             if shown == "lazy":
                 raise TracingError(
@@ -149,5 +152,7 @@ def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
 def _shown(tensor: Tensor) -> str:
     if is_lazy(tensor):
         return "lazy"
-    dense = "" if tensor.layout == torch.strided else "sparse "
-    return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    found = kind(tensor)
+    shape = tuple(tensor.shape) if found != "nested" else "of many shapes"
+    dense = "" if found == "dense" else f"{found} "
+    return f"{dense}{str(tensor.dtype).removeprefix('torch.')} {shape}"

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracer.codec.dense import kind
 from tracer.codec.nested import NestedError, encode
 from tracer.errors import TracingError, warn
 from tracer.records import RandomState
@@ -93,11 +95,16 @@ class RunState:
                 "epoch": self.epoch,
             }
             return encode(whole, "the state")
-        except NestedError as error:
-            if not self._complained:
-                warn(f"this run cannot be resumed: {error}")
-            self._complained = True
+        except Exception as error:  # whatever an optimizer keeps
+            self._complain(error)
             return None
+
+    def _complain(self, error: Exception) -> None:
+        if not self._complained:
+            known = isinstance(error, NestedError)
+            why = str(error) if known else f"{type(error).__name__}: {error}"
+            warn(f"this run can be replayed, but cannot be resumed: {shorten(why, 400)}")
+        self._complained = True
 
     def _optimizer_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` does, without calling the user's hooks."""
@@ -122,7 +129,7 @@ class RunState:
 
 def _bytes(value: Any) -> int:
     if isinstance(value, Tensor):
-        return value.nbytes
+        return value.nbytes if kind(value) == "dense" else 0
     if isinstance(value, Mapping):
         return sum(_bytes(item) for item in value.values())
     return sum(_bytes(item) for item in value) if isinstance(value, (list, tuple)) else 0

@@ -55,8 +55,8 @@ def test_nested_views():
     [
         ({"x": [1, object()]}, r"it\['x'\]\[1\] is a object; a log stores dense tensors, arrays"),
         ({(1, 2): 3}, "it is a dict; a log stores"),
-        (torch.zeros(2, 2).to_sparse(), "it is a Tensor"),
-        (torch.zeros(2, device="meta"), "it is a Tensor of torch.float32; a log stores"),
+        (torch.zeros(2, 2).to_sparse(), "it is a sparse tensor of torch.float32; a log stores"),
+        (torch.zeros(2, device="meta"), "it is a meta tensor of torch.float32; a log stores"),
         (np.array(["a"]), "it is a ndarray of <U1"),
         (np.ones(2, np.longdouble), "it is a ndarray of float128"),
         (np.longdouble(1), "it is a longdouble"),
