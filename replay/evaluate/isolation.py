@@ -15,14 +15,17 @@ _DEVICES = ("cpu", "cuda")
 
 
 @contextmanager
-def usual_surroundings(*, allow_tf32: bool) -> Iterator[None]:
+def usual_surroundings(device: torch.device, *, allow_tf32: bool) -> Iterator[None]:
     """Compute as at the top level of a fresh program; leave everything as found.
 
     Args:
+        device: Takes the place of a default device, for tensors that the task makes without one.
         allow_tf32: Let a GPU round what it multiplies to TF32.
     """
     with ExitStack() as stack:
         stack.enter_context(_untouched_randomness())
+        if torch.get_default_device() != torch.device("cpu"):
+            stack.enter_context(device)
         stack.enter_context(torch.inference_mode(mode=False))  # which no_grad ends with
         stack.enter_context(_no_autocast())
         stack.enter_context(_no_fast_path())

@@ -35,13 +35,13 @@ def divide(line: StepPath, tolerance: float | None) -> Split:
             takes the whole step's secant.
     """
     grid = _Grid(line)
-    node, inside = grid.secant(1, torch.arange(len(line.examples)))
+    node, inside = grid.secant(1, torch.arange(len(line.examples), device="cpu"))
     error = torch.full_like(node.norms, torch.nan)
     used = torch.full_like(inside, 2, dtype=torch.int64)
     result = Split(node, error, inside, used)
     if tolerance is None:
         return result
-    active = torch.arange(len(inside))
+    active = torch.arange(len(inside), device="cpu")
     for pieces in _PIECES:
         grid.halve(pieces, active)
         finer, fits = grid.secant(pieces, active)
@@ -124,8 +124,8 @@ class _Grid:
         points = [self._points[k / pieces] for k in range(pieces + 1)]
         nodes = [point.node.columns(active) for point in points]
         values = [point.value[active] for point in points]
-        weights = torch.zeros(pieces + 1, len(active), dtype=torch.float64)
-        inside = torch.ones(len(active), dtype=torch.bool)
+        weights = torch.zeros(pieces + 1, len(active), dtype=torch.float64, device="cpu")
+        inside = torch.ones(len(active), dtype=torch.bool, device="cpu")
         for k in range(pieces):
             drop = (values[k] - values[k + 1]) * pieces
             left, right = nodes[k].slope, nodes[k + 1].slope

@@ -20,9 +20,9 @@ def divide(line: StepPath, _: float | None) -> Split:
     m = len(node.norms)
     return Split(
         node,
-        split_error=torch.full((m,), torch.nan, dtype=torch.float64),
-        theta_inside=torch.zeros(m, dtype=torch.bool),
-        gradients=torch.ones(m, dtype=torch.int64),
+        split_error=torch.full((m,), torch.nan, dtype=torch.float64, device="cpu"),
+        theta_inside=torch.zeros(m, dtype=torch.bool, device="cpu"),
+        gradients=torch.ones(m, dtype=torch.int64, device="cpu"),
     )
 
 

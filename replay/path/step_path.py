@@ -155,8 +155,8 @@ class StepPath:
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
         if self.keeps:
-            self._gradients[u] = WeightedGradients(test, torch.tensor(columns))
-        one = torch.ones(len(columns), dtype=torch.float64)
+            self._gradients[u] = WeightedGradients(test, torch.tensor(columns, device="cpu"))
+        one = torch.ones(len(columns), dtype=torch.float64, device="cpu")
         unknown = one * torch.nan
         shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
         norms = unknown

@@ -107,7 +107,9 @@ class Projections:
         self._directions = list(directions)
         self._formed: set[str] = set()
         self._which: list[int] = []
-        self._rows = torch.empty(0)  # of the last parameter, one of those directions each
+        self._rows = torch.empty(
+            0, device="cpu"
+        )  # of the last parameter, one of those directions each
         self.products = torch.zeros(len(directions), count, dtype=torch.float64, device=device)
 
     def add(self, name: str, gradients: Tensor, columns: slice) -> None:

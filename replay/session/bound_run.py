@@ -22,9 +22,9 @@ from tracer.log.read.run_log import RunLog
 
 
 @contextmanager
-def computing(budget: int, *, allow_tf32: bool) -> Iterator[None]:
+def computing(budget: int, device: torch.device, *, allow_tf32: bool) -> Iterator[None]:
     """Compute as a replay does, whatever the program has set; leave all as it was."""
-    with usual_surroundings(allow_tf32=allow_tf32), temporaries(budget):
+    with usual_surroundings(device, allow_tf32=allow_tf32), temporaries(budget):
         yield
 
 
@@ -74,7 +74,7 @@ class BoundRun:
 
     def computing(self) -> AbstractContextManager[None]:
         """Compute as a replay does; see the function."""
-        return computing(self.budget, allow_tf32=self.allow_tf32)
+        return computing(self.budget, self.models.device, allow_tf32=self.allow_tf32)
 
     def tape(self, steps: range, shown: Progress, **how: Any) -> Tape:
         """Return the training side of some steps; ``how`` is ``Tape``'s."""

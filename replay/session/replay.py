@@ -80,7 +80,7 @@ class Replay:
             raise LogError(f"{log} holds no complete step; nothing can be replayed.")
         self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
         kinds = (kind, kind, torch.float64 if values == "float64" else kind)
-        with computing(budget, allow_tf32=allow_tf32):
+        with computing(budget, where, allow_tf32=allow_tf32):
             models = bind(self.task, self.log, where, kinds, audit=audit)
         states = LoggedStates(self.log)
         chunks = Chunks(self.task, models, states, budget)

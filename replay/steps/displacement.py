@@ -58,7 +58,7 @@ class Displacement:
         """Return ``‖Δ_t‖``."""
         names = dict.fromkeys(name for part in self.parts for name in part)
         sums = (sum(part[n].double() for part in self.parts if n in part) for n in names)
-        return math.sqrt(sum(float(torch.as_tensor(s).square().sum()) for s in sums))
+        return math.sqrt(sum(float(s.square().sum()) for s in sums if isinstance(s, Tensor)))
 
 
 @dataclass(frozen=True)

@@ -112,7 +112,8 @@ class StoredOptimizer:
     def _compare_buffer(
         self, t: int, name: str, buffer: Tensor, known: OptimizerState, checks: Checks
     ) -> None:
-        allowed = torch.as_tensor(known.noise.get(name, 0.0), dtype=torch.float64)
+        noise = known.noise.get(name, 0.0)
+        allowed = torch.as_tensor(noise, dtype=torch.float64, device=buffer.device)
         found = total(known.buffers[name])
         found = torch.zeros_like(buffer) if found is None else found
         checks.state(t, name, str(self._rule.buffer), found, buffer, allowed)
@@ -121,7 +122,7 @@ class StoredOptimizer:
         if not self._rule.adapts:
             return {}
         return {
-            key: torch.as_tensor(value).to(self._device if value.dim() else "cpu")
+            key: value.to(self._device if value.dim() else "cpu")
             for key, value in state.items()
             if key != self._rule.buffer
         }

@@ -47,5 +47,5 @@ def workspace(role: str, like: Tensor, size: int) -> Tensor:
     known: dict[tuple[str, torch.dtype], Tensor] = _kept.__dict__.setdefault("buffers", {})
     buffer = known.get(key)
     if buffer is None or len(buffer) < size:
-        buffer = known[key] = torch.empty(size, dtype=like.dtype)
+        buffer = known[key] = torch.empty(size, dtype=like.dtype, device="cpu")
     return buffer[:size]

@@ -66,7 +66,7 @@ def views(row: Tensor, layout: Sequence[Field]) -> list[Tensor]:
     return [
         row[field.offset : field.end].view(field.dtype).view(field.shape)
         if field.nbytes
-        else torch.empty(field.shape, dtype=field.dtype)
+        else torch.empty(field.shape, dtype=field.dtype, device="cpu")
         for field in layout
     ]
 
@@ -76,7 +76,7 @@ def pack(tensors: Mapping[str, Tensor]) -> Row:
     if not tensors:
         return _NOTHING
     layout = fields(tensors)
-    row = torch.zeros(row_bytes(layout), dtype=torch.uint8)
+    row = torch.zeros(row_bytes(layout), dtype=torch.uint8, device="cpu")
     for view, tensor in zip(views(row, layout), tensors.values(), strict=True):
         view.copy_(tensor.detach())
     return row.numpy()

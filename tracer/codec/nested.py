@@ -148,6 +148,6 @@ def _tensor(described: Any, data: memoryview, end: list[int]) -> Tensor:
         raise NestedError("two tensors share bytes")
     end[0] = offset + size
     if not size:
-        return torch.empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device="cpu")
     raw = bytearray(data[offset : offset + size])
     return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape)

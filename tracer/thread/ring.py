@@ -69,7 +69,7 @@ class Ring:
         shape = (self.size, width)
         # numpy's zeros take no memory before they are used
         self._memory = (
-            torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
+            torch.zeros(shape, dtype=torch.uint8, device="cpu", pin_memory=True)
             if pinned
             else torch.from_numpy(np.zeros(shape, np.uint8))
         )

@@ -108,7 +108,7 @@ class Observations:
         ids = plain_ids(batch_ids)
         payload = self._payload(batch)
         if weights is not None:
-            weights = torch.as_tensor(weights, dtype=torch.float64).detach().cpu().clone()
+            weights = torch.as_tensor(weights, dtype=torch.float64, device="cpu").detach().clone()
             if weights.shape != (len(ids),):
                 raise TracingError(
                     f"observe() got weights of shape {tuple(weights.shape)} for {len(ids)} IDs; "
@@ -153,7 +153,7 @@ class Observations:
         alike = self._alike.get((k, len(ids)))
         if alike is None:
             value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
-            alike = torch.tensor(value, dtype=torch.float64).expand(len(ids))
+            alike = torch.tensor(value, dtype=torch.float64, device="cpu").expand(len(ids))
             self._alike[k, len(ids)] = alike
         return alike
 

@@ -124,11 +124,11 @@ def random_factors(count: int, like: Tensor, *, rounded: bool) -> Tensor:
         rounded: The backward pass rounds to half precision: sizes are powers of 2, from 1/8 to 8,
             which it multiplies by exactly.
     """
-    generator = torch.Generator().manual_seed(count)
-    sizes = torch.rand(count, generator=generator, dtype=torch.float64) + 0.5
+    generator = torch.Generator("cpu").manual_seed(count)
+    sizes = torch.rand(count, generator=generator, dtype=torch.float64, device="cpu") + 0.5
     if rounded:
         sizes = 2.0 ** (sizes.argsort() % 7 - 3)
-    signs = torch.randint(0, 2, (count,), generator=generator) * 2 - 1
+    signs = torch.randint(0, 2, (count,), generator=generator, device="cpu") * 2 - 1
     return (sizes * signs).to(like)
 
 

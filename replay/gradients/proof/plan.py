@@ -169,7 +169,8 @@ def is_rounding(found: Pass, forms: dict[str, Form]) -> bool:
     """
     nodes = [reader.node for name in forms for some in found.candidates(name) for reader in some]
     allowed = max(tolerance_of(node._input_metadata[0].dtype) for node in nodes)
-    off, whole = (torch.zeros(len(found.losses), dtype=torch.float64) for _ in range(2))
+    off = torch.zeros(len(found.losses), dtype=torch.float64, device="cpu")
+    whole = torch.zeros_like(off)
     for i in range(len(off)):
         own = found.own(i, list(found.parameters))
         whole[i] = sum(float(g.double().square().sum()) for g in own.values())
