@@ -28,6 +28,11 @@ class RandomState:
     cpu: Tensor
     cuda: dict[int, Tensor] = field(default_factory=dict)
 
+    @property
+    def all(self) -> list[Tensor]:
+        """The states, the CPU's first."""
+        return [self.cpu, *self.cuda.values()]
+
 
 @dataclass(frozen=True, repr=False)
 class MicroBatch:

@@ -12,3 +12,22 @@ BY_METHOD = (
     "model was called instead. Its buffers are logged as they are after the step, and random state "
     "is not logged. Call model(...) for what the training loss needs."
 )
+RANDOM = (
+    "the compiled model draws random numbers of its own, as dropout does under inductor: a replay "
+    "draws others, so this run will not reproduce. Before the first forward, do one of these:\n"
+    "  1. set torch._inductor.config.fallback_random = True, with which compiled models draw as "
+    "others do;\n"
+    '  2. compile with torch.compile(model, options={"fallback_random": True}).'
+)
+
+
+def writing(names: list[str]) -> str:
+    """Return what to say of a forward that writes into parameters."""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"a forward of the model writes into its parameter {names[0]!r}{more}, as "
+        "nn.Embedding(max_norm=...) does: the steps move other weights than it leaves, so this run "
+        "will not reproduce. Do one of these:\n"
+        "  1. scale in the forward instead of writing: weight * (max_norm / norm).clamp(max=1);\n"
+        "  2. replay with allow_mismatch=True (--allow-mismatch), which counts them as rounding."
+    )

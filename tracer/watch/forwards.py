@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from tracer.errors import warn
 from tracer.records import RandomState
 from tracer.watch.captures import Captures
-from tracer.watch.forward_warnings import BY_METHOD, COMPILED
+from tracer.watch.forward_warnings import BY_METHOD, COMPILED, RANDOM, writing
 from tracer.watch.hooks import Hooks
 from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
@@ -38,11 +39,18 @@ class ForwardWatch:
         self.step, self.clip_factor = 0, 1.0
         self._hooks = Hooks(self, model)
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
+        self._parameters = dict(inner.named_parameters())
         self._complained = False
+        self._asks = True  # of the first forward
+        self._versions: list[int] = []
+        self._drew, self._wrote = False, list[str]()
         self._unseen: Exception | None = None  # why a forward could not be looked at
 
     def require_seen(self) -> None:
-        """Warn once if the model ran where no hook can look: compiled, or by another method."""
+        """Warn once of forwards that no hook sees, or of one that a replay will not repeat."""
+        if self._asks and self._begun is not None:
+            self._asks = False
+            self._say()
         if self._begun is not None or self._complained:
             return
         compiled = self._hooks.passed_by()
@@ -91,6 +99,25 @@ class ForwardWatch:
         buffers = None if begun else self._layout.forward_buffers()
         self._begun = buffers if self._begun is None else self._begun
         self.captures.add(random_state(self.devices), buffers)
+        if self._asks:
+            self._versions = [p._version for p in self._parameters.values()]
+
+    def forward_ends(self) -> None:
+        """See whether the first forward drew random numbers, or wrote into parameters."""
+        last = self.captures.last
+        if not self._asks or last is None or self._unseen is not None:
+            return
+        with unseen():
+            pairs = zip(random_state(self.devices).all, last.random_state.all, strict=True)
+            self._drew = not all(torch.equal(now, before) for now, before in pairs)
+        found = zip(self._parameters.items(), self._versions, strict=True)
+        self._wrote = [name for (name, p), version in found if p._version != version]
+
+    def _say(self) -> None:
+        if self._drew and self._hooks.draws_otherwise():
+            warn(RANDOM)
+        if self._wrote:
+            warn(writing(self._wrote))
 
     def take(self, *, observing: bool) -> RandomState | None:
         """Return the state of the micro-batch that ends (or, observed first, begins) here."""

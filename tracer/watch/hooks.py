@@ -27,6 +27,10 @@ class Watch(Protocol):
         """Look at model and generators before a training forward."""
         ...
 
+    def forward_ends(self) -> None:
+        """Look at them after it."""
+        ...
+
 
 class Hooks:
     """The hooks on one model.
@@ -50,6 +54,12 @@ class Hooks:
         compiled = self._model._compiled_call_impl
         if compiled is not None:  # model.compile() compiles its hooks away
             self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
+
+    def draws_otherwise(self) -> bool:
+        """Return whether what is compiled in the model draws other numbers than eager does."""
+        compiled = [self._model, *(m._compiled_call_impl for m in self._model.modules())]
+        compiled += [m for m in self._model.modules() if m is not self._model]
+        return any(map(_draws_otherwise, compiled))
 
     def detach(self) -> None:
         """Take the hooks off."""
@@ -110,8 +120,11 @@ class _Marker:
 
     def __call__(self, module: nn.Module, arguments: Any, output: Any) -> None:
         watch = self._hook.active(module)
-        capture = watch.captures.last if watch is not None else None
-        if watch is None or capture is None or capture.used:
+        if watch is None:
+            return
+        watch.forward_ends()
+        capture = watch.captures.last
+        if capture is None or capture.used:
             return
         captures = watch.captures
 
@@ -147,6 +160,15 @@ class _Compiled:
         output = self.inner(*arguments, **named)
         self._marker(model, arguments, output)
         return output
+
+
+def _draws_otherwise(compiled: Any) -> bool:
+    if isinstance(compiled, _Compiled):
+        compiled = compiled.inner
+    ask = getattr(compiled, "get_compiler_config", None)
+    config = None if ask is None else ask()  # None of other backends than inductor
+    usual = config is not None and torch._inductor.config.fallback_random
+    return config is not None and not (usual or config["fallback_random"])
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
