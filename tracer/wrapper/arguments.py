@@ -49,7 +49,6 @@ def _is_torch(kind: type) -> bool:
 def check_arguments(
     optimizer: Any,
     model: Any,
-    task: Any,
     reduction: str,
     snapshot_every: int,
     record: str,
@@ -59,8 +58,6 @@ def check_arguments(
         raise TracingError(f"expected a torch optimizer to wrap, found {type(optimizer).__name__}.")
     if not isinstance(model, nn.Module):
         raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
-    if task is not None and not (isinstance(task, str) and ":" in task):
-        raise TracingError(f'task must be "package.module:name" or "file.py:name", found {task!r}.')
     if reduction not in ("mean", "sum"):
         raise TracingError(f'reduction must be "mean" or "sum", found {reduction!r}.')
     if record not in ("ids", "batches"):

@@ -19,6 +19,7 @@ from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
 from tracer.wrapper.arguments import check_arguments, check_path, checked_epoch, checked_group
 from tracer.wrapper.delegation import Delegating
+from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
@@ -31,7 +32,8 @@ class TracingOptimizer(Delegating):
         optimizer: The optimizer; it does the steps.
         model: The module whose parameters it moves; may be compiled or wrapped.
         log: Path of the log.
-        task: ``"package.module:name"`` or ``"file.py:name"`` of the replay task, kept in the log.
+        task: The replay task, or its name ``"package.module:name"`` or ``"file.py:name"``, which
+            is kept in the log.
         reduction: ``"mean"`` or ``"sum"``: how the training loss joins the examples' losses.
         snapshot_every: Steps between parameter snapshots; this version writes every step's.
         record: ``"ids"``, or ``"batches"``: the batches' tensors go into the log, too, and a
@@ -48,6 +50,9 @@ class TracingOptimizer(Delegating):
             default) leaves that to the operating system.
         state_every: Steps between full states, from which a killed run resumes; default: what
             takes under 1 % of the log, at least 100.
+        check_steps: How many of the first steps are replayed at once, so that a run that will not
+            replay is known before it ends; 0 is none. Default: 3 with a ``task``, if the model has
+            at most 100 million parameters.
 
     Attributes:
         epoch: Set it in the loop to enable ``checkpoints="epochs"`` at replay.
@@ -64,7 +69,7 @@ class TracingOptimizer(Delegating):
         model: nn.Module,
         log: str | Path,
         *,
-        task: str | None = None,
+        task: Any = None,
         reduction: str = "mean",
         snapshot_every: int = 1,
         record: str = "ids",
@@ -74,18 +79,20 @@ class TracingOptimizer(Delegating):
         compression: str | None = None,
         sync_every: int = 0,
         state_every: int | None = None,
+        check_steps: int | None = None,
     ) -> None:
         require_training()
         path = Path(log).absolute()
         self._require(optimizer)
-        check_arguments(optimizer, model, task, reduction, snapshot_every, record)
+        check_arguments(optimizer, model, reduction, snapshot_every, record)
         check_path(path, overwrite=overwrite, resume=resume)
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
         super().__init__(optimizer)
-        known = task, reduction, snapshot_every, record
+        known = checked_task(task, check_steps), reduction, snapshot_every, record
         settings = Settings(*known, resume, steps, compression, sync_every, state_every)
         self._tracing = begin(path, optimizer, model, settings)
+        self._first = FirstSteps(self._log, task, check_steps)
         self._epoch = self._log.state.epoch
         weakref.finalize(self, self._tracing.log.close)
 
@@ -149,6 +156,7 @@ class TracingOptimizer(Delegating):
             now.log.keep(measured, batches, epoch=self.epoch, clip_factor=factor)
         now.forwards.step_ended()
         now.forecasts.step_taken()
+        self._first.step_taken()
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:

@@ -1,0 +1,148 @@
+"""Replays the first steps of a run while it goes on: what cannot replay is said at once.
+
+The one place where ``tracer`` uses ``replay``, which is imported when there is something to check.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from tracer.errors import MismatchError, TracingError, warn
+from tracer.wrapper.arguments import check_numbers
+from tracer.wrapper.forecast_lines import say
+from tracer.wrapper.generators import left_as_found
+from tracer.wrapper.step_logger import StepLogger
+
+USUAL = 3  # steps that are checked if a task is given
+LARGE = 100_000_000  # parameters from which on that has to be asked for
+
+
+def checked_task(task: Any, check_steps: int | None) -> str:
+    """Return a task's name for the log, empty if nobody knows it.
+
+    Args:
+        task: Its name, the task itself, or None.
+        check_steps: How many steps are to be checked.
+
+    Raises:
+        TracingError: It is neither, or there is none and steps are to be checked.
+    """
+    check_numbers(check_steps=check_steps or None)
+    if check_steps and task is None:
+        raise TracingError("check_steps= needs a task to replay them with; pass task=, too.")
+    if task is None or (isinstance(task, str) and ":" in task):
+        return task or ""
+    if not isinstance(task, str):
+        from replay.task import Task
+
+        if isinstance(task, Task):
+            return _name_of(task)
+    found = repr(task) if isinstance(task, str) else type(task).__name__
+    raise TracingError(
+        f'task must be "package.module:name", "file.py:name" or a replay.Task, found {found}.'
+    )
+
+
+class FirstSteps:
+    """Checks the first steps that are logged, once, as soon as they are final.
+
+    Args:
+        log: The run.
+        task: The task, or its name.
+        count: How many steps; None is the usual number if there is a task.
+    """
+
+    def __init__(self, log: StepLogger, task: Any, count: int | None) -> None:
+        small = sum(p.numel() for p in log.model.parameters()) <= LARGE
+        self._log, self._task, self._start = log, task, log.state.steps
+        self._count = USUAL * (task is not None and small) if count is None else count
+
+    def step_taken(self) -> None:
+        """Check the steps if they are final: the next one was taken."""
+        if not self._count or self._log.state.steps <= self._start + self._count:
+            return
+        steps = range(self._start, self._start + self._count)
+        self._count = 0
+        task = self._task if not isinstance(self._task, str) else _imported(self._task)
+        if task is not None and not self._log.channel.stopped:
+            self._log.channel.flush()
+            self._check(task, steps)
+
+    def _check(self, task: Any, steps: range) -> None:
+        which = f"steps {steps.start}:{steps.stop} of {self._log.path}"
+        try:
+            with left_as_found(task), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                say(str(_verified(self._log, task, steps)))
+        except MismatchError as error:
+            warn(f"this run will not replay, as its first steps show. {error}")
+        except Exception as error:
+            warn(
+                f"{which} cannot be replayed, nor will the later ones: {type(error).__name__}: "
+                f"{error}"
+            )
+
+
+def _verified(log: StepLogger, task: Any, steps: range) -> Any:
+    from replay.session.replay import Replay
+
+    own = _parts(log.model)
+
+    def model() -> nn.Module:
+        """Return a model that shares nothing with the one that is trained."""
+        built: nn.Module = task.model()
+        return copy.deepcopy(built) if own & _parts(built) else built
+
+    device = next((p.device for p in log.model.parameters()), "cpu")
+    run = Replay(log.path, dataclasses.replace(task, model=model), device=device)
+    with run.log:
+        return run.verify(steps=slice(steps.start, steps.stop), progress=False)
+
+
+def _parts(model: nn.Module) -> set[int]:
+    tensors = [*model.parameters(), *model.buffers()]
+    lie = {t.untyped_storage().data_ptr() for t in tensors if not is_lazy(t)} - {0}
+    return {*map(id, model.modules()), *map(id, tensors), *lie}
+
+
+def _imported(reference: str) -> Any:
+    """Return the task of a name if its module is imported; nothing is imported for it."""
+    place, _, name = reference.rpartition(":")
+    if not place.endswith(".py"):
+        found = sys.modules.get(place)
+    else:
+        files = {_file(module): module for module in list(sys.modules.values())}
+        found = files.get(Path(place).resolve())
+    task = getattr(found, name, None)
+    if task is None:
+        say(
+            f"the first steps are not checked: the task {reference} is not imported here; pass "
+            "the task itself, task=task"
+        )
+    return task
+
+
+def _name_of(task: Any) -> str:
+    """Return the name by which a replay finds a task, if a module that is imported has it."""
+    for name, module in list(sys.modules.items()):
+        for key, value in list(getattr(module, "__dict__", {}).items()):
+            if value is task:
+                file = _file(module)
+                if name != "__main__":
+                    return f"{name}:{key}"
+                if file is not None and file.is_relative_to(Path.cwd()):
+                    return f"{file.relative_to(Path.cwd())}:{key}"
+    return ""
+
+
+def _file(module: Any) -> Path | None:
+    file = getattr(module, "__file__", None)
+    return Path(file).resolve() if isinstance(file, str) else None
