@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from tracer.codec.nested import NestedError, decode
+from tracer.codec.objects import rebuilt
 from tracer.errors import LogError
 
 ID: TypeAlias = int | str
@@ -67,7 +68,7 @@ class MicroBatch:
         if self.payload is None:
             return None
         try:
-            return decode(self.payload())
+            return rebuilt(decode(self.payload()))
         except NestedError as error:
             raise LogError(
                 f"{self.place}: a recorded batch is damaged: {error}; restore the log from a copy."

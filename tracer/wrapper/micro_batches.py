@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tracer.codec.nested import NestedError, encode
-from tracer.errors import TracingError
+from tracer.codec.objects import flattened
+from tracer.errors import TracingError, warn
 from tracer.log.parts import micro_batches
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID, MicroBatch, RandomState
@@ -48,6 +49,7 @@ class Observations:
         self._step = forwards.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
+        self._complained = False
         self._bytes = self._steps = 0  # of recorded batches, in how many steps
 
     def resume(self, path: Path, step: int) -> None:
@@ -127,9 +129,21 @@ class Observations:
         if batch is None:
             return None
         try:
-            return encode(batch, "batch")
+            return encode(flattened(batch, "batch"), "batch")
         except NestedError as error:
-            raise TracingError(f"the batch cannot be recorded: {error}") from error
+            self._say_unrecorded(str(error))
+            return None
+
+    def _say_unrecorded(self, why: str) -> None:
+        if not self._complained:
+            self._complained = True
+            warn(
+                f"a batch is not recorded: {why} A replay takes the examples of such batches from "
+                "task.train by their IDs. To record them, do one of these:\n"
+                "  1. pass batch= in plain containers, as dict(batch), tuple(batch) or "
+                "batch.to_dict() give them, and let task.loss take those;\n"
+                "  2. define the class of the batch at the top of a module, with attributes only."
+            )
 
     def finished(self, observed: list[Observed]) -> list[MicroBatch]:
         """Return records of a step's micro-batches, once its forward passes are over."""

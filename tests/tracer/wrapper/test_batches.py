@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import warnings
+from dataclasses import dataclass
 
 import h5py
 import numpy as np
@@ -167,7 +169,6 @@ def test_a_last_step_whose_batch_is_torn_is_left_out(tmp_path):
     [
         ("batches", {}, 'record="batches" needs batch=, what task.loss takes, at every step'),
         ("ids", {"batch": IMAGES}, 'batch= is for record="batches"; pass that to the optimizer'),
-        ("batches", {"batch": [object()]}, r"cannot be recorded: batch\[0\] is a object; a log"),
     ],
 )
 def test_wrong_use(tmp_path, record, options, message):
@@ -179,3 +180,60 @@ def test_wrong_use(tmp_path, record, options, message):
         with pytest.raises(TracingError, match=message):
             optimizer.step(batch_ids=[0], **options)
         assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+@dataclass
+class Batch:
+    """As graph libraries have: attributes, and a method that moves them."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+    def to(self, device):
+        return Batch(self.x.to(device), self.y.to(device))
+
+
+def of_object(model, batch):
+    return loss(model, (batch.to("cpu").x, batch.y))
+
+
+@pytest.mark.parametrize("extra", [None, object()], ids=["recorded", "refused"])
+def test_batches_that_are_objects(tmp_path, extra):
+    """They come back as they were; what cannot be stored is said once, and IDs are logged."""
+    labels = torch.arange(6) % 2
+    model, path = build(), tmp_path / "run.h5"
+    data = [(x, y) for x, y in zip(IMAGES[:6], labels, strict=True)]
+    task = Task(
+        build,
+        of_object,
+        data,
+        data[:1],
+        collate=lambda rows: Batch(
+            torch.stack([x for x, _ in rows]), torch.stack([y for _, y in rows])
+        ),
+    )
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with TracingSGD(sgd, model, path, record="batches") as optimizer:
+            for t in range(3):
+                batch = Batch(IMAGES[2 * t : 2 * t + 2], labels[2 * t : 2 * t + 2])
+                if extra is not None:
+                    batch.more = extra
+                optimizer.zero_grad()
+                of_object(model, batch).mean().backward()
+                optimizer.step(batch_ids=[2 * t, 2 * t + 1], batch=batch)
+    texts = [str(one.message) for one in caught]
+    with open_log(path) as log:
+        found = log.step(1).micro_batches[0].batch
+    if extra is None:
+        assert texts == []
+        assert type(found) is Batch
+        assert torch.equal(found.x, IMAGES[2:4])
+    else:
+        assert [
+            text.startswith("a batch is not recorded: batch.more is a object") for text in texts
+        ] == [True]
+        assert "1. pass batch= in plain containers" in texts[0]
+        assert found is None
+    assert Replay(path, task).verify(progress=False).steps == range(3)
