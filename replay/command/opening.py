@@ -56,8 +56,14 @@ def chosen(run: Replay, tests: Tests) -> list[ID]:
             return run.parse_test_ids(lines)
     except InputError as error:
         raise InputError(f"{tests.file}: {error}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the list of test IDs {tests.file} cannot be read: {error}.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{tests.file} is not a text in UTF-8, but a list of test IDs is; write one ID a line."
+        ) from error
+    except OSError as error:
+        raise InputError(
+            f"the list of test IDs {tests.file} cannot be read: {error.strerror}; check the path."
+        ) from error
 
 
 def _typed(texts: tuple[str, ...], keys: list[ID]) -> list[ID]:

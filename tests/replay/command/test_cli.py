@@ -144,6 +144,7 @@ def test_verify(folder, capsys):
         (["--log", "none.h5", "--test", "ids.txt"], 2, "there is no log none.h5"),
         (["--log", "work.py", "--test", "ids.txt"], 2, "work.py is not an HDF5 file"),
         (["--log", "run.h5", "--test", "none.txt"], 2, "none.txt cannot be read"),
+        (["--log", "run.h5", "--test", "run.h5"], 2, "run.h5 is not a text in UTF-8, but a list"),
         (["--log", "run.h5", "--test", "unknown.txt"], 2, "unknown.txt: line 2: the test set"),
         (["--log", "run.h5", "--test", "twice.txt"], 2, "stands already on line 1"),
         (["--log", "run.h5", "--test", "empty.txt"], 2, "expected one test ID a line, found none"),

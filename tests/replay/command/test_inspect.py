@@ -8,11 +8,14 @@ import re
 
 import h5py
 import numpy as np
+import torch
 from rich.console import Console
 
+from replay import load_task
 from replay.command.show.plan import plan_summary
 from replay.session.plan import ParameterPath
 from tests.helpers.command import run, trace
+from tracer import TracingSGD
 from tracer.log import metadata
 
 
@@ -106,3 +109,19 @@ def test_dry_run_writes_nothing(folder, capsys):
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
         "__pycache__"
     }
+
+
+def test_a_log_that_training_still_writes_is_verified(folder, capsys):
+    task = load_task("work.py:task", trusted=True)
+    model = task.model()
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingSGD(sgd, model, "live.h5", task="work.py:task") as optimizer:
+        for t in range(7):
+            ids = [f"a{t}", f"a{t + 1}"]
+            optimizer.zero_grad()
+            task.loss(model, task.collate([task.train[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+        optimizer.flush()
+        code, out, err = run(capsys, "verify", "live.h5", "--steps", "0:5")
+        assert (code, out) == (0, "live.h5: steps 0:5 reproduce\n"), err
+        assert run(capsys, "verify", "live.h5", "--steps", "0:9")[0] == 2
