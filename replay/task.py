@@ -72,6 +72,8 @@ def _require_examples(name: str, data: Any) -> None:
         advice = f"make one: {data.__name__}(...)"
     elif isinstance(data, (IterableDataset, Iterator)):
         advice = "give its examples by ID: list(data), or dict(enumerate(data))"
+    elif isinstance(data, (str, bytes)):
+        advice = "give the examples that it names"
     elif hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "keys")):
         return
     raise TaskError(f"Task({name}=...) must hold examples by ID, found {shown(data)}; {advice}.")

@@ -159,6 +159,8 @@ def known_ids(ids: Any, dataset: Any, side: str) -> list[ID]:
 def _beginning(dataset: Any) -> str:
     """Return how a data set's IDs begin."""
     ids = example_ids(dataset)
+    if not ids:
+        return "examples are none: the data set is empty"
     return f"{len(ids)} IDs begin {', '.join(map(shown, ids[:3]))}"
 
 

@@ -148,5 +148,5 @@ def _many_nodes(run, test_ids, nodes):
 
 @pytest.mark.parametrize("tolerance", [0, -1.0])
 def test_tolerance_must_be_positive(tmp_path, tolerance):
-    with pytest.raises(InputError, match="ideal_tolerance must be positive or None"):
+    with pytest.raises(InputError, match="ideal_tolerance must be a positive number or None"):
         traced(LINEAR, tmp_path).influence([0], ideal_tolerance=tolerance, progress=False)

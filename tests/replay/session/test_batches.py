@@ -210,6 +210,7 @@ class Known:
         ((x for x in DATA), r"found an object of type generator; give its examples by ID: list"),
         (DataLoader(DATA), "found DataLoader of length 12; give its data set: loader.dataset"),
         (Known, r"found the class Known; make one: Known\(...\)"),
+        ("data/train", "found 'data/train'; give the examples that it names"),
         (None, "found None; give a list, a mapping by ID"),
         (set(range(3)), r"found .*; give a list, a mapping by ID"),
     ],

@@ -135,7 +135,7 @@ def test_plan_table_shortens_nothing(network):
 
 
 def test_audit_must_be_positive(network):
-    with pytest.raises(InputError, match="audit is a number of passes, at least 1, found 0"):
+    with pytest.raises(InputError, match="audit must be a whole number from 1 on, found 0"):
         Replay(*network, audit=0)
 
 
