@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -181,7 +182,8 @@ class Examples:
         bound = self._at(self.models.value, state)
 
         def same() -> bool:
-            found = run(bound.moving(), lambda: self.tracked(bound, chosen, where), None)
+            found = run(bound.moving(), lambda: self.tracked(bound, chosen, where), None, where)
+            found = replace(found, once=True)  # a pass of its own for each of them
             names, columns = list(found.parameters), some_of(len(chosen))
             ours = [found.own(i, names) for i in columns]  # before the model is run again
             return not differ(

@@ -6,6 +6,7 @@ Train mode, each micro-batch in order under the random state of its forward pass
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -162,15 +163,27 @@ def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
 def _forward(
     task: Task, micro: MicroBatch, where: str, bound: BoundModel, device: torch.device
 ) -> Callable[[], Tensor]:
-    """Return the micro-batch's forward pass, under its random state."""
+    """Return the micro-batch's forward pass, under its random state, from the buffers of now."""
     batch = moved(_batch(task, micro, where), device, bound.dtype)
+    before = {name: buffer.detach().clone() for name, buffer in bound.module.named_buffers()}
+    runs = itertools.count()
 
     def forward() -> Tensor:
+        if next(runs):
+            _put_back(bound, before)
         set_random_state(micro.random_state)
         losses = task.loss(bound.module, fresh(batch))  # the data set's own, maybe
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
     return forward
+
+
+@torch.no_grad()
+def _put_back(bound: BoundModel, before: dict[str, Tensor]) -> None:
+    """Undo what a forward pass did to buffers; graphs may hold those that it left alone."""
+    for name, buffer in bound.module.named_buffers():
+        if name in before and not torch.equal(buffer, before[name]):
+            buffer.copy_(before[name])
 
 
 def _batch(task: Task, micro: MicroBatch, where: str) -> Any:

@@ -73,6 +73,8 @@ class Tape:
         self.splits = rule is not None
         self.plain = rule is None or not rule.remembers(log.ever_used)
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
+        if len({_sizes(states, t) for t in window[-2:]}) > 1:  # the last batch is a short one
+            ends.add(window[-2])
         self._replayer = Replayer(
             states,
             task,
@@ -203,3 +205,7 @@ class Tape:
         if t + 1 == self.stop and not self.plain:
             self._replayer.checked(after, self.stop)  # the last state is on file, too
         return replayed, after
+
+
+def _sizes(states: States, t: int) -> tuple[int, ...]:
+    return tuple(len(micro.ids) for micro in states.log.step(t).micro_batches)

@@ -166,6 +166,17 @@ class Convolved(Form):
         products = moved.view(self.deltas.shape) * self.deltas
         return products.flatten(1).sum(1, dtype=torch.float64)
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return products with a vector from either side: a convolution with one filter."""
+        geometry, (n, folded, rows) = self.geometry, self.deltas.shape[:3]
+        one = right.to(self.images).view(1, -1, *geometry.kernel)
+        weight = one.expand(geometry.groups, *one.shape[1:])  # for each group the same
+        moved = geometry.convolve(self.images.flatten(0, 1), weight, self.deltas.shape[3:])
+        deltas = self.deltas.reshape(n * folded * geometry.groups, rows // geometry.groups, -1)
+        factors = left.to(deltas).view(geometry.groups, 1, -1).repeat(n * folded, 1, 1)
+        products = torch.bmm(factors, deltas)[:, 0] * moved.reshape(len(deltas), -1)
+        return products.view(n, -1).sum(1)
+
     def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms."""
         return torch.cat([block.squared_norms(scale) for block in self.blocks()])

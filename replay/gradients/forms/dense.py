@@ -69,6 +69,10 @@ class Dense(Form):
         """Return the sum of all gradients."""
         return self.flat.sum(0).view(self.shape)
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return products with a vector from either side."""
+        return (self.matrices @ right.to(self.matrices)) @ left.to(self.matrices)
+
     def times(self, other: Form) -> Tensor | None:
         """Multiply with what is written out, too."""
         return (self.flat @ other.flat.T).double() if isinstance(other, Dense) else None

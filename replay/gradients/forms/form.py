@@ -61,6 +61,10 @@ class Form(ABC):
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a ``(R, C)`` direction, float64 ``(n,)``."""
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return ``leftᵀ g_i right``, ``(n,)``."""
+        return self.project(torch.outer(left, right))
+
     @property
     def terms(self) -> tuple[Form, ...]:
         """The forms that this one is the sum of: itself, if it is none."""

@@ -106,6 +106,11 @@ class Lookup(Form):
         index = torch.where(self.tokens < 0, self.total, self.tokens).flatten()
         return whole.index_add_(0, index, self.deltas.flatten(0, 1))[: self.total]
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return products with a vector from either side."""
+        factors = left.to(self.deltas)[self.tokens.clamp_min(0)] * (self.tokens >= 0)
+        return (factors * (self.deltas @ right.to(self.deltas))).sum(1)
+
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         rows = direction.to(self.deltas)[self.tokens.clamp_min(0)]

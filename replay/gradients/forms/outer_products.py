@@ -107,6 +107,11 @@ class OuterProducts(Form):
         torch.mm(deltas.T, inputs, out=whole[self.start : self.start + deltas.shape[1]])
         return whole
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return products with a vector from either side: of each factor with its own."""
+        some = left[self.start : self.start + self.deltas.shape[2]]
+        return ((self.deltas @ some.to(self.deltas)) * (self.inputs @ right.to(self.inputs))).sum(1)
+
     def times(self, other: Form) -> Tensor | None:
         """Multiply with outer products of the same rows."""
         if not isinstance(other, OuterProducts) or self.alike != other.alike:

@@ -63,6 +63,10 @@ class Sum(Form):
         """Return inner products with a direction."""
         return reduce(add, (form.project(direction) for form in self.forms))
 
+    def sketch(self, left: Tensor, right: Tensor) -> Tensor:
+        """Return products with a vector from either side."""
+        return reduce(add, (form.sketch(left, right) for form in self.forms))
+
     def kept(self, overwritten: frozenset[int]) -> Sum:
         """Return the same with tensors of its own where needed."""
         return Sum(tuple(form.kept(overwritten) for form in self.forms))

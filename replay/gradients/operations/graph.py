@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 from torch import Tensor
@@ -57,12 +57,22 @@ class Graph:
         signature: Names of all nodes, how they are joined, the shapes of their results with
             multiples of n as such, and what is recorded of them: all that ``steady`` goes by.
         root: The node of the losses, and which of its results they are.
+        numbers: Of all nodes, in the order of the walk.
     """
 
     arrivals: dict[str, list[Arrival]]
     users: dict[Node, list[tuple[Node, int, int]]]
     signature: tuple[Any, ...]
     root: tuple[Node, int]
+    numbers: dict[Node, int]
+
+    def counterpart(self, node: Node, other: Graph) -> Node:
+        """Return the node that is here what a node is in another graph of the same signature."""
+        return node if other is self else self._nodes[other.numbers[node]]
+
+    @cached_property
+    def _nodes(self) -> list[Node]:
+        return list(self.numbers)
 
     def ordered(self) -> Iterator[Node]:
         """Yield all nodes, each after those that use it."""
@@ -104,7 +114,7 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     signature: list[Any] = []
     root: Node = losses.grad_fn
     if root is None:
-        return Graph({}, {}, (), (None, 0))
+        return Graph({}, {}, (), (None, 0), {})
     waiting, numbers[root] = [root], 0
     n = len(losses)
     while waiting:
@@ -130,7 +140,8 @@ def walk(losses: Tensor, names: dict[int, str]) -> Graph:
     arrivals: dict[str, list[Arrival]] = {}
     for leaf, parameter in leaves.items():
         _follow(parameter, (), leaf, users, arrivals.setdefault(parameter, []))
-    return Graph(arrivals, users, (losses.output_nr, *signature), (root, losses.output_nr))
+    whole = (losses.output_nr, *signature)
+    return Graph(arrivals, users, whole, (root, losses.output_nr), numbers)
 
 
 @lru_cache(1 << 16)

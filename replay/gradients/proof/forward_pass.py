@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -11,22 +12,37 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
 from replay.gradients.forms.form import Form, for_products
+from replay.gradients.forms.sum import added
 from replay.gradients.operations.graph import Graph, walk
 from replay.gradients.operations.views import Node
-from replay.gradients.proof.layout import Layout
+from replay.gradients.proof.layout import Layout, tolerance_of
 from replay.gradients.readers.reader import Reader
 from replay.gradients.readers.table import candidates
+from tracer.errors import GradientError
 
 
 @dataclass(frozen=True)
 class Choice:
-    """How one arrival of a parameter is read: the number of its reader, and the layout."""
+    """How one arrival of a parameter is read.
+
+    Attributes:
+        number: Of its reader.
+        layout: Of the examples.
+        shown: Whether there was anything to see: zeros prove nothing.
+    """
 
     number: int
     layout: Layout
+    shown: bool = field(compare=False)
 
 
-Plan = dict[str, list[Choice]]  # by covered parameter, one for each arrival
+# by covered parameter, one for each arrival
+Plan = dict[str, list[Choice]]
+Chosen = dict[str, list[tuple[Reader, Choice]]]
+
+
+class SpentGraph(Exception):  # never seen outside: the pass is run again
+    """A backward pass over a graph that one went over before is refused, or gives another thing."""
 
 
 @dataclass(frozen=True)
@@ -38,17 +54,28 @@ class Pass:
         weights: ``c``, ``(n,)``.
         parameters: Those that the losses depend on, by name.
         graph: What was walked.
+        rerun: Runs the same forward pass again.
+        where: For messages.
+        once: Whether a graph works for one backward pass only, so that each has one of its own.
     """
 
     losses: Tensor
     weights: Tensor
     parameters: dict[str, Tensor]
     graph: Graph
+    rerun: Callable[[], Pass]
+    where: str
+    once: bool = False
 
     def candidates(self, name: str) -> list[list[Reader]]:
         """Return readers of each arrival of a parameter; only before the graph is freed."""
-        shape = tuple(self.parameters[name].shape)
-        return [candidates(arrival, self.graph, shape) for arrival in self.graph.arrivals[name]]
+        shape, arrivals = tuple(self.parameters[name].shape), self.graph.arrivals[name]
+        try:
+            return [candidates(arrival, self.graph, shape) for arrival in arrivals]
+        except Exception as error:  # what was saved may be looked at once only
+            if not self.once:
+                raise SpentGraph from error
+            return [[] for _ in arrivals]
 
     def backward(
         self, names: Sequence[str], nodes: Sequence[Node], weights: Tensor, *, retain: bool
@@ -57,18 +84,60 @@ class Pass:
 
         One that is not reached is absent.
         """
+        found: dict[Node, Tensor] = {}
+        return self.watch(names, nodes, weights, found.__setitem__, retain=retain), found
+
+    def watch(
+        self,
+        names: Sequence[str],
+        nodes: Sequence[Node],
+        weights: Tensor,
+        seen: Callable[[Node, Tensor], None],
+        *,
+        retain: bool,
+    ) -> dict[str, Tensor]:
+        """Return the same gradients of parameters; show those of nodes' results one at a time.
+
+        Nodes are asked what they are given: of a result with a hook on it ``torch.autograd.grad``
+        returns what the hook was given, if something below is wanted, too.
+        """
+        there = self.anew() if self.once else self
+        missing = {there.graph.counterpart(node, self.graph): node for node in nodes}
+
+        def show(node: Node, gradients: Sequence[Tensor | None]) -> None:
+            here = missing.pop(node, None)
+            if here is not None and gradients[0] is not None:
+                seen(here, gradients[0])
+
+        hooks = [node.register_prehook(partial(show, node)) for node in missing]
+        # a node is run if there is something to be reached below it
+        lowest = [] if names else there.graph.lowest(list(missing))
+        try:
+            total, last = there.differentiated(names, lowest, weights, retain and not self.once)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for node in missing.keys() & last.keys():
+            seen(missing[node], last[node])
+        return total
+
+    def differentiated(
+        self, names: Sequence[str], nodes: Sequence[Node], weights: Tensor, retain: bool
+    ) -> tuple[dict[str, Tensor], dict[Node, Tensor]]:
+        """Do what ``backward`` does, over this very graph, by what autograd returns."""
         edges = [GradientEdge(node, 0) for node in nodes]
         targets = [*(self.parameters[name] for name in names), *edges]
         if not targets:
             return {}, {}
         with torch.enable_grad():  # for grad_outputs torch imports 40 MB of symbolic shapes
             total = self.losses @ weights
-        found = torch.autograd.grad(
-            total,
-            targets,  # type: ignore[arg-type]  # torch takes a mixture
-            retain_graph=retain,
-            allow_unused=True,
-        )
+        with self._spending():
+            found = torch.autograd.grad(
+                total,
+                targets,  # type: ignore[arg-type]  # torch takes a mixture
+                retain_graph=retain,
+                allow_unused=True,
+            )
         of_names = zip(names, found[: len(names)], strict=True)
         of_nodes = zip(nodes, found[len(names) :], strict=True)
         return (
@@ -76,42 +145,59 @@ class Pass:
             {node: g for node, g in of_nodes if g is not None},
         )
 
-    def watch(
-        self, nodes: Sequence[Node], weights: Tensor, seen: Callable[[Node, Tensor], None]
-    ) -> None:
-        """Show the same gradients of nodes' results one at a time; the graph is kept."""
-        missing = dict.fromkeys(nodes)
-
-        def show(node: Node, gradients: Sequence[Tensor | None]) -> None:
-            missing.pop(node, None)
-            if gradients[0] is not None:
-                seen(node, gradients[0])
-
-        hooks = [node.register_prehook(partial(show, node)) for node in nodes]
-        try:  # a node is run if there is another one to be reached below it
-            _, last = self.backward((), self.graph.lowest(nodes), weights, retain=True)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        for node in missing.keys() & last.keys():
-            seen(node, last[node])
-
     def own(self, i: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the gradient of ``c_i ℓ_i`` by a backward of its own; the graph is kept."""
+        there = self.anew() if self.once else self
         targets = [self.parameters[name] for name in names]
-        return dict(zip(names, gradient(self.losses[i] * self.weights[i], targets), strict=True))
+        with self._spending():
+            found = gradient(there.losses[i] * self.weights[i], targets, retain=not self.once)
+        return dict(zip(names, found, strict=True))
+
+    def anew(self) -> Pass:
+        """Return the same pass, run again.
+
+        Raises:
+            GradientError: It is another one.
+        """
+        other = self.rerun()
+        rounding = tolerance_of(self.losses.dtype)
+        same = torch.allclose(other.losses, self.losses, rounding, rounding)
+        if not same or other.graph.signature != self.graph.signature:
+            raise GradientError(
+                f"{self.where}: the forward pass was run again under its random state, since its "
+                "graph works for one backward pass only, and gave other "
+                f"{'losses' if not same else 'operations'}. 1. Draw with torch's generators only. "
+                "2. Keep what a forward remembers in registered buffers."
+            )
+        return other
+
+    @contextmanager
+    def _spending(self) -> Iterator[None]:
+        """Say so where autograd fails, which it may not do over a graph of its own."""
+        try:
+            yield
+        except Exception as error:
+            if self.once:
+                raise
+            raise SpentGraph from error
 
 
 def run(
-    parameters: dict[str, Tensor], forward: Callable[[], Tensor], weights: Tensor | None
+    parameters: dict[str, Tensor],
+    forward: Callable[[], Tensor],
+    weights: Tensor | None,
+    where: str = "this pass",
+    *,
+    once: bool = False,
 ) -> Pass:
     """Run a forward pass; ``weights`` None is 1 each."""
     with torch.enable_grad():
         losses = forward()
-    weights = torch.ones_like(losses) if weights is None else weights.to(losses)
+    given = torch.ones_like(losses) if weights is None else weights.to(losses)
     graph = walk(losses, {id(p): name for name, p in parameters.items()})
     reached = {name: p for name, p in parameters.items() if name in graph.arrivals}
-    return Pass(losses, weights, reached, graph)
+    rerun = partial(run, parameters, forward, weights, where)
+    return Pass(losses, given, reached, graph, rerun, where, once)
 
 
 def form_of(reader: Reader, layout: Layout, delta: Tensor, n: int) -> Form:
@@ -120,6 +206,11 @@ def form_of(reader: Reader, layout: Layout, delta: Tensor, n: int) -> Form:
     delta = delta if reader.shape is None else delta.view(reader.shape)
     with torch.no_grad():
         return reader.read(delta, lambda tensor, leading: layout.arrange(tensor, leading, n))
+
+
+def magnitudes(chosen: Sequence[tuple[Reader, Layout, Tensor]], n: int) -> Form:
+    """Read magnitudes of output gradients: they add up to how large their own sum may get."""
+    return added([form_of(reader, layout, delta.abs(), n) for reader, layout, delta in chosen])
 
 
 def gradient(loss: Tensor, targets: list[Tensor], *, retain: bool = True) -> list[Tensor]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from replay.gradients.forms.form import Form
+from replay.gradients.proof.agreement import coarsest
 from replay.gradients.proof.forward_pass import Pass, gradient
-from replay.gradients.proof.layout import tolerance_of
 from replay.gradients.proof.plan import row_of
 from tracer.errors import GradientError
 
@@ -24,10 +24,12 @@ class Alone:
     Attributes:
         forward: Runs example i, returns ``(1,)``.
         agree: Asked, where gradients differ, whether that is rounding.
+        keep: Copies what running the model overwrites.
     """
 
     forward: Callable[[int], Tensor]
     agree: Callable[[], bool]
+    keep: Callable[[dict[str, Form]], dict[str, Form]]
 
     def check(self, found: Pass, forms: dict[str, Form], where: str) -> None:
         """Compare a few examples of a batch, as far as it is used, with each of them alone.
@@ -79,7 +81,7 @@ def differ(
         gap = _norm({name: mine[name] - g for name, g in own.items()})
         off.append((abs(loss.item() - found.losses[i].item()), gap))
         sizes.append((abs(loss.item()), _norm(own)))
-    allowed = _rounding(found) ** 0.5
+    allowed = coarsest(found) ** 0.5
     usual = [(sum(x * x for x in one) / len(one)) ** 0.5 for one in zip(*sizes, strict=True)]
     # what is not finite is reported elsewhere
     return any(
@@ -87,13 +89,6 @@ def differ(
         for gaps, own_sizes in zip(off, sizes, strict=True)
         for gap, size, most in zip(gaps, own_sizes, usual, strict=True)
     )
-
-
-def _rounding(found: Pass) -> float:
-    """Return the rounding of the coarsest operation of a pass."""
-    kinds = {p.dtype for p in found.parameters.values()}
-    kinds |= {meta.dtype for node in found.graph.users for meta in node._input_metadata}
-    return max(tolerance_of(kind) for kind in kinds if kind.is_floating_point or kind.is_complex)
 
 
 def _norm(gradients: dict[str, Tensor]) -> float:

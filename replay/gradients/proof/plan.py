@@ -2,15 +2,16 @@ r"""The proof of a plan: which parameters are read rightly, shown on a pass that
 
 Three things are shown. The rows of a result that a reader takes are examples (see ``layout``). A
 parameter's gradients add up to its plain gradient. Those of two examples are what their own
-backward passes give. A parameter that fails takes the complete way, with the reason.
+backward passes give. A parameter that fails takes the complete way, with the reason. What is zero
+shows nothing, and is marked as such.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -18,7 +19,16 @@ from torch import Tensor
 from replay.gradients.forms.form import Form, for_products
 from replay.gradients.forms.sum import added
 from replay.gradients.operations.views import Node
-from replay.gradients.proof.forward_pass import Choice, Pass, Plan, form_of
+from replay.gradients.proof.agreement import SHARE, adds_up, agree, allowed, repeats, usual_size
+from replay.gradients.proof.forward_pass import (
+    Choice,
+    Chosen,
+    Pass,
+    Plan,
+    SpentGraph,
+    form_of,
+    magnitudes,
+)
 from replay.gradients.proof.layout import (
     FIRST,
     LAST,
@@ -32,8 +42,8 @@ from replay.gradients.proof.layout import (
 from replay.gradients.readers.reader import Reader, Shape
 
 COMPLETE = "complete: "
-_ROUNDED = 0.1  # of half-precision parameters: plain sums round as they go (LayerNorm's by 6 %)
-_SHARE = 5.0  # times the rounding of one operation, in a whole gradient
+NO_SUM = "its parts do not add up to the plain gradient"
+_LOUD = 2.0**30  # what a hook does to large gradients only is seen, and multiplies exactly
 _Layouts = dict[tuple[Node, Shape | None, int], tuple[Layout | None, bool]]
 
 
@@ -42,34 +52,44 @@ class Proof:
     """What a pass showed.
 
     Attributes:
-        plan: The covered parameters.
-        certain: Whether it holds for later passes: every layout was the only one possible. Where
-            gradients vanish, nothing is proven beyond this pass.
+        ways: The covered parameters.
+        certain: Whether it holds for later passes: every layout was the only one possible.
         forms: Gradients of the covered parameters.
         total: Plain gradients of all.
         paths: By parameter, its kinds of operation, or why it takes the complete way.
     """
 
-    plan: Plan
+    ways: Chosen
     certain: bool
     forms: dict[str, Form]
     total: dict[str, Tensor]
     paths: dict[str, str]
+
+    @property
+    def plan(self) -> Plan:
+        """What later passes can be read by."""
+        return {name: [choice for _, choice in some] for name, some in self.ways.items()}
 
 
 @dataclass(frozen=True)
 class _Trial:
     """One parameter read: its choices and gradients, or why not."""
 
-    choices: list[Choice]
+    ways: list[tuple[Reader, Choice]]
     form: Form
+    summed: Tensor
+    large: Callable[[], Form]  # read of the magnitudes of output gradients
     certain: bool
     path: str
-    tolerance: float = 0.0  # of the coarsest operation: under autocast not the parameter's
+    tolerance: float
 
 
 def prove_plan(found: Pass) -> Proof:
-    """Find and prove the plan of a pass; its graph is kept."""
+    """Find and prove the plan of a pass; its graph is kept.
+
+    Raises:
+        SpentGraph: A backward pass does not give the same as before.
+    """
     names = list(found.parameters)
     candidates = {name: found.candidates(name) for name in names}
     readers = [reader for arrivals in candidates.values() for some in arrivals for reader in some]
@@ -80,9 +100,11 @@ def prove_plan(found: Pass) -> Proof:
     trials = {name: trial for name, trial in tried.items() if isinstance(trial, _Trial)}
     wrong = {name: why for name, why in tried.items() if isinstance(why, str)}
     wrong |= _wrong(found, trials, total)
+    if wrong and not found.once and not repeats(found, total, list(wrong)):
+        raise SpentGraph
     right = {name: trial for name, trial in trials.items() if name not in wrong}
     return Proof(
-        {name: trial.choices for name, trial in right.items()},
+        {name: trial.ways for name, trial in right.items()},
         all(trial.certain for trial in right.values()) and len(total) == len(names),
         {name: trial.form for name, trial in right.items()},
         total,
@@ -94,6 +116,7 @@ def _layouts(found: Pass, readers: list[Reader], deltas: dict[Node, Tensor]) -> 
     """Find layouts by one more backward, of which nothing is kept."""
     rounded = any(is_half(delta.dtype) for delta in deltas.values())
     factors = random_factors(len(found.losses), found.losses, rounded=rounded)
+    factors = factors if rounded else factors * _LOUD
     by_node: dict[Node, set[tuple[Shape | None, int]]] = {}
     for one in readers:
         if one.node in deltas:
@@ -106,7 +129,7 @@ def _layouts(found: Pass, readers: list[Reader], deltas: dict[Node, Tensor]) -> 
             allowed = tolerance_of(delta.dtype)
             layouts[node, shape, leading] = prove(delta, probed, factors, leading, allowed)
 
-    found.watch(list(by_node), found.weights * factors, seen)
+    found.watch((), list(by_node), found.weights * factors, seen, retain=True)
     return layouts
 
 
@@ -118,11 +141,11 @@ def _read(
     layouts: _Layouts,
 ) -> _Trial | str:
     """Read one parameter by the first reader of each arrival that has a layout; or say why not."""
-    choices: list[Choice] = []
+    n, certain = len(found.losses), True
+    ways: list[tuple[Reader, Choice]] = []
+    chosen: list[tuple[Reader, Layout, Tensor]] = []
+    sums: list[Tensor] = []
     forms: list[Form] = []
-    kinds: list[str] = []
-    own = found.parameters[name].dtype
-    certain, tolerance = True, _ROUNDED if is_half(own) else tolerance_of(own)
     for arrival, readers in zip(found.graph.arrivals[name], arrivals, strict=True):
         if not readers:
             return f"{COMPLETE}used by {arrival.node.name().removesuffix('Backward0')}"
@@ -130,16 +153,28 @@ def _read(
             key = (reader.node, reader.shape, reader.leading)
             layout, only = layouts.get(key, (None, False))
             if layout is not None:
-                choices.append(Choice(number, layout))
-                forms.append(form_of(reader, layout, deltas[reader.node], len(found.losses)))
-                kinds.append(reader.kind)
-                tolerance = max(tolerance, tolerance_of(deltas[reader.node].dtype))
+                delta = deltas[reader.node]
+                chosen.append((reader, layout, delta))
+                forms.append(form_of(reader, layout, delta, n))
+                sums.append(forms[-1].summed())
+                shown = bool(sums[-1].any()) and _are_several(reader, layout, delta, n)
+                ways.append((reader, Choice(number, layout, shown)))
                 # any other layout depends on lengths, which the next pass may change
                 certain &= only and layout in (FIRST, LAST)
                 break
         else:
             return f"{COMPLETE}rows of its {readers[0].kind} operation are not examples"
-    return _Trial(choices, added(forms), certain, ", ".join(dict.fromkeys(kinds)), tolerance)
+    path = ", ".join(dict.fromkeys(reader.kind for reader, _, _ in chosen))
+    tolerance = allowed(found.parameters[name], [delta for _, _, delta in chosen])
+    large = partial(magnitudes, chosen, n)
+    return _Trial(ways, added(forms), reduce(add, sums), large, certain, path, tolerance)
+
+
+def _are_several(reader: Reader, layout: Layout, delta: Tensor, n: int) -> bool:
+    """Return whether output gradients of two examples, if there are two, are not zero."""
+    seen = delta.detach() if reader.shape is None else delta.detach().view(reader.shape)
+    rows = layout.arrange(seen, reader.leading, n).flatten(1)
+    return int(rows.any(1).sum()) >= min(n, 2)
 
 
 def _wrong(found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor]) -> dict[str, str]:
@@ -147,16 +182,16 @@ def _wrong(found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor]) -> 
     why = {}
     for name, trial in trials.items():
         whole = for_products(total[name]).reshape(trial.form.shape)
-        scale = partial(_added, trial.form, trial.tolerance)
-        if not _agree(trial.form.summed(), whole, trial.tolerance, scale):
-            why[name] = f"{COMPLETE}its parts do not add up to the plain gradient"
-    n, rest = len(found.losses), [name for name in trials if name not in why]
-    for i in sorted({0, n // 2}) if rest else ():
+        if not adds_up(trial.form, trial.summed, whole, trial.tolerance, trial.large):
+            why[name] = COMPLETE + NO_SUM
+    rest = [name for name in trials if name not in why]
+    weighty = found.weights.nonzero()[:, 0].tolist() or [0]
+    for i in sorted({weighty[0], weighty[len(weighty) // 2]}) if rest else ():
         own = found.own(i, rest)
         for name in rest:
-            form = trials[name].form
-            row = row_of(form, i)
-            if not _agree(row, own[name], trials[name].tolerance, partial(_usual, form)):
+            trial = trials[name]
+            scales = partial(usual_size, trial.form), lambda trial=trial: usual_size(trial.large())
+            if not agree(row_of(trial.form, i), own[name], trial.tolerance, *scales):
                 why[name] = f"{COMPLETE}an example's part is not its own gradient"
     return why
 
@@ -168,7 +203,7 @@ def is_rounding(found: Pass, forms: dict[str, Form]) -> bool:
     larger terms, in which nothing can be proven; so it counts as a share of the whole gradients.
     """
     nodes = [reader.node for name in forms for some in found.candidates(name) for reader in some]
-    allowed = max(tolerance_of(node._input_metadata[0].dtype) for node in nodes)
+    coarsest = max(tolerance_of(node._input_metadata[0].dtype) for node in nodes)
     off = torch.zeros(len(found.losses), dtype=torch.float64, device="cpu")
     whole = torch.zeros_like(off)
     for i in range(len(off)):
@@ -176,36 +211,10 @@ def is_rounding(found: Pass, forms: dict[str, Form]) -> bool:
         whole[i] = sum(float(g.double().square().sum()) for g in own.values())
         gaps = (deviation(row_of(form, i), own[name]) for name, form in forms.items())
         off[i] = sum(float(gap.double().square().sum()) for gap in gaps)
-    return bool((off.sqrt() <= _SHARE * allowed * whole.clamp_min(whole.median()).sqrt()).all())
+    return bool((off.sqrt() <= SHARE * coarsest * whole.clamp_min(whole.median()).sqrt()).all())
 
 
 def row_of(form: Form, i: int) -> Tensor:
     """Return one example's gradient, flat."""
     chosen = torch.tensor([i], device=form.tensors[0].device)
     return form.select(chosen).dense(slice(0, form.shape[0]))[0]
-
-
-def _added(form: Form, tolerance: float) -> float:
-    """Return how large what is added up is, which may cancel while rounding is a share of it.
-
-    Terms are kept in the dtype of the tolerance, the sum on its way at least in float32.
-    """
-    norms = torch.cat([term.squared_norms() for term in form.terms]).sqrt()
-    on_its_way = min(1.0, tolerance_of(torch.float32) / tolerance)
-    return float(norms.norm() + on_its_way * norms.sum())
-
-
-def _usual(form: Form) -> float:
-    """Return how large the terms of an example's gradient usually are; they may cancel."""
-    return float(torch.stack([term.squared_norms() for term in form.terms]).sum(0).mean().sqrt())
-
-
-def _agree(found: Tensor, expected: Tensor, tolerance: float, scale: Callable[[], float]) -> bool:
-    """Return whether two gradients differ by no more than rounding, of theirs or of ``scale()``."""
-    size, off = float(expected.norm()), float(deviation(found, expected).norm())
-    if not math.isfinite(size):
-        size = float(expected.masked_fill(~expected.isfinite(), 0).norm())
-    if off <= tolerance * size:
-        return True
-    least = scale()
-    return math.isfinite(least) and off <= tolerance * least

@@ -18,7 +18,7 @@ from replay.gradients.operations.dimensions import Seen, Shape, broadcast
 from replay.gradients.operations.graph import Graph
 from replay.gradients.operations.table import CUTS, JOINS, RESHAPES, RULES, recorded
 from replay.gradients.operations.views import Node, shape_of
-from replay.gradients.proof.forward_pass import Pass, Plan
+from replay.gradients.proof.forward_pass import Chosen, Pass
 
 
 @dataclass(frozen=True)
@@ -38,15 +38,15 @@ class One:
 Place = Spread | One | None  # None: any entry may move any loss
 
 
-def is_steady(found: Pass, plan: Plan) -> bool:
-    """Return whether a plan that was proven holds for all passes of the same graph."""
+def is_steady(found: Pass, ways: Chosen) -> bool:
+    """Return whether what was proven of a pass holds for all passes of the same graph."""
     n = len(found.losses)
-    if n < 2 or not plan:
+    if n < 2 or not ways:
         return True
     where = places(found.graph, n)
-    for name, choices in plan.items():
-        for readers, choice in zip(found.candidates(name), choices, strict=True):
-            reader, layout = readers[choice.number], choice.layout
+    for some in ways.values():
+        for reader, choice in some:
+            layout = choice.layout
             seen = reader.shape or shape_of(reader.node)
             inner = layout.inner or math.prod(seen[: reader.leading]) // (n * layout.outer)
             expected = Spread(inner * math.prod(seen[reader.leading :]))

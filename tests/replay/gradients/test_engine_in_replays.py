@@ -163,7 +163,7 @@ def trace_pairs(path, task, **settings):
 @pytest.fixture
 def trusting(monkeypatch):
     """Let every plan hold for later passes, as if what is said of an operation were wrong."""
-    monkeypatch.setattr("replay.gradients.engine.is_steady", lambda found, plan: True)
+    monkeypatch.setattr("replay.gradients.plans.is_steady", lambda found, plan: True)
 
 
 def test_coupling_that_begins_in_the_middle_is_an_error_that_names_the_step(tmp_path, trusting):

@@ -61,7 +61,7 @@ class Sometimes(nn.Module):
 def test_audits_find_coupling_that_begins_later(monkeypatch, wrong):
     """If what is said of an operation is wrong; else every pass is proven."""
     if wrong:
-        monkeypatch.setattr("replay.gradients.engine.is_steady", lambda found, plan: True)
+        monkeypatch.setattr("replay.gradients.plans.is_steady", lambda found, plan: True)
     torch.manual_seed(0)
     model = Sometimes().double()
     parameters, x = dict(model.named_parameters()), vectors(5)
@@ -248,7 +248,7 @@ def test_an_audit_is_not_taken_in_by_rounding(monkeypatch, kind):
     parameters, engine, asked = dict(model.named_parameters()), Engine(audit=2), []
     whole = plan.is_rounding
     monkeypatch.setattr(
-        "replay.gradients.engine.is_rounding", lambda *a: asked.append(a) or whole(*a)
+        "replay.gradients.plans.is_rounding", lambda *a: asked.append(a) or whole(*a)
     )
     sgd = torch.optim.SGD(model.parameters(), lr=0.05)
     for _ in range(60):

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks import engine as benchmark
-from replay.gradients import engine as module
+from replay.gradients import plans as module
 from replay.gradients.engine import Engine
 from tests.helpers.steady import ORDERS, D, K, exact_at_every_pass, made
 from tracer.errors import GradientError
@@ -62,7 +62,7 @@ def attention(s, x, told):
 )
 def test_what_leaves_rows_alone_is_proven_once(run, width):
     engine = exact_at_every_pass(*made(run, ORDERS, width=width))
-    assert [proven.followed for proven in engine._plans.values()] == [2]
+    assert [proven.followed for proven in engine._plans.known.values()] == [2]
 
 
 def test_plans_of_many_graphs_are_not_kept_for_ever(monkeypatch):
@@ -80,10 +80,10 @@ def test_plans_of_many_graphs_are_not_kept_for_ever(monkeypatch):
     kept = []
     while depths:
         exact_at_every_pass(model, passes[:1], engine)
-        kept.append(len(engine._plans))
+        kept.append(len(engine._plans.known))
         depths.pop(0)
     assert kept == [1, 2, 2, 2, 2, 2, 2]
-    assert sorted(proven.followed for proven in engine._plans.values()) == [0, 1]
+    assert sorted(proven.followed for proven in engine._plans.known.values()) == [0, 1]
 
 
 def test_reentrant_checkpoints_are_refused():
@@ -118,4 +118,4 @@ def test_common_models_are_proven_once(build):
         return (out[0] if isinstance(out, tuple) else out).flatten(1).square().mean(1)
 
     engine.of_batch(parameters, forward, torch.ones(6), budget=1 << 30)
-    assert engine._plans
+    assert engine._plans.known
