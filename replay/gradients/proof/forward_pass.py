@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -169,7 +169,7 @@ class Pass:
                 f"{'losses' if not same else 'operations'}. 1. Draw with torch's generators only. "
                 "2. Keep what a forward remembers in registered buffers."
             )
-        return other
+        return replace(other, once=self.once)
 
     @contextmanager
     def _spending(self) -> Iterator[None]:
