@@ -145,13 +145,20 @@ class Pass:
             {node: g for node, g in of_nodes if g is not None},
         )
 
-    def own(self, i: int, names: Sequence[str]) -> dict[str, Tensor]:
-        """Return the gradient of ``c_i ℓ_i`` by a backward of its own; the graph is kept."""
+    def own(self, i: int, names: Sequence[str], loud: float = 1.0) -> dict[str, Tensor]:
+        """Return the gradient of ``c_i ℓ_i`` by a backward of its own; the graph is kept.
+
+        Args:
+            i: The example.
+            names: With respect to which parameters.
+            loud: A power of 2 by which the gradient is larger on its way.
+        """
         there = self.anew() if self.once else self
         targets = [self.parameters[name] for name in names]
         with self._spending():
-            found = gradient(there.losses[i] * self.weights[i], targets, retain=not self.once)
-        return dict(zip(names, found, strict=True))
+            loss = there.losses[i] * self.weights[i] * loud
+            found = gradient(loss, targets, retain=not self.once)
+        return {name: g / loud for name, g in zip(names, found, strict=True)}
 
     def anew(self) -> Pass:
         """Return the same pass, run again.

@@ -95,11 +95,12 @@ def prove_plan(found: Pass) -> Proof:
     readers = [reader for arrivals in candidates.values() for some in arrivals for reader in some]
     nodes = list({reader.node: None for reader in readers})
     total, deltas = found.backward(names, nodes, found.weights, retain=True)
-    layouts = _layouts(found, readers, deltas)
+    rounded = any(is_half(delta.dtype) for delta in deltas.values())
+    layouts = _layouts(found, readers, deltas, rounded=rounded)
     tried = {name: _read(found, name, candidates[name], deltas, layouts) for name in total}
     trials = {name: trial for name, trial in tried.items() if isinstance(trial, _Trial)}
     wrong = {name: why for name, why in tried.items() if isinstance(why, str)}
-    wrong |= _wrong(found, trials, total)
+    wrong |= _wrong(found, trials, total, 1.0 if rounded else _LOUD)
     if wrong and not found.once and not repeats(found, total, list(wrong)):
         raise SpentGraph
     right = {name: trial for name, trial in trials.items() if name not in wrong}
@@ -112,9 +113,10 @@ def prove_plan(found: Pass) -> Proof:
     )
 
 
-def _layouts(found: Pass, readers: list[Reader], deltas: dict[Node, Tensor]) -> _Layouts:
+def _layouts(
+    found: Pass, readers: list[Reader], deltas: dict[Node, Tensor], *, rounded: bool
+) -> _Layouts:
     """Find layouts by one more backward, of which nothing is kept."""
-    rounded = any(is_half(delta.dtype) for delta in deltas.values())
     factors = random_factors(len(found.losses), found.losses, rounded=rounded)
     factors = factors if rounded else factors * _LOUD
     by_node: dict[Node, set[tuple[Shape | None, int]]] = {}
@@ -177,7 +179,9 @@ def _are_several(reader: Reader, layout: Layout, delta: Tensor, n: int) -> bool:
     return int(rows.any(1).sum()) >= min(n, 2)
 
 
-def _wrong(found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor]) -> dict[str, str]:
+def _wrong(
+    found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor], loud: float
+) -> dict[str, str]:
     """Return the parameters whose gradients are not what plain backward passes give, and why."""
     why = {}
     for name, trial in trials.items():
@@ -187,7 +191,7 @@ def _wrong(found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor]) -> 
     rest = [name for name in trials if name not in why]
     weighty = found.weights.nonzero()[:, 0].tolist() or [0]
     for i in sorted({weighty[0], weighty[len(weighty) // 2]}) if rest else ():
-        own = found.own(i, rest)
+        own = found.own(i, rest, loud)
         for name in rest:
             trial = trials[name]
             scales = partial(usual_size, trial.form), lambda trial=trial: usual_size(trial.large())
