@@ -122,6 +122,8 @@ def test_its_products(made, room):
     v = numbers(3, R * C)
     close(form.with_vectors(v), g.flatten(1) @ v.T)
     close(form.project(v[0].view(R, C)), g.flatten(1) @ v[0])
+    left, right = numbers(R), numbers(C)
+    close(form.sketch(left, right), torch.einsum("nrc,r,c->n", g, left, right))
     close(form.squared_norms(0.3), 0.3 * g.square().sum((1, 2)))
     close(form.weighted_squares(v[1]), g.flatten(1).square() @ v[1])
 
