@@ -58,12 +58,6 @@ class Complete:
             yield rows, block
         self._require(sums, {name: torch.cat(found) for name, found in norms.items()})
 
-    def require_repeatable(self) -> None:
-        """Raise SpentGraph if backward passes of examples change what the plain one gives."""
-        self.found.own(0, self.names)
-        if not self._repeats(self.names):
-            raise SpentGraph
-
     def _repeats(self, names: Sequence[str]) -> bool:
         return self.found.once or repeats(self.found, self.total, list(names))
 
@@ -81,7 +75,7 @@ class Complete:
         if not off or (all(gaps[name] <= least for name in off) and self._repeats(off)):
             return  # what differs is rounding, of a gradient of nothing else
         if not self.found.once and self.size >= len(self.found.losses):
-            raise SpentGraph
+            raise SpentGraph(self.found.where)
         raise GradientError(
             f"{self.found.where}: gradients of the examples do not add up to the batch's gradient "
             f"of {off[0]!r}, each by a pass of its own. What runs backwards there is no derivative "

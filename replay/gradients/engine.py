@@ -91,7 +91,6 @@ class Engine:
         size = max(1, min(len(losses), budget // max(1, each)))
         complete = Complete(found, rest, total, size)
         if size < len(losses):
-            complete.require_repeatable()
             return PerExample(losses, forms, total, tuple(rest), complete.blocks)
         for _, rows in complete.blocks():  # one block; the graph can go
             forms.update(_written_out(rows, parameters))

@@ -41,8 +41,18 @@ Plan = dict[str, list[Choice]]
 Chosen = dict[str, list[tuple[Reader, Choice]]]
 
 
-class SpentGraph(Exception):  # never seen outside: the pass is run again
-    """A backward pass over a graph that one went over before is refused, or gives another thing."""
+class SpentGraph(GradientError):
+    """A backward pass over a graph that one went over before is refused, or gives another thing.
+
+    Where it is found in time, each backward pass gets a forward pass of its own.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(
+            f"{where}: a second backward pass over the graph of one forward pass gave another "
+            "gradient, or was refused. 1. Prove every pass: audit=1 (--audit 1). 2. Give it more "
+            "memory (--memory), so that gradients are taken once."
+        )
 
 
 @dataclass(frozen=True)
@@ -74,7 +84,7 @@ class Pass:
             return [candidates(arrival, self.graph, shape) for arrival in arrivals]
         except Exception as error:  # what was saved may be looked at once only
             if not self.once:
-                raise SpentGraph from error
+                raise SpentGraph(self.where) from error
             return [[] for _ in arrivals]
 
     def backward(
@@ -186,7 +196,7 @@ class Pass:
         except Exception as error:
             if self.once:
                 raise
-            raise SpentGraph from error
+            raise SpentGraph(self.where) from error
 
 
 def run(

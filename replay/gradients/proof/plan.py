@@ -43,7 +43,7 @@ from replay.gradients.readers.reader import Reader, Shape
 
 COMPLETE = "complete: "
 NO_SUM = "its parts do not add up to the plain gradient"
-_LOUD = 2.0**30  # what a hook does to large gradients only is seen, and multiplies exactly
+_LOUD = 2.0**30  # multiplies exactly, and shows what a hook does to large gradients only
 _Layouts = dict[tuple[Node, Shape | None, int], tuple[Layout | None, bool]]
 
 
@@ -102,7 +102,7 @@ def prove_plan(found: Pass) -> Proof:
     wrong = {name: why for name, why in tried.items() if isinstance(why, str)}
     wrong |= _wrong(found, trials, total, 1.0 if rounded else _LOUD)
     if wrong and not found.once and not repeats(found, total, list(wrong)):
-        raise SpentGraph
+        raise SpentGraph(found.where)
     right = {name: trial for name, trial in trials.items() if name not in wrong}
     return Proof(
         {name: trial.ways for name, trial in right.items()},
@@ -118,7 +118,6 @@ def _layouts(
 ) -> _Layouts:
     """Find layouts by one more backward, of which nothing is kept."""
     factors = random_factors(len(found.losses), found.losses, rounded=rounded)
-    factors = factors if rounded else factors * _LOUD
     by_node: dict[Node, set[tuple[Shape | None, int]]] = {}
     for one in readers:
         if one.node in deltas:

@@ -124,6 +124,31 @@ def test_clipping_that_begins_later_is_told():
         go(10.0)
 
 
+@pytest.mark.parametrize("where", ["result", "parameter"])
+def test_examples_alone_are_exact_where_clipping_begins_later(where):
+    """No plain gradient is at hand there; the first pass is looked at large, too."""
+    clip = clipping(0.5)
+    model, engine = network(clip if where == "result" else None), Engine(audit=1000)
+    if where == "parameter":
+        model.a.weight.register_hook(clip)
+    parameters, x, y = (
+        dict(model.named_parameters()),
+        torch.randn(4, 4).double(),
+        torch.arange(4) % 3,
+    )
+    for scale in (1e-3, 1e-3, 10.0):
+
+        def alone(i, scale=scale):
+            return scale * losses(model, x[i : i + 1], y[i : i + 1])
+
+        found = engine.of_independent(
+            parameters, lambda scale=scale: scale * losses(model, x, y), alone, agree=lambda: True
+        )
+        expected = [own_gradients(partial(alone, i), parameters, [1.0])[0] for i in range(4)]
+        gap = (written_out(found, parameters) - torch.stack(expected)).norm()
+        assert gap <= 1e-12 * torch.stack(expected).norm()
+
+
 @pytest.mark.parametrize("factor", [1.0, 1.5])
 def test_parts_are_compared_with_the_plain_gradient_at_every_pass(factor):
     """A hook on a parameter that changes its mind, by what a proof cannot foresee."""
