@@ -111,8 +111,8 @@ def _directions(
     shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return vectors of random signs, sizes in [1/2, 3/2], from a private generator."""
-    generator = torch.Generator().manual_seed(sum(shape))
-    sizes = torch.rand(sum(shape), generator=generator, dtype=torch.float64) + 0.5
-    signs = torch.randint(0, 2, (sum(shape),), generator=generator) * 2 - 1
+    generator = torch.Generator("cpu").manual_seed(sum(shape))
+    sizes = torch.rand(sum(shape), generator=generator, dtype=torch.float64, device="cpu") + 0.5
+    signs = torch.randint(0, 2, (sum(shape),), generator=generator, device="cpu") * 2 - 1
     left, right = torch.split((sizes * signs).to(device, dtype), list(shape))
     return left, right
