@@ -152,7 +152,8 @@ class Engine:
         where: str,
     ) -> Pass:
         found = run(parameters, forward, weights, where)
-        return replace(found, once=key_of(found) in self._once)
+        known = self._once and key_of(found) in self._once
+        return replace(found, once=True) if known else found
 
     def _twice(self, found: Pass, job: Callable[[Pass], PerExample]) -> PerExample:
         """Do a job; do it again where a graph works for one backward pass only, with many."""
