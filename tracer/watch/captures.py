@@ -1,10 +1,11 @@
-"""Forward passes seen since the last micro-batch, and which of them belong to it and to the step.
+"""Forward passes since the last micro-batch, and which of them belong to it and to the step.
 
 Of many passes without a step only those are kept that may yet belong to one.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,23 +17,28 @@ from torch.autograd import Variable
 from tracer.records import RandomState
 
 
-@dataclass
+@dataclass(eq=False)
 class Capture:
     """What was there at the start of one forward.
 
     Attributes:
         random_state: Of torch's generators.
         buffers: Copies of the model's; None if an earlier forward's begin the step.
-        used: A gradient flowed through it.
-        landed: Parameters had gradients when that backward pass was over.
+        passes: Backward passes that were over by then.
+        flowed: Which gradients flowed through it, counted by how often they were thrown away.
         graph: Dead once nobody holds the forward's graph; None if it has none.
     """
 
     random_state: RandomState
     buffers: dict[str, Tensor] | None
-    used: bool = False
-    landed: bool = False
+    passes: int
+    flowed: int | None = None
     graph: ReferenceType[Any] | None = None
+
+    @property
+    def used(self) -> bool:
+        """Whether a gradient flowed through it."""
+        return self.flowed is not None
 
     @property
     def is_over(self) -> bool:
@@ -46,19 +52,25 @@ class Capture:
 
 
 class Captures:
-    """What was caught since the last micro-batch.
+    """What was caught since the last step.
 
     Args:
         parameters: Of the model.
+
+    Attributes:
+        announced_first: Whether the micro-batch of the forwards to come is announced already.
+        marks: Whether any forward of the run was ever marked as used: the model is seen.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
         self._parameters = list(parameters)
-        self._all: list[Capture] = []
+        self._all: list[Capture] = []  # since the last micro-batch
         self._first: Capture | None = None  # of the step, if its micro-batch has ended
-
-    def __bool__(self) -> bool:
-        return bool(self._all)
+        self.announced_first = False
+        self._dropped = self._passes = 0  # gradients thrown away, backward passes that are over
+        self._turns: set[int] = set()  # numbers of passes before the forwards of these gradients
+        self.marks = False
+        self._gradients = self._seen_gradients()
 
     @property
     def last(self) -> Capture | None:
@@ -68,57 +80,108 @@ class Captures:
     @property
     def first(self) -> Capture | None:
         """The forward that the step begins with, as far as that is known."""
-        return _first_used([self._first, *self._all])
+        return first_used([self._first, *self._all])
+
+    @property
+    def turns(self) -> int:
+        """How often forwards and then a backward pass made the gradients that are there."""
+        return len(self._turns)
 
     def add(self, state: RandomState, buffers: dict[str, Tensor] | None) -> None:
         """Add what is there when a forward begins."""
-        first = _first_used(self._all)
-        self._all = [c for c in self._all if c is first or c is self._all[0] or c.may_be_used]
-        self._all.append(Capture(state, buffers))
+        first = first_used(self._all)
+        self._all[1:] = [c for c in self._all[1:] if c is first or c.may_be_used]
+        self._all.append(Capture(state, buffers, self._passes))
 
     def use(self, capture: Capture) -> None:
         """Note that a gradient flows through it; inside the backward pass."""
-        capture.used = True
+        capture.flowed, self.marks = self._dropped, True
 
         def over() -> None:
-            capture.landed = self._any_gradient()
+            self._passes += 1
+            if self._any_gradient():
+                self._turns.add(capture.passes)
 
         Variable._execution_engine.queue_callback(over)
 
-    def take(self) -> RandomState | None:
-        """Return the state of the micro-batch that ends here, if any was caught."""
-        chosen = _first_used(self._all)
-        self._first, self._all = _first_used([self._first, chosen]), []
-        return None if chosen is None else chosen.random_state
+    def take(self) -> list[Capture]:
+        """Return the forwards of the micro-batch that ends here."""
+        taken, self._all, self.announced_first = self._all, [], False
+        self._first = first_used([self._first, *taken])
+        return taken
+
+    def announce_first(self) -> list[Capture]:
+        """Return where the forwards of the micro-batch that begins here will be."""
+        self.take()
+        self.announced_first = True
+        return self._all
 
     def clear(self) -> None:
         """Forget all: the next step begins."""
-        self._all, self._first = [], None
+        self._all, self._first, self.announced_first = [], None, False
+        self._turns.clear()
+        self.note_gradients()
 
     def forget_over(self) -> None:
         """Forget all if no gradient comes from any: their batches were only looked at.
 
-        Where parameters have gradients these may have flowed around what a forward returned.
+        Where parameters have gradients these may have flowed around what a forward returned, if
+        that is how the model is used.
         """
-        if all(capture.is_over for capture in self._all) and not self._any_gradient():
+        if all(c.is_over for c in self._all) and (self.marks or not self._any_gradient()):
             self._all = []
 
-    def forget_used(self) -> None:
+    def gradients_dropped(self) -> None:
         """Forget forwards whose gradients were thrown away."""
-        self._all = [capture for capture in self._all if not capture.used]
+        self._dropped += 1
+        self._turns.clear()
+        if not self.announced_first or self.is_out(self._all):
+            self._all, self.announced_first = [c for c in self._all if not c.used], False
         if self._first is not None and self._first.used:
             self._first = None
 
     def forget_dropped(self) -> None:
         """Do so if gradients are gone that were there: ``model.zero_grad()`` was called."""
-        if any(capture.landed for capture in self._all) and not self._any_gradient():
-            self.forget_used()
+        if self._turns and not self._any_gradient():
+            self.gradients_dropped()
+
+    def note_gradients(self) -> None:
+        """Remember the gradients that are there when a step is over, or when they are zeroed."""
+        self._gradients = [] if self.marks else self._seen_gradients()
+
+    def is_in(self, forwards: Sequence[Capture]) -> bool:
+        """Return whether a micro-batch of these forwards led to the gradients that are there."""
+        return any(capture.flowed == self._dropped for capture in forwards)
+
+    def is_out(self, forwards: Sequence[Capture]) -> bool:
+        """Return whether no gradient that is there, or comes, is of a micro-batch."""
+        if self.is_in(forwards):
+            return False
+        known = [capture for capture in forwards if capture.used or capture.graph is not None]
+        if known:
+            return not any(capture.may_be_used for capture in known)
+        return not self.marks and self._touched()
 
     def _any_gradient(self) -> bool:
         return any(p.grad is not None for p in self._parameters)
 
+    def _seen_gradients(self) -> list[tuple[ReferenceType[Tensor], int] | None]:
+        found = [p.grad for p in self._parameters]
+        return [None if g is None else (weakref.ref(g), g._version) for g in found]
 
-def _first_used(captures: Sequence[Capture | None]) -> Capture | None:
+    def _touched(self) -> bool:
+        """Return whether there are other gradients than were noted."""
+        found = [p.grad for p in self._parameters]
+        return not all(map(_same, found, self._gradients))
+
+
+def _same(gradient: Tensor | None, noted: tuple[ReferenceType[Tensor], int] | None) -> bool:
+    if gradient is None or noted is None:
+        return gradient is None and noted is None
+    return noted[0]() is gradient and gradient._version == noted[1]
+
+
+def first_used(captures: Sequence[Capture | None]) -> Capture | None:
     """Return the first one that was used, else the first one."""
     known = [capture for capture in captures if capture is not None]
     return next((one for one in known if one.used), known[0] if known else None)

@@ -31,3 +31,12 @@ def writing(names: list[str]) -> str:
         "  1. scale in the forward instead of writing: weight * (max_norm / norm).clamp(max=1);\n"
         "  2. replay with allow_mismatch=True (--allow-mismatch), which counts them as rounding."
     )
+
+UNANNOUNCED = (
+    "the gradients of {turns} forward and backward passes went into step {step}, and the IDs of "
+    "{announced} micro-batch were announced.\n"
+    "1. With accumulation, call optimizer.observe(ids) once for each micro-batch, then step() "
+    "without IDs.\n"
+    "2. If all were passes of the same examples, add their losses and call backward() once, as "
+    "task.loss has to."
+)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
 from tracer.errors import warn
 from tracer.records import RandomState
-from tracer.watch.captures import Captures
-from tracer.watch.forward_warnings import BY_METHOD, COMPILED, RANDOM, writing
+from tracer.watch.captures import Capture, Captures, first_used
+from tracer.watch.forward_warnings import BY_METHOD, COMPILED, RANDOM, UNANNOUNCED, writing
 from tracer.watch.hooks import Hooks
 from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
@@ -26,6 +28,7 @@ class ForwardWatch:
 
     Attributes:
         captures: Forwards since the last micro-batch.
+        before_load: Called before other parameters are loaded into the model.
         step: How many steps were taken or skipped.
         clip_factor: What the gradient was multiplied with.
     """
@@ -35,12 +38,12 @@ class ForwardWatch:
         self._model, self._layout, self._skips = model, ModelLayout(inner), skips
         self.captures = Captures(inner.parameters())
         self._begun: dict[str, Tensor] | None = None  # as the first forward since a step found them
-        self._observe_first = False
         self.step, self.clip_factor = 0, 1.0
+        self.before_load: Callable[[], None] = lambda: None
         self._hooks = Hooks(self, model)
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
         self._parameters = dict(inner.named_parameters())
-        self._complained = False
+        self._complained = self._complained_of_turns = False
         self._asks = True  # of the first forward
         self._versions: list[int] = []
         self._drew, self._wrote = False, list[str]()
@@ -57,6 +60,13 @@ class ForwardWatch:
         if compiled or (self._layout.has_buffers and self._model.training):
             self._complained = True
             warn(COMPILED if compiled else BY_METHOD)
+
+    def require_announced(self, count: int) -> None:
+        """Warn once if gradients of more micro-batches are there than were announced."""
+        turns = self.captures.turns
+        if turns > count and not self._complained_of_turns:
+            self._complained_of_turns = True
+            warn(UNANNOUNCED.format(turns=turns, step=self.step, announced=count))
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -119,21 +129,24 @@ class ForwardWatch:
         if self._wrote:
             warn(writing(self._wrote))
 
-    def take(self, *, observing: bool) -> RandomState | None:
-        """Return the state of the micro-batch that ends (or, observed first, begins) here."""
-        if observing:
-            self.captures.forget_dropped()
-            self.captures.forget_over()
-        if observing and (self._observe_first or not self.captures):
-            self._observe_first = True
-            self.captures.take()
-            return random_state(self.devices)
-        return self.captures.take()
+    def observed(self) -> tuple[RandomState | None, list[Capture]]:
+        """Return random state and forwards of a micro-batch that is announced; they may follow."""
+        self.captures.forget_dropped()
+        self.captures.forget_over()
+        if self.captures.announced_first or self.captures.last is None:
+            return random_state(self.devices), self.captures.announce_first()
+        return self.taken()
+
+    def taken(self) -> tuple[RandomState | None, list[Capture]]:
+        """Return random state and forwards of a micro-batch whose forwards are over."""
+        forwards = self.captures.take()
+        first = first_used(forwards)
+        return None if first is None else first.random_state, forwards
 
     def gradients_dropped(self) -> None:
-        """Forget forwards whose gradients ``zero_grad`` threw away."""
-        self.captures.forget_used()
-        self._observe_first, self.clip_factor = False, 1.0
+        """Forget forwards whose gradients ``zero_grad`` throws away."""
+        self.captures.gradients_dropped()
+        self.clip_factor = 1.0
 
     def clipped(self, factor: float) -> None:
         """Note that the gradient was multiplied."""
@@ -148,7 +161,7 @@ class ForwardWatch:
     def step_ended(self) -> None:
         """Begin anew after a step."""
         self.captures.clear()
-        self._observe_first, self._begun = False, None
+        self._begun = None
         self.step, self.clip_factor = self.step + 1, 1.0
 
     def current_buffers(self) -> dict[str, Tensor]:

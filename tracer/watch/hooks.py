@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tracer.watch.captures import Captures
+from tracer.watch.model_layout import unwrapped
 
 
 class Watch(Protocol):
@@ -31,6 +32,10 @@ class Watch(Protocol):
         """Look at them after it."""
         ...
 
+    def before_load(self) -> None:
+        """Look at the model before other parameters are loaded."""
+        ...
+
 
 class Hooks:
     """The hooks on one model.
@@ -41,15 +46,16 @@ class Hooks:
     """
 
     def __init__(self, watch: Watch, model: nn.Module) -> None:
-        self._model, self._hook = model, _Hook(watch, model)
+        self._model, self._watch, self._hook = model, weakref.ref(watch), _Hook(watch, model)
         self._handles: list[RemovableHandle] = []
 
     def attach(self) -> None:
         """Put the hooks on."""
-        marker = _Marker(self._hook)
+        marker, inner = _Marker(self._hook), unwrapped(self._model)
         self._handles = [
             self._model.register_forward_pre_hook(self._hook),
             self._model.register_forward_hook(marker),
+            inner.register_load_state_dict_pre_hook(_LoadHook(self._watch, inner)),  # type: ignore[no-untyped-call]
         ]
         compiled = self._model._compiled_call_impl
         if compiled is not None:  # model.compile() compiles its hooks away
@@ -110,6 +116,29 @@ class _Hook:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Hook, (None, None)
+
+
+class _LoadHook:
+    """Hook of ``load_state_dict``; like the others, it does nothing on copies of the model."""
+
+    def __init__(self, watch: Callable[[], Watch | None], module: nn.Module | None) -> None:
+        self._watch = watch
+        self._module = (lambda: None) if module is None else weakref.ref(module)
+
+    def __call__(self, module: nn.Module, *_: Any) -> None:
+        watch = self._watch() if self._module() is module else None
+        if watch is not None:
+            watch.before_load()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _LoadHook:
+        return _LoadHook(_nobody, None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _LoadHook, (_nobody, None)
+
+
+def _nobody() -> None:
+    return None
 
 
 class _Marker:

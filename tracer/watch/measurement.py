@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import islice
 from numbers import Real
 from operator import is_
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import _global_optimizer_pre_hooks
 
 from tracer.errors import TracingError
 from tracer.records import GRADIENT_NORM, ParameterGroup
 from tracer.watch.gradients import Gradients, measured
 from tracer.watch.model_layout import ModelLayout
-
-Measured = TypeVar("Measured")
 
 
 class Measurement:
@@ -127,45 +124,6 @@ def check_parameters(optimizer: Optimizer, names: dict[int, str]) -> None:
                     f"{tuple(parameter.shape)} that is not in the model; pass the model whose "
                     "parameters it moves."
                 )
-
-
-def step_measured(
-    optimizer: Optimizer, closure: Callable[[], Any] | None, measure: Callable[[], Measured]
-) -> tuple[Any, Measured]:
-    """Take an optimizer's step, and measure once what it is about to do.
-
-    Args:
-        optimizer: The optimizer.
-        closure: As for any torch optimizer.
-        measure: Called when the closure has run for the first time or, without one, when the
-            optimizer's own hooks, which may clip, have run.
-
-    Returns:
-        What the step returned, and what ``measure`` did.
-    """
-    found: list[Measured] = []
-
-    def look(*_: object) -> None:
-        if not found:
-            found.append(measure())
-
-    def evaluate() -> Any:
-        assert closure is not None
-        loss = closure()
-        look()
-        return loss
-
-    if closure is not None:
-        return optimizer.step(evaluate), found[0]
-    hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None)
-    if hooks is None or not (hooks or _global_optimizer_pre_hooks):
-        look()
-        return optimizer.step(), found[0]
-    last = optimizer.register_step_pre_hook(look)
-    try:
-        return optimizer.step(), found[0]
-    finally:
-        last.remove()
 
 
 def _number(value: Any) -> float | None:

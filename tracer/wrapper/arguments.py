@@ -93,15 +93,17 @@ def checked_epoch(epoch: Any) -> int | None:
     return number
 
 
-def checked_group(group: dict[str, Any], names: dict[int, str]) -> dict[str, Any]:
-    """Return a parameter group with its parameters as a list; all must be logged."""
+def check_group(group: Any, names: dict[int, str]) -> None:
+    """Raise TracingError if a parameter group has parameters that are not logged."""
+    if not isinstance(group, dict) or "params" not in group:
+        return  # an argument of another kind, or the optimizer's own error
+    if not isinstance(group["params"], Tensor):
+        group["params"] = list(group["params"])  # as torch does, too: it may be an iterator
     found = group["params"]
-    found = [found] if isinstance(found, Tensor) else list(found)
-    for one in found:
+    for one in [found] if isinstance(found, Tensor) else found:
         parameter = one[1] if isinstance(one, tuple) else one  # torch takes (name, parameter), too
         if id(parameter) not in names:
             raise TracingError(
                 "add_param_group got a parameter that the traced model does not have, or had not "
                 "when the wrapper was made: a log's rows have one layout; make every layer first."
             )
-    return {**group, "params": found}

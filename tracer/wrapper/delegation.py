@@ -1,20 +1,27 @@
-"""An optimizer that passes everything torch tools touch on to the optimizer it wraps."""
+"""An optimizer that hands everything on to the optimizer that it wraps, as it was given."""
 
 from __future__ import annotations
 
-import copy
-from typing import Any, NoReturn
+import inspect
+from collections.abc import Callable
+from functools import lru_cache, wraps
+from types import FunctionType, MethodType
+from typing import Any, NoReturn, TypeVar, cast
 
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
 
+Method = TypeVar("Method", bound=Callable[..., Any])
+_OWN = ("optimizer", "_tracing", "_names", "_epoch", "_first")  # instance attributes of the wrapper
+
 
 class Delegating(Optimizer):
-    """Hands everything that torch tools read and write on to the optimizer that it wraps.
+    """Hands on everything that is read from it, written to it, or called with any arguments.
 
-    ``Optimizer.__init__`` is deliberately not called: groups, state and hooks are the wrapped
-    optimizer's, whose own step calls the hooks, once.
+    Nothing of the wrapped optimizer's methods is restated here, since its class may have changed
+    their arguments or defaults. ``Optimizer.__init__`` is deliberately not called: groups, state
+    and hooks are the wrapped optimizer's, whose own step calls the hooks, once.
 
     Attributes:
         optimizer: The wrapped optimizer.
@@ -26,101 +33,85 @@ class Delegating(Optimizer):
         self.optimizer = optimizer
 
     def __getattr__(self, name: str) -> Any:
-        if name == "optimizer":
+        if name in _OWN:
             raise AttributeError(name)
-        return getattr(self.optimizer, name)
+        found = getattr(self.optimizer, name)
+        if callable(found):  # a method that torch's optimizers do not have: it may move parameters
+            self._hand_out()
+        return found
 
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The wrapped optimizer's parameter groups."""
-        return self.optimizer.param_groups
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._is_own(name):
+            super().__setattr__(name, value)
+        else:
+            setattr(self.optimizer, name, value)
 
-    @param_groups.setter
-    def param_groups(self, value: list[dict[str, Any]]) -> None:
-        self.optimizer.param_groups = value
+    def __delattr__(self, name: str) -> None:
+        if self._is_own(name):
+            super().__delattr__(name)
+        else:
+            delattr(self.optimizer, name)
 
-    @property
-    def state(self) -> Any:
-        """The wrapped optimizer's state."""
-        return self.optimizer.state
+    def _hand_out(self) -> None:
+        """Get ready for what a method of the wrapped optimizer may do."""
 
-    @state.setter
-    def state(self, value: Any) -> None:
-        self.optimizer.state = value
-
-    @property
-    def defaults(self) -> dict[str, Any]:
-        """The wrapped optimizer's defaults."""
-        return self.optimizer.defaults
-
-    @defaults.setter
-    def defaults(self, value: dict[str, Any]) -> None:
-        self.optimizer.defaults = value
-
-    @property
-    def grad_scale(self) -> Any:
-        """What a GradScaler hands to optimizers that unscale by themselves."""
-        return self.optimizer.grad_scale  # type: ignore[attr-defined]
-
-    @grad_scale.setter
-    def grad_scale(self, value: Any) -> None:
-        self.optimizer.grad_scale = value  # type: ignore[attr-defined]
-
-    @grad_scale.deleter
-    def grad_scale(self) -> None:
-        del self.optimizer.grad_scale  # type: ignore[attr-defined]
-
-    @property
-    def found_inf(self) -> Any:
-        """Likewise: whether the gradient overflowed."""
-        return self.optimizer.found_inf  # type: ignore[attr-defined]
-
-    @found_inf.setter
-    def found_inf(self, value: Any) -> None:
-        self.optimizer.found_inf = value  # type: ignore[attr-defined]
-
-    @found_inf.deleter
-    def found_inf(self) -> None:
-        del self.optimizer.found_inf  # type: ignore[attr-defined]
+    def _is_own(self, name: str) -> bool:
+        """Return whether an attribute is the wrapper's; methods are, once a scheduler patches."""
+        return name in _OWN or hasattr(type(self), name) or "optimizer" not in self.__dict__
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TracingError(
-            "an optimizer with an open log can be neither copied nor pickled; copy or save its "
-            "state_dict()."
+            "a wrapper that traces can be neither copied nor pickled: its log belongs to one run.\n"
+            "1. Copy or save its state_dict().\n"
+            "2. Copy the optimizer that it wraps: optimizer.optimizer."
         )
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the wrapped optimizer's state."""
-        return self.optimizer.state_dict()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state into the wrapped optimizer (a copy: torch would share the tensors)."""
-        self.optimizer.load_state_dict(copy.deepcopy(state_dict))
+class _HandedOn:
+    """A method of ``Optimizer`` that is the wrapped optimizer's."""
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the wrapped optimizer."""
-        self.optimizer.add_param_group(param_group)
+    def __init__(self, name: str) -> None:
+        self._name = name
 
-    def register_step_pre_hook(self, hook: Any) -> Any:
-        """Register with the wrapped optimizer, which calls it once a step."""
-        return self.optimizer.register_step_pre_hook(hook)
+    def __get__(self, wrapper: Delegating | None, owner: type) -> Any:
+        return getattr(Optimizer if wrapper is None else wrapper.optimizer, self._name)
 
-    def register_step_post_hook(self, hook: Any) -> Any:
-        """Register with the wrapped optimizer, which calls it once a step."""
-        return self.optimizer.register_step_post_hook(hook)
 
-    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.optimizer.register_state_dict_pre_hook(hook, prepend)
+for _name, _value in vars(Optimizer).items():
+    if not _name.startswith("__") and isinstance(_value, (FunctionType, staticmethod)):
+        setattr(Delegating, _name, _HandedOn(_name))
 
-    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.optimizer.register_state_dict_post_hook(hook, prepend)
 
-    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.optimizer.register_load_state_dict_pre_hook(hook, prepend)
+def extending(method: Method) -> Method:
+    """Make a method show the parameters of the wrapped optimizer's, which it passes on, as its own.
 
-    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> Any:
-        """Register with the wrapped optimizer."""
-        return self.optimizer.register_load_state_dict_post_hook(hook, prepend)
+    Torch's GradScaler and others look whether a parameter is there before they pass it.
+    """
+    return cast(Method, _Extending(cast(FunctionType, method)))
+
+
+class _Extending:
+    def __init__(self, function: FunctionType) -> None:
+        self._function = function
+
+    def __get__(self, wrapper: Delegating | None, owner: type) -> Any:
+        if wrapper is None:
+            return self._function
+        kind: Any = type(wrapper.optimizer)
+        return MethodType(_showing(self._function, kind), wrapper)
+
+
+@lru_cache(maxsize=64)
+def _showing(function: FunctionType, kind: Any) -> Callable[..., Any]:
+    """Return a method of the wrapper with the signature of a class's method of that name."""
+
+    @wraps(function)
+    def method(*arguments: Any, **named: Any) -> Any:
+        return function(*arguments, **named)
+
+    shown = inspect.signature(getattr(kind, function.__name__)).parameters.values()
+    own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    rest = [p for p in shown if p.kind is p.VAR_KEYWORD]
+    parameters = [*(p for p in shown if p not in rest), *own, *rest]
+    method.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    return method

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,10 @@ from tracer.codec.objects import flattened
 from tracer.errors import TracingError, warn
 from tracer.log.parts import micro_batches
 from tracer.log.read.run_log import RunLog
-from tracer.records import ID, MicroBatch, RandomState
+from tracer.records import ID, MicroBatch
 from tracer.watch.forwards import ForwardWatch
 from tracer.wrapper.batch_ids import plain_ids
-
-
-@dataclass(frozen=True)
-class Observed:
-    """IDs and weights of a micro-batch; ``seen`` once its random state is known."""
-
-    ids: tuple[ID, ...]
-    weights: Tensor | None
-    payload: bytes | None = None
-    seen: bool = False
-    random_state: RandomState | None = None
+from tracer.wrapper.observed import Observed, Pending
 
 
 class Observations:
@@ -45,12 +34,15 @@ class Observations:
 
     def __init__(self, forwards: ForwardWatch, reduction: str, record: str) -> None:
         self._forwards, self._reduction, self.recording = forwards, reduction, record == "batches"
-        self._observed: list[Observed] = []
+        self._pending = Pending(forwards.captures)
+        self._given: Observed | None = None  # to the step that is being taken
+        self._records: list[MicroBatch] | None = None  # of that step
         self._step = forwards.step  # which they are of
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
         self._complained = False
         self._bytes = self._steps = 0  # of recorded batches, in how many steps
+        self._announced = 0  # bytes of the step that is being taken
 
     def resume(self, path: Path, step: int) -> None:
         """Take IDs of the type that a log has, if it is resumed at a step."""
@@ -68,43 +60,76 @@ class Observations:
             return 0
         return self._bytes // self._steps if self._steps else None
 
-    def clear(self) -> None:
-        """Forget what was announced."""
-        self._observed.clear()
+    def gradients_zeroed(self) -> None:
+        """Forget what was announced of gradients that are zeroed now."""
+        self._pending.gradients_zeroed()
 
     def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
         """Announce a micro-batch; raises TracingError if it cannot be one."""
         checked = self._checked(batch_ids, weights, batch)
+        if self._records is not None:
+            return  # a closure runs again: its first run was the step's
         self._forwards.begin_step()
         self._drop_old()
-        state = self._forwards.take(observing=True)
-        self._observed.append(replace(checked, seen=True, random_state=state))
+        checked.random_state, checked.forwards = self._forwards.observed()
+        self._pending.add(checked)
 
-    def announced(self, batch_ids: Any, batch: Any) -> list[Observed]:
-        """Return the step's micro-batches, checked.
+    def step_begins(self, batch_ids: Any, batch: Any, *, closure: bool) -> None:
+        """Take what ``step`` was given; a closure may yet announce micro-batches.
 
-        Random state of one that was not observed follows once a closure has run its forward.
+        Raises:
+            TracingError: There are no IDs, they are wrong, or were given in both ways.
         """
         self._drop_old()
-        observed = list(self._observed)
-        if observed and batch_ids is not None:
+        self._given = self._records = None
+        observed = bool(self._pending.in_step())
+        if batch_ids is not None or not (closure or observed):
+            self._given = self._checked(batch_ids, None, batch)
+        if self._given is not None or not closure:
+            self._require_right()
+        if not closure:
+            self.announced()
+
+    def announced(self) -> list[MicroBatch]:
+        """Return records of the step's micro-batches: its forward passes are over.
+
+        Raises:
+            TracingError: There are none, or they are wrong.
+        """
+        if self._records is None:
+            found = self._require_right()
+            self._forwards.require_seen()
+            self._forwards.require_announced(len(found))
+            self._records = [self._record(one, len(found)) for one in found]
+            self._announced = sum(len(one.payload or b"") for one in found)
+        return self._records
+
+    def step_ended(self, *, taken: bool) -> None:
+        """Begin anew after a step; ``taken`` unless it was skipped."""
+        if taken:
+            self._steps, self._bytes = self._steps + 1, self._bytes + self._announced
+        self._pending.clear()
+        self._given = self._records = None
+
+    def _require_right(self) -> list[Observed]:
+        """Return what was announced; raises TracingError if it is none, or cannot be of a step."""
+        found = self._pending.in_step()
+        if self._given is not None and found:
             raise TracingError(
                 "step() got batch_ids and micro-batches were observed: use one way, "
                 "step(batch_ids=ids) or observe(ids) before step()."
             )
-        if not observed:
-            observed = [self._checked(batch_ids, None, batch)]
-        if len({type(one.ids[0]) for one in observed}) > 1:
+        found = found or [self._given or self._checked(None, None, None)]
+        if len({type(one.ids[0]) for one in found}) > 1:
             raise TracingError("batch IDs must be all integers or all strings; found both.")
-        self._check_type(observed[0].ids[0])
-        self._observed.clear()
-        return observed
+        self._check_type(found[0].ids[0])
+        return found
 
     def _drop_old(self) -> None:
         """Forget what was announced for an earlier step: a GradScaler skipped it."""
         if self._step != self._forwards.step:
             self._step = self._forwards.step
-            self.clear()
+            self._pending.clear()
 
     def _checked(self, batch_ids: Any, weights: Any, batch: Any) -> Observed:
         ids = plain_ids(batch_ids)
@@ -145,21 +170,15 @@ class Observations:
                 "  2. define the class of the batch at the top of a module, with attributes only."
             )
 
-    def finished(self, observed: list[Observed]) -> list[MicroBatch]:
-        """Return records of a step's micro-batches, once its forward passes are over."""
-        self._forwards.require_seen()
-        k = len(observed)
-        self._steps += 1
-        self._bytes += sum(len(one.payload or b"") for one in observed)
-        return [
-            MicroBatch(
-                one.ids,
-                self._coefficients(one.ids, one.weights, k),
-                one.random_state if one.seen else self._forwards.take(observing=False),
-                None if one.payload is None else partial(bytes, one.payload),
-            )
-            for one in observed
-        ]
+    def _record(self, one: Observed, count: int) -> MicroBatch:
+        if one.forwards is None:
+            one.random_state, one.forwards = self._forwards.taken()
+        return MicroBatch(
+            one.ids,
+            self._coefficients(one.ids, one.weights, count),
+            one.random_state,
+            None if one.payload is None else partial(bytes, one.payload),
+        )
 
     def _coefficients(self, ids: tuple[Any, ...], weights: Tensor | None, k: int) -> Tensor:
         if weights is not None:

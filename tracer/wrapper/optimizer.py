@@ -7,7 +7,6 @@ wrapped one's, and training is bitwise what it is without tracing.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +16,13 @@ from torch.optim import Optimizer
 from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
-from tracer.wrapper.arguments import check_arguments, check_path, checked_epoch, checked_group
-from tracer.wrapper.delegation import Delegating
+from tracer.wrapper.arguments import check_arguments, check_group, check_path, checked_epoch
+from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
+from tracer.wrapper.stepping import Call
 
 
 class TracingOptimizer(Delegating):
@@ -103,6 +103,9 @@ class TracingOptimizer(Delegating):
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
 
+    def _hand_out(self) -> None:
+        self._log.settle_early()
+
     @property
     def epoch(self) -> int | None:
         """The epoch of the steps to come."""
@@ -127,33 +130,31 @@ class TracingOptimizer(Delegating):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r}, log={str(self._log.path)!r})"
 
-    def step(
-        self,
-        closure: Callable[[], Any] | None = None,
-        *,
-        batch_ids: Any = None,
-        batch: Any = None,
-    ) -> Any:
+    @extending
+    def step(self, *arguments: Any, batch_ids: Any = None, batch: Any = None, **named: Any) -> Any:
         """Take one optimizer step and log it.
 
         Args:
-            closure: As for any torch optimizer.
+            *arguments: Passed on; as for any torch optimizer, the first may be a closure. IDs may
+                be observed inside it.
             batch_ids: ID of each example in the batch, ``(b,)``, in order; not together with
                 ``observe``.
             batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
                 in tuples, lists and dicts.
+            **named: Passed on.
 
         Raises:
             TracingError: The IDs are missing or wrong; nothing was stepped nor written.
         """
-        now = self._tracing
+        now, call = self._tracing, Call(arguments, named)
         now.log.require_open()
-        announced = now.observations.announced(batch_ids, batch)
+        now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
         now.skips.step_begins()
-        result, measured = now.log.step(closure)
+        result, measured = now.log.step(call, now.observations.announced)
         if measured is not None:
-            batches, factor = now.observations.finished(announced), now.forwards.clip_factor
+            batches, factor = now.observations.announced(), now.forwards.clip_factor
             now.log.keep(measured, batches, epoch=self.epoch, clip_factor=factor)
+        now.observations.step_ended(taken=measured is not None)
         now.forwards.step_ended()
         now.forecasts.step_taken()
         self._first.step_taken()
@@ -174,12 +175,15 @@ class TracingOptimizer(Delegating):
         """
         self._log.require_open()
         self._tracing.observations.observe(batch_ids, weights, batch)
+        self._log.observed()
 
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Reset gradients and drop pending observations."""
-        self._tracing.observations.clear()
+    @extending
+    def zero_grad(self, *arguments: Any, **named: Any) -> None:
+        """Reset gradients and drop observations whose gradients they are; all is passed on."""
+        self._tracing.observations.gradients_zeroed()
         self._tracing.forwards.gradients_dropped()
-        self.optimizer.zero_grad(set_to_none)
+        self.optimizer.zero_grad(*arguments, **named)
+        self._tracing.forwards.captures.note_gradients()
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the gradient of all groups together and record the factor.
@@ -196,9 +200,12 @@ class TracingOptimizer(Delegating):
         self._tracing.forwards.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
         return norm
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group of parameters of the model."""
-        super().add_param_group(checked_group(param_group, self._names))
+    @extending
+    def add_param_group(self, *arguments: Any, **named: Any) -> None:
+        """Add a group of parameters of the model; all is passed on."""
+        for given in (*arguments, *named.values()):
+            check_group(given, self._names)
+        self.optimizer.add_param_group(*arguments, **named)
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes on the disk, with batches as large as so far.

@@ -75,6 +75,7 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
         _go_back(log, resume=settings.resume)
         observations.resume(path, log.state.steps)
         forecasts = ForecastLines(log, observations, settings.steps)
+        forwards.before_load = log.settle_early
         forwards.attach()  # last: a constructor that fails leaves the model as it was
     except BaseException:
         log.give_up()

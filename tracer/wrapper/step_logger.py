@@ -9,26 +9,29 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from tracer.codec.layout import Row, fields, pack, row_bytes
-from tracer.errors import TracingError
+from tracer.codec.layout import fields, row_bytes
+from tracer.errors import TracingError, warn
 from tracer.log.write.resumption import Resumption
-from tracer.log.write.writer import LogWriter
 from tracer.records import MicroBatch
 from tracer.thread.log_channel import LogChannel
 from tracer.watch.forwards import ForwardWatch
-from tracer.watch.measurement import Measurement, step_measured
+from tracer.watch.measurement import Measurement
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import RunState
-from tracer.watch.unseen import unseen
 from tracer.wrapper.forecast import Forecast, forecast
+from tracer.wrapper.last_step import LastStep
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
+from tracer.wrapper.step_look import StepLook
+from tracer.wrapper.stepping import Call, take_step
+
+Seen = TypeVar("Seen")
 
 
 class StepLogger:
@@ -61,10 +64,10 @@ class StepLogger:
         every, row = file.options.state_every, row_bytes(fields(self._measurement.parameters))
         row = row if file.options.compression == "none" else row // 3  # about
         self.state = RunState(model, optimizer, forwards.devices, every=every, row_bytes=row)
-        self._pending: PendingStep | None = None
-        # between: parameters have moved, what is kept here has not yet
-        self._closed = self._between = False
+        self._closed = self._said = False
         self._owner, self.channel = os.getpid(), LogChannel(file.path)
+        self._last = LastStep(file, self.channel, model, forwards, self._measurement, self.state)
+        self._look = StepLook(self._measurement, forwards, self._last, self.state)
 
     def require_open(self) -> None:
         """Raise TracingError after ``close``, and in a forked process."""
@@ -91,34 +94,61 @@ class StepLogger:
         if found is None:
             return None
         self.state.restore(found.step, found.state)
+        self._last.versions.note()
         if found.step:
             self.channel.resume(self._file.reopening(found.step), self._measurement.parameters)
         return found
 
-    def step(self, closure: Callable[[], Any] | None) -> tuple[Any, MeasuredStep | None]:
+    def step(self, call: Call, announce: Callable[[], object]) -> tuple[Any, MeasuredStep | None]:
         """Take one step.
+
+        Args:
+            call: What the optimizer's ``step`` is given.
+            announce: Called when a closure has run for the first time.
 
         Returns:
             What the optimizer returned, and what is to be passed to ``keep``; None if the step
             was skipped or is not logged.
         """
         self.channel.report()
-        if self._between:  # and the user went on
+        if self._last.between:  # and the user went on
             self.channel.stop(f"a step of {self.path} was interrupted before it was put down")
         if self.channel.stopped:
-            return self._step_untraced(closure), None
-        look, where = self.channel.attempt, f"step {self.state.steps}"
-        state = look(self._state_before, where)
+            return self._step_untraced(call), None
+        state = self._attempt(self._look.state_before)
         if self.channel.stopped:
-            return self._step_untraced(closure), None
-        measure = partial(look, partial(self._measure, state), where)
-        result, measured = step_measured(self._optimizer, closure, measure)
+            return self._step_untraced(call), None
+        result, measured = self._take(call, state, announce)
+        if measured is None:
+            self.channel.stop("the optimizer's step did not call the hooks that were set")
         if self.channel.stopped:
             self._count_untraced()
+            return result, None
         if self._skips.skipped_inside():
-            self._between = False
+            self._last.keep(None)
             return result, None
         return result, measured
+
+    def _take(
+        self, call: Call, state: bytes | None, announce: Callable[[], object]
+    ) -> tuple[Any, MeasuredStep | None]:
+        """Take a step and look at what it is about to do: last when a closure has run once."""
+        seen: list[MeasuredStep | None] = []
+
+        def begins() -> None:
+            seen.append(self._attempt(partial(self._look.begin, state)))
+            self._last.busy |= call.closure is None
+
+        def evaluated(closure: Callable[[], Any]) -> Any:
+            before = self._last.versions.now()
+            loss = closure()
+            seen.append(self._attempt(partial(self._look.begin_again, before)))
+            announce()
+            self._last.busy = True
+            return loss
+
+        result = take_step(self._optimizer, call, begins, evaluated)
+        return result, seen[-1] if seen else None
 
     def keep(
         self,
@@ -131,16 +161,21 @@ class StepLogger:
         """Keep a step that was taken until its parameters are final."""
         frozen, batches = self._measurement.frozen(), tuple(micro_batches)
         self.state.step_taken(epoch)
-        self._pending = PendingStep(measured, epoch, batches, clip_factor, frozen)
-        self._between = False
+        self._last.keep(PendingStep(measured, epoch, batches, clip_factor, frozen))
 
-    @torch.no_grad()
     def flush(self) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
+        said = self._last.moved(ending=False)
         if self.channel.started and not self.channel.stopped and not self._closed:
-            if not self._between and os.getpid() == self._owner:
-                self.channel.attempt(self._settle_now, "the last step")
+            if not self._last.between and os.getpid() == self._owner:
+                self._attempt(self._last.settle_now)
             self.channel.flush()
+        self._say(said)
+
+    def settle_early(self) -> None:
+        """Write the last step's result: something is about to change parameters."""
+        if not self.channel.stopped and not self._closed and os.getpid() == self._owner:
+            self._attempt(self._last.settle_early)
 
     @torch.no_grad()
     def close(self) -> None:
@@ -149,11 +184,24 @@ class StepLogger:
         self._forwards.detach()
         if os.getpid() != self._owner or self.channel.stopped:
             return
+        said = self._last.moved(ending=True) if first else None
         try:
-            if first and not self._between:  # an exception in a step leaves parameters half moved
-                self.channel.attempt(self._settle_last, "the last step")
+            # an exception in a step leaves parameters half moved
+            if first and not self._last.between:
+                self._attempt(self._last.settle_last)
         finally:
             self.channel.close()
+        self._say(said)
+
+    def observed(self) -> None:
+        """Say so if the model moved since another micro-batch of the step was announced."""
+        self._say(self._last.observed())
+
+    def _say(self, text: str | None) -> None:
+        """Say once in a run that parameters moved, and not by a step of the wrapper."""
+        if text is not None and not self._said:
+            self._said = True
+            warn(text)
 
     def give_up(self) -> None:
         """Write no step."""
@@ -164,70 +212,15 @@ class StepLogger:
         """Return what a run of so many steps takes."""
         return forecast(self.path, steps, self.model, self.state.random)
 
-    def _step_untraced(self, closure: Callable[[], Any] | None) -> Any:
-        result = self._optimizer.step(closure)
+    def _attempt(self, look: Callable[[], Seen]) -> Seen | None:
+        with torch.no_grad():
+            return self.channel.attempt(look, f"step {self.state.steps}")
+
+    def _step_untraced(self, call: Call) -> Any:
+        result = call.on(self._optimizer)
         self._count_untraced()
         return result
 
     def _count_untraced(self) -> None:
-        self._pending, self._between = None, False
+        self._last.keep(None)
         self.state.steps += not self._skips.skipped_inside()
-
-    def _state_before(self) -> bytes | None:
-        """Return the full state if one is due: before the optimizer's hooks, called on resuming."""
-        self._measurement.require_same()
-        return self._full_state() if self.state.is_due else None
-
-    def _measure(self, state: bytes | None) -> MeasuredStep:
-        """Look at the step that is about to be taken: the last one has led to where it begins."""
-        with unseen():
-            buffers = pack(self._forwards.buffers)
-            self._settle(buffers, state)
-            groups, gradients = self._measurement.groups(), self._measurement.gradients()
-        self._between = True
-        return MeasuredStep(self.state.steps, groups, gradients, buffers)
-
-    def _settle_now(self) -> None:
-        """Write the pending step as parameters and buffers are now."""
-        self._settle(pack(self._forwards.current_buffers()))
-        if self.state.is_due:  # of use until the next step brings the final one
-            self._submit_state(self._full_state(), passing=True)
-
-    def _settle(self, buffers: Row, state: bytes | None = None) -> None:
-        """Write the pending step, which led to where we are; begin the log if there is none."""
-        pending, begins = self._pending, not self.channel.started
-        if begins:
-            self._between = True
-            creation = self._file.creation(self.model, self._measurement, self.state.random)
-            self.channel.start(creation, self._measurement.parameters)
-        slot = self.channel.take()  # nothing is lost if Ctrl-C ends the waiting
-        self._between = True
-        if begins:
-            self.channel.put(slot, partial(LogWriter.begin, threads=torch.get_num_threads()))
-        elif pending is None:
-            self.channel.put(slot, lambda writer, row: writer.amend(row, buffers))
-        else:
-            self.channel.put(slot, lambda writer, row: pending.write(writer, row, buffers))
-            self._pending = None
-        self._submit_state(state, passing=False)
-        self._between = False
-
-    def _settle_last(self) -> None:
-        """Write the pending step and the final state."""
-        buffers = pack(self._forwards.current_buffers())
-        try:
-            self._settle(buffers)
-        except KeyboardInterrupt:  # it may have ended the waiting for the writer only
-            if not self._between:
-                self._settle(buffers)
-            raise
-        self._submit_state(self._full_state(), passing=True)
-
-    def _full_state(self) -> bytes | None:
-        """Return the full state before the next step, whose forward may have moved the buffers."""
-        return self.state.capture(self._forwards.buffers_between)
-
-    def _submit_state(self, state: bytes | None, *, passing: bool) -> None:
-        if state is not None:
-            t = self.state.steps
-            self.channel.submit(partial(LogWriter.state, t=t, data=state, passing=passing))

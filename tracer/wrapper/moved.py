@@ -1,0 +1,40 @@
+"""What is said of parameters that changed, and not by a step of the wrapper."""
+
+from __future__ import annotations
+
+_STEP = (
+    "call step() of the wrapper, with a closure if the method needs several passes, not the "
+    "wrapped optimizer's step() nor methods such as first_step() and second_step()."
+)
+
+
+def without_step(since: str) -> str:
+    """Say that steps were taken around the wrapper.
+
+    Args:
+        since: Since when they may have been.
+    """
+    return (
+        f"the model's parameters moved {since}, and not by step() of the wrapper: that is not in "
+        f"the log.\n1. To log those steps, {_STEP}"
+    )
+
+
+def after(step: int, *, kept: bool) -> str:
+    """Say that there were changes behind the last step.
+
+    Args:
+        step: That one.
+        kept: Whether what it led to is on file.
+    """
+    result = (
+        "the log keeps what that step led to"
+        if kept
+        else "what that step led to is lost, and a replay will say that it does not reproduce"
+    )
+    return (
+        f"the model's parameters changed after step {step}, the last one, and before the log was "
+        f"closed; {result}.\n"
+        "1. If best or averaged weights were put back, call optimizer.flush() or close() "
+        f"after the last step, before that.\n2. If these were steps, {_STEP}"
+    )
