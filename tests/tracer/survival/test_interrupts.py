@@ -15,9 +15,11 @@ from tracer.log.write.writer import LogWriter
 from tracer.thread.log_channel import LogChannel
 from tracer.thread.ring import Slot
 from tracer.watch.state_capture import RunState
+from tracer.wrapper.last_step import LastStep
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
 from tracer.wrapper.step_logger import StepLogger
+from tracer.wrapper.step_look import StepLook
 
 STEPS = 8
 
@@ -69,9 +71,12 @@ def require_free(path, weights):
 @pytest.mark.parametrize(
     ("owner", "name", "call", "steps"),
     [
-        (Observations, "finished", 4, 3),  # parameters have moved, nothing is put down
+        (Observations, "announced", 7, 3),
+        (Observations, "announced", 8, 3),
+        (StepLogger, "keep", 4, 3),  # parameters have moved, nothing is put down
         (RunState, "capture", 2, 4),  # of step 4, which is due
-        (StepLogger, "_buffers", 7, 3),
+        (StepLook, "begin", 4, 3),
+        (LastStep, "keep", 4, 3),
         (LogChannel, "take", 4, 3),  # waiting for the writer before a step
         (LogChannel, "put", 4, 2),  # what is pending may be written already, or not
         (Slot, "fill", 4, 2),
@@ -97,7 +102,7 @@ def test_in_a_step(monkeypatch, tmp_path, weights, owner, name, call, steps):
 
 def test_training_that_goes_on_after_it_is_not_logged_wrongly(monkeypatch, tmp_path, weights):
     path = tmp_path / "run.h5"
-    interrupt(monkeypatch, Observations, "finished", 4)
+    interrupt(monkeypatch, StepLogger, "keep", 4)
     run = Run(path)
     with pytest.raises(KeyboardInterrupt):
         run.train(STEPS)
@@ -109,7 +114,7 @@ def test_training_that_goes_on_after_it_is_not_logged_wrongly(monkeypatch, tmp_p
 
 @pytest.mark.parametrize(
     ("owner", "name", "call"),
-    [(threading.Thread, "join", 1), (LogChannel, "close", 1), (LogChannel, "put", 1)],
+    [(threading.Thread, "join", 1), (LogChannel, "close", 1)],
 )
 def test_in_close(monkeypatch, tmp_path, weights, owner, name, call):
     path = tmp_path / "run.h5"
@@ -139,7 +144,7 @@ def test_flush_of_an_interrupted_step_leaves_the_log_alone(monkeypatch, tmp_path
     path = tmp_path / "run.h5"
     run = Run(path).train(3)
     run.optimizer.flush()
-    interrupt(monkeypatch, Observations, "finished", 1)
+    interrupt(monkeypatch, StepLogger, "keep", 1)
     with pytest.raises(KeyboardInterrupt):
         run.step()
     monkeypatch.undo()
