@@ -49,6 +49,7 @@ class LastStep:
         self._forwards, self._measurement, self._state = forwards, measurement, state
         self.pending: PendingStep | None = None
         self.busy = self._stepping = self._taken = False
+        self._usual = False  # whether parameters were changed before the last step, too
         self._observed: list[int] | None = None  # versions when a micro-batch was announced
         self.versions = Versions(measurement.parameters.values())
 
@@ -60,6 +61,7 @@ class LastStep:
     def step_begins(self, buffers: Row, state: bytes | None) -> None:
         """Write the pending step: it has led to where the next one begins."""
         self.settle(buffers, state)
+        self._usual = self._taken and self.versions.moved
         self.versions.note()
         self._stepping = True
 
@@ -83,7 +85,7 @@ class LastStep:
 
     def settle_last(self) -> None:
         """Write the pending step, if that is not done, and the final state."""
-        if self.pending is not None or not self._channel.started:
+        if self.pending is not None or self._usual or not self._channel.started:
             buffers = pack(self._forwards.current_buffers())
             try:
                 self.settle(buffers)
@@ -110,7 +112,7 @@ class LastStep:
             return None
         if not self._taken:
             return moved.without_step("since tracing began")
-        if ending:
+        if ending and not self._usual:
             return moved.after(self._state.steps - 1, kept=self.pending is None)
         return moved.without_step("since the last step") if self._forwards.captures.turns else None
 
