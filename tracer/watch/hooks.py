@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from tracer.unwrapping import unwrapped
 from tracer.watch.captures import Captures
-from tracer.watch.model_layout import unwrapped
 
 
 class Watch(Protocol):
