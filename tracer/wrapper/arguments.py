@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from tracer.codec.delta import ENCODINGS
 from tracer.errors import OutputExistsError, TracingError
 from tracer.hdf5.filters import has_zstd
-from tracer.wrapper.delegation import Delegating
+from tracer.wrapper.foreign import check_optimizer
 
 CODED_FROM = 1_000_000  # parameters
 
@@ -54,8 +53,7 @@ def check_arguments(
     record: str,
 ) -> None:
     """Raise TracingError for invalid arguments of ``TracingOptimizer``."""
-    if isinstance(optimizer, Delegating) or not isinstance(optimizer, Optimizer):
-        raise TracingError(f"expected a torch optimizer to wrap, found {type(optimizer).__name__}.")
+    check_optimizer(optimizer)
     if not isinstance(model, nn.Module):
         raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
     if reduction not in ("mean", "sum"):

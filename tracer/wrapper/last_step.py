@@ -97,6 +97,8 @@ class LastStep:
 
     def observed(self) -> str | None:
         """Return what to say if parameters moved between two micro-batches of a step."""
+        if self._stepping:  # its closure announces them
+            return None
         before, self._observed = self._observed, self.versions.now()
         if before is None or before == self._observed:
             return None

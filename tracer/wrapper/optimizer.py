@@ -83,8 +83,8 @@ class TracingOptimizer(Delegating):
     ) -> None:
         require_training()
         path = Path(log).absolute()
-        self._require(optimizer)
         check_arguments(optimizer, model, reduction, snapshot_every, record)
+        self._require(optimizer)
         check_path(path, overwrite=overwrite, resume=resume)
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
