@@ -59,6 +59,7 @@ class Captures:
 
     Attributes:
         announced_first: Whether the micro-batch of the forwards to come is announced already.
+        keeps_zeros: Whether gradients were zeroed last, and not made None.
         marks: Whether any forward of the run was ever marked as used: the model is seen.
     """
 
@@ -69,7 +70,7 @@ class Captures:
         self.announced_first = False
         self._dropped = self._passes = 0  # gradients thrown away, backward passes that are over
         self._turns: set[int] = set()  # numbers of passes before the forwards of these gradients
-        self.marks = False
+        self.marks = self.keeps_zeros = False
         self._gradients = self._seen_gradients()
 
     @property
@@ -89,6 +90,8 @@ class Captures:
 
     def add(self, state: RandomState, buffers: dict[str, Tensor] | None) -> None:
         """Add what is there when a forward begins."""
+        if not self._turns:
+            self.keeps_zeros = self._any_gradient()
         first = first_used(self._all)
         self._all[1:] = [c for c in self._all[1:] if c is first or c.may_be_used]
         self._all.append(Capture(state, buffers, self._passes))
@@ -145,8 +148,10 @@ class Captures:
         if self._turns and not self._any_gradient():
             self.gradients_dropped()
 
-    def note_gradients(self) -> None:
+    def note_gradients(self, *, zeroed: bool = False) -> None:
         """Remember the gradients that are there when a step is over, or when they are zeroed."""
+        if zeroed:
+            self.keeps_zeros = self._any_gradient()
         self._gradients = [] if self.marks else self._seen_gradients()
 
     def is_in(self, forwards: Sequence[Capture]) -> bool:

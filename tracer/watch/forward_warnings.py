@@ -32,6 +32,7 @@ def writing(names: list[str]) -> str:
         "  2. replay with allow_mismatch=True (--allow-mismatch), which counts them as rounding."
     )
 
+
 UNANNOUNCED = (
     "the gradients of {turns} forward and backward passes went into step {step}, and the IDs of "
     "{announced} micro-batch were announced.\n"

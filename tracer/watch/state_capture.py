@@ -80,11 +80,12 @@ class RunState:
         """Whether the full state before the next step is one of the regular ones."""
         return self.steps == 0 or self.steps % self.every == 0
 
-    def capture(self, buffers: Mapping[str, Tensor]) -> bytes | None:
+    def capture(self, buffers: Mapping[str, Tensor], *, keeps_zeros: bool = False) -> bytes | None:
         """Return the full state, encoded; None, with one warning, if a log cannot store it.
 
         Args:
             buffers: The model's; a forward may have moved them on.
+            keeps_zeros: Whether gradients are zeroed before the next step, and not made None.
         """
         try:
             whole = {
@@ -93,6 +94,7 @@ class RunState:
                 "optimizer": self._optimizer_state(),
                 "random": {"cpu": self.random.cpu, "cuda": self.random.cuda},
                 "epoch": self.epoch,
+                "zero_gradients": self._zero_gradients(all_are=keeps_zeros),
             }
             return encode(whole, "the state")
         except Exception as error:  # whatever an optimizer keeps
@@ -105,6 +107,13 @@ class RunState:
             why = str(error) if known else f"{type(error).__name__}: {error}"
             warn(f"this run can be replayed, but cannot be resumed: {shorten(why, 400)}")
         self._complained = True
+
+    def _zero_gradients(self, *, all_are: bool) -> list[str]:
+        """Return the parameters that begin the next step with a gradient, which is zero by then."""
+        found = [(n, p.grad) for n, p in self._model.named_parameters() if p.grad is not None]
+        if all_are:
+            return [name for name, _ in found]
+        return [name for name, g in found if not (g.is_sparse or bool(g.any()))]
 
     def _optimizer_state(self) -> dict[str, Any]:
         """Return what ``state_dict`` does, without calling the user's hooks."""
@@ -177,6 +186,8 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
         ):
             tensor.data = tensor.data.clone()  # torch writes to no expanded tensor
         tensor.copy_(stored[name])
+    for name in state.get("zero_gradients", ()):  # the optimizer steps these parameters, too
+        tensors[name].grad = torch.zeros_like(tensors[name])
     torch.set_rng_state(state["random"]["cpu"])
     for device, cuda in state["random"]["cuda"].items():
         torch.cuda.set_rng_state(cuda, device)

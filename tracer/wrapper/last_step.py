@@ -139,7 +139,8 @@ class LastStep:
 
     def full_state(self) -> bytes | None:
         """Return the full state before the next step, whose forward may have moved the buffers."""
-        return self._state.capture(self._forwards.buffers_between)
+        zeros = self._forwards.captures.keeps_zeros
+        return self._state.capture(self._forwards.buffers_between, keeps_zeros=zeros)
 
     def _submit_state(self, state: bytes | None, *, passing: bool) -> None:
         if state is not None:

@@ -183,7 +183,7 @@ class TracingOptimizer(Delegating):
         self._tracing.observations.gradients_zeroed()
         self._tracing.forwards.gradients_dropped()
         self.optimizer.zero_grad(*arguments, **named)
-        self._tracing.forwards.captures.note_gradients()
+        self._tracing.forwards.captures.note_gradients(zeroed=True)
 
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the gradient of all groups together and record the factor.
