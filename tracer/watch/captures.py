@@ -152,6 +152,10 @@ class Captures:
         """Remember the gradients that are there when a step is over, or when they are zeroed."""
         if zeroed:
             self.keeps_zeros = self._any_gradient()
+        elif not self.marks:
+            self.keeps_zeros = any(
+                was is not None and was[0]() is not None for was in self._gradients
+            )
         self._gradients = [] if self.marks else self._seen_gradients()
 
     def is_in(self, forwards: Sequence[Capture]) -> bool:
