@@ -5,15 +5,10 @@ The one place where ``tracer`` uses ``replay``, which is imported when there is 
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
-
-from torch import nn
-from torch.nn.parameter import is_lazy
 
 from tracer.errors import MismatchError, TracingError, warn
 from tracer.wrapper.arguments import check_numbers
@@ -94,23 +89,10 @@ class FirstSteps:
 def _verified(log: StepLogger, task: Any, steps: range) -> Any:
     from replay.session.replay import Replay
 
-    own = _parts(log.model)
-
-    def model() -> nn.Module:
-        """Return a model that shares nothing with the one that is trained."""
-        built: nn.Module = task.model()
-        return copy.deepcopy(built) if own & _parts(built) else built
-
     device = next((p.device for p in log.model.parameters()), "cpu")
-    run = Replay(log.path, dataclasses.replace(task, model=model), device=device)
+    run = Replay(log.path, task, device=device)
     with run.log:
         return run.verify(steps=slice(steps.start, steps.stop), progress=False)
-
-
-def _parts(model: nn.Module) -> set[int]:
-    tensors = [*model.parameters(), *model.buffers()]
-    lie = {t.untyped_storage().data_ptr() for t in tensors if not is_lazy(t)} - {0}
-    return {*map(id, model.modules()), *map(id, tensors), *lie}
 
 
 def _imported(reference: str) -> Any:
