@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
 from tracer.errors import InputError, TaskError, shown
+from tracer.identities import plain_id
 from tracer.records import ID
 
 
@@ -104,22 +106,20 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     Raises:
         InputError: An ID is unknown or stands twice (with its line number), or there is none.
     """
-    known: dict[str, ID] = {str(key): key for key in example_ids(test)}
+    known = ids_by_text(test)
     found: dict[ID, int] = {}
     for number, line in enumerate(lines, start=1):
         text = line.strip() if line.strip() in known else line.split("#", 1)[0].strip()
         if not text:
             continue
         if text not in known:
-            some = ", ".join(list(known)[:3])
             raise InputError(
-                f"line {number}: the test set has no example {text!r}; "
-                f"its {len(known)} IDs begin {some}."
+                f"line {number}: the test set has no example {shown(text)}; {beginning(known)}."
             )
         identity = known[text]
         if identity in found:
             raise InputError(
-                f"line {number}: test ID {text!r} stands already on line {found[identity]}; "
+                f"line {number}: test ID {shown(text)} stands already on line {found[identity]}; "
                 "list each test example once."
             )
         found[identity] = number
@@ -134,13 +134,35 @@ def described(task: Task, dataset: Any, identity: ID) -> str | None:
     return shown if isinstance(shown, str) else None
 
 
+def ids_by_text(dataset: Any) -> dict[str, ID]:
+    """Return a data set's IDs by what stands for them in a list or on the command line.
+
+    Raises:
+        InputError: Two have one text.
+    """
+    ids = example_ids(dataset)
+    known = {str(identity): identity for identity in ids}
+    if len(known) < len(set(ids)):
+        two = next(i for i in ids if isinstance(i, int) and known[str(i)] != i)
+        raise InputError(
+            f"the test set has the IDs {two} and {shown(str(two))}, which no list of IDs tells "
+            "apart; ask from Python, or give its keys one type."
+        )
+    return known
+
+
+def beginning(ids: Collection[ID]) -> str:
+    """Return how a data set's IDs begin, for messages."""
+    if not ids:
+        return "its examples are none: the data set is empty"
+    return f"its {len(ids)} IDs begin {', '.join(map(shown, islice(ids, 3)))}"
+
+
 def _plain(key: Any) -> ID:
     """Return a key as the Python integer or string that it stands for."""
-    if isinstance(key, str):
-        return str(key)
-    try:
-        return int(key.__index__())
-    except AttributeError:
+    found = plain_id(key)
+    if found is None:
         raise TaskError(
-            f"IDs are integers or strings, found the key {key!r} of type {type(key).__name__}."
-        ) from None
+            f"IDs are integers or strings, found the key {shown(key)} of type {type(key).__name__}."
+        )
+    return found

@@ -27,11 +27,15 @@ import sys
 import warnings
 from reprlib import Repr
 
+_LONGEST = 2000  # characters of a message: IDs, names and lines come from users' files
 _BETWEEN = ("tracer", "torch")  # packages whose frames a warning does not point at
 
 
 class TracinError(Exception):
-    """Base of every error raised on purpose by ``tracer`` and ``replay``."""
+    """Base of every error raised on purpose by ``tracer`` and ``replay``; its text has an end."""
+
+    def __init__(self, text: object = "") -> None:
+        super().__init__(_bounded(str(text)))
 
 
 class TracingError(TracinError):
@@ -108,12 +112,21 @@ def shown(value: object) -> str:
         return f"an object of type {kind}"
 
 
+def _bounded(text: str) -> str:
+    """Return a message, without its middle if it is long: how it begins, and the remedies."""
+    left_out = len(text) - _LONGEST
+    if left_out <= 0:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} ... ({left_out} characters left out) ... {text[-half:]}"
+
+
 def warn(text: str) -> None:
     """Give a TracingWarning that points at the line of the user's program that led to it."""
     frame, depth = sys._getframe(1), 2
     while frame.f_back is not None and _package(frame.f_globals) in _BETWEEN:
         frame, depth = frame.f_back, depth + 1
-    warnings.warn(text, TracingWarning, stacklevel=depth)
+    warnings.warn(_bounded(text), TracingWarning, stacklevel=depth)
 
 
 def _package(names: dict[str, object]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
@@ -10,8 +11,8 @@ import torch
 from replay.command.options import Settings, Tests
 from replay.results.output import check_free
 from replay.session.replay import Replay
-from replay.task import example_ids
-from tracer.errors import InputError
+from replay.task import beginning, example_ids, ids_by_text
+from tracer.errors import InputError, shown
 from tracer.records import ID
 
 
@@ -50,7 +51,7 @@ def chosen(run: Replay, tests: Tests) -> list[ID]:
     if tests.file == "all":
         return example_ids(run.task.test)
     if tests.file is None:
-        return _typed(tests.ids, example_ids(run.task.test))
+        return _typed(tests.ids, ids_by_text(run.task.test))
     try:
         with click.open_file(tests.file, encoding="utf-8-sig") as lines:
             return run.parse_test_ids(lines)
@@ -58,23 +59,29 @@ def chosen(run: Replay, tests: Tests) -> list[ID]:
         raise InputError(f"{tests.file}: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{tests.file} is not a text in UTF-8, but a list of test IDs is; write one ID a line."
+            f"{shown(tests.file)} is not a text in UTF-8, but a list of test IDs is; write one ID "
+            "a line."
         ) from error
     except OSError as error:
-        raise InputError(
-            f"the list of test IDs {tests.file} cannot be read: {error.strerror}; check the path."
-        ) from error
+        raise _unreadable(tests.file, error, ids_by_text(run.task.test)) from error
 
 
-def _typed(texts: tuple[str, ...], keys: list[ID]) -> list[ID]:
-    known = {str(key): key for key in keys}
+def _unreadable(file: str, error: OSError, known: Mapping[str, ID]) -> InputError:
+    """Return the error for a list that cannot be read; it may be an ID that was meant."""
+    why = f"the list of test IDs {shown(file)} cannot be read: {error.strerror or error}"
+    if file in known:
+        return InputError(f"{why}. {shown(file)} is a test ID: write --test-id {file}.")
+    return InputError(f"{why}; check the path, or name examples with --test-id.")
+
+
+def _typed(texts: tuple[str, ...], known: Mapping[str, ID]) -> list[ID]:
     for text in texts:
         if text not in known:
-            some = ", ".join(list(known)[:3])
             raise InputError(
-                f"--test-id {text}: the test set has no such example; its {len(known)} IDs begin "
-                f"{some}."
+                f"--test-id {shown(text)}: the test set has no such example; {beginning(known)}."
             )
         if texts.count(text) > 1:
-            raise InputError(f"--test-id {text} is given twice; name each test example once.")
+            raise InputError(
+                f"--test-id {shown(text)} is given twice; name each test example once."
+            )
     return [known[text] for text in texts]

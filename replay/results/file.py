@@ -5,6 +5,7 @@ What a file holds is in ``replay.results.variables``.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,12 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.arguments import place
+from replay.results.checksums import CHECKSUM, of_attributes, of_values
 from replay.results.output import check_free, inputs_of, is_log, moved_when_whole
 from replay.results.variables import FORMATS, SELF_INFLUENCE, SELF_SCORES, VALUE, Format, Variable
-from tracer.errors import InputError
+from tracer.errors import InputError, shown
+from tracer.identities import fault_of, plain_ids
 from tracer.records import ID
 
 Content = Iterable[tuple[Variable, str, str, NDArray[Any]]]  # method and term name the variable
+_READABLE = ("v110", "v110")  # by every HDF5 from 1.10 on
 Attributes = Mapping[str, str | int | float]
 
 
@@ -49,14 +53,16 @@ def write_result(
     """
     check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
     facts = {"format": kind.name, "format_version": kind.version, **attributes}
-    with moved_when_whole(target) as partial, h5py.File(partial, "x", libver="latest") as file:
-        _describe(file, facts)
+    with moved_when_whole(target) as partial, h5py.File(partial, "x", libver=_READABLE) as file:
+        _describe(file, {**facts, CHECKSUM: of_attributes(_plain_values(facts))})
         for name in kind.dimensions:
             _write_labels(file, name, labels[name])
         for variable, method, term, values in content:
+            values = np.asarray(values).astype(_stored(variable), copy=False)
             stored = _write_variable(file, variable, variable.called(method, term), values)
             unit = str(attributes.get("unit", "")) if variable.unit == VALUE else variable.unit
-            _describe(stored, {"long_name": variable.described(method, term), "units": unit})
+            meaning = {"long_name": variable.described(method, term), "units": unit}
+            _describe(stored, {**meaning, CHECKSUM: of_values(values)})
 
 
 class Stored:
@@ -69,9 +75,13 @@ class Stored:
 
     def __init__(self, file: h5py.File, kind: Format) -> None:
         self._file = file
-        self.labels = {name: _read_labels(_values(file, name)) for name in kind.dimensions}
-        own = ("format", "format_version")
-        self.attributes = {k: _plain(v) for k, v in file.attrs.items() if k not in own}
+        found = _plain_values(file.attrs)
+        self._sums = found.get("format_version", 0) > 0  # the first files had none
+        if self._sums and found.get(CHECKSUM) != of_attributes(found):
+            raise ValueError("its attributes do not match their checksum")
+        self.labels = {name: _read_labels(self._values(name)) for name in kind.dimensions}
+        own = ("format", "format_version", CHECKSUM)
+        self.attributes = {k: v for k, v in found.items() if k not in own}
 
     def has(self, variable: Variable, method: str = "", term: str = "") -> bool:
         """Return whether the file holds a variable."""
@@ -84,11 +94,17 @@ class Stored:
             ValueError: They are missing or do not fit the file's dimensions.
         """
         name = variable.called(method, term)
-        values = _values(self._file, name)
+        values = self._values(name)
         shape = tuple(len(self.labels[dimension]) for dimension in variable.dimensions)
         if values.shape != shape:
             raise ValueError(f"{name} is of shape {values.shape}, its dimensions say {shape}")
         return values.astype(variable.dtype, copy=False)
+
+    def _values(self, name: str) -> NDArray[Any]:
+        values = _values(self._file, name)
+        if self._sums and _plain(self._file[name].attrs.get(CHECKSUM)) != of_values(values):
+            raise ValueError(f"{name} does not match its checksum")
+        return values
 
 
 @contextmanager
@@ -104,7 +120,20 @@ def open_result(path: str | Path, kind: Format) -> Iterator[Stored]:
             _check_format(path, file, kind)
             yield Stored(file, kind)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read as a result: {error}.") from error
+        raise InputError(_unreadable(path, error)) from error
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Return why a file cannot be read, without HDF5's own words where ours are clearer."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+        return f"there is no result {shown(str(path))}; check the path."
+    if path.is_dir():
+        return f"{path} is a folder; expected a result such as run.influence.h5."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM):
+        return f"{path} may not be read; change its permissions."
+    if isinstance(error, OSError) and not h5py.is_hdf5(path):
+        return f"{path} is not an HDF5 file; expected a result such as run.influence.h5."
+    return f"{path} is a damaged result: {error}. Restore it from a copy, or compute it again."
 
 
 def _check_format(path: Path, file: h5py.File, kind: Format) -> None:
@@ -150,27 +179,40 @@ def _describe(item: h5py.File | h5py.Dataset, attributes: Attributes) -> None:
             item.attrs[name] = value
 
 
+def _plain_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _plain(value) for name, value in values.items()}
+
+
 def _plain(value: Any) -> Any:
     found = value.item() if isinstance(value, np.generic) else value
     return found.decode() if isinstance(found, bytes) else found
 
 
 def _write_labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
-    text = bool(labels) and isinstance(labels[0], str)
-    data = file.create_dataset(
-        name, data=list(labels), dtype=h5py.string_dtype() if text else np.int64
-    )
+    plain = plain_ids(labels)
+    fault = fault_of(plain)
+    if fault:
+        raise InputError(
+            f"the result cannot be written: its {name} IDs must be all integers of 64 bits or all "
+            f"text without NUL; {fault}."
+        )
+    text = bool(plain) and isinstance(plain[0], str)
+    data = file.create_dataset(name, data=plain, dtype=h5py.string_dtype() if text else np.int64)
     data.make_scale(name)
+    data.attrs[CHECKSUM] = of_values(data[:])
 
 
 def _write_variable(
     file: h5py.File, variable: Variable, name: str, values: NDArray[Any]
 ) -> h5py.Dataset:
-    kind = "int8" if variable.dtype == "bool" else variable.dtype
-    stored = file.create_dataset(name, data=np.asarray(values).astype(kind, copy=False))
+    stored = file.create_dataset(name, data=values)
     for axis, dimension in enumerate(variable.dimensions):
         stored.dims[axis].attach_scale(file[dimension])
     return stored
+
+
+def _stored(variable: Variable) -> str:
+    return "int8" if variable.dtype == "bool" else variable.dtype
 
 
 def _values(file: h5py.File, name: str) -> NDArray[Any]:

@@ -14,8 +14,9 @@ from replay.arguments import flag, listed, plain, positive
 from replay.methods.method import Method
 from replay.methods.table import METHODS
 from replay.states.checkpoints import chosen_checkpoints
-from replay.task import Task, example_ids, unknown_ids
+from replay.task import Task, beginning, example_ids, unknown_ids
 from tracer.errors import InputError, shown
+from tracer.identities import fault_of, plain_ids
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
@@ -139,29 +140,29 @@ def known_ids(ids: Any, dataset: Any, side: str) -> list[ID]:
         raise InputError(f"expected a list of {side} IDs like [3, 14], found {shown(ids)}.")
     if not found:
         raise InputError(f"expected at least one {side} ID, found none; None means all.")
+    found = plain_ids(found)
     for k, identity in enumerate(found):
-        if isinstance(identity, bool) or not isinstance(identity, (int, str)):
+        if type(identity) not in (int, str):
             raise InputError(
                 f"{side} IDs are whole numbers or text, and number {k + 1} of the list is "
                 f"{shown(identity)}; give the IDs, not the examples."
             )
+    fault = fault_of(found)
+    if fault:
+        raise InputError(
+            f"{side} IDs of one result must be all integers of 64 bits or all text without NUL; "
+            f"{fault}. Ask for those of one kind (test_ids=, train_ids=), or give the data set "
+            "other keys."
+        )
     unknown = unknown_ids(dataset, found)
     if unknown:
         raise InputError(
-            f"the {side} set has no example {shown(unknown[0])}; its {_beginning(dataset)}."
+            f"the {side} set has no example {shown(unknown[0])}; {beginning(example_ids(dataset))}."
         )
     if len(set(found)) < len(found):
         twice = next(i for i, count in Counter(found).items() if count > 1)
         raise InputError(f"{side} ID {shown(twice)} is listed twice; list each example once.")
     return found
-
-
-def _beginning(dataset: Any) -> str:
-    """Return how a data set's IDs begin."""
-    ids = example_ids(dataset)
-    if not ids:
-        return "examples are none: the data set is empty"
-    return f"{len(ids)} IDs begin {', '.join(map(shown, ids[:3]))}"
 
 
 def chosen_methods(methods: str | Iterable[str]) -> tuple[Method, ...]:

@@ -16,6 +16,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.unwrapping",
         "tracer.codec",
         "tracer.records",
+        "tracer.identities",
         "tracer.rules",
         "tracer.hdf5",
     ),
@@ -30,7 +31,8 @@ ORDER = [  # each may import what stands before it, and its own room
     "replay.__main__",
 ]
 SHARED = (
-    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records", "tracer.rules"),
+    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
+    *("tracer.identities", "tracer.rules"),
     "tracer.log.read.run_log",
 )
 CHECKED_AT_ONCE = "tracer.wrapper.first_steps"  # imports replay inside functions, when it checks

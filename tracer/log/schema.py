@@ -34,7 +34,8 @@ META = "steps/meta"
 WEIGHTS = "steps/w"
 LAYOUTS = ((PARAMETERS, WEIGHTS), (BUFFERS, SNAP_BUFFERS))  # of whose rows each one is
 
-UNCACHED = {"rdcc_nbytes": 0}  # a writer's chunks go to the file as they are, not by a copy
+# chunks go to the file as they are, not by a copy; every HDF5 from 1.10 on reads what is written
+WRITING = {"rdcc_nbytes": 0, "libver": ("v110", "v110")}
 _CHUNK = 1 << 20  # bytes of a row of parameters; of other rows a sixteenth
 
 META_DTYPE = np.dtype(

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from tracer.errors import TracingError
+from tracer.identities import fault_of, plain_id
 from tracer.records import ID
 
 
@@ -36,51 +37,27 @@ def plain_ids(batch_ids: Any) -> tuple[ID, ...]:
         raise TracingError(
             f"batch IDs must be a list, one for each example; found {type(batch_ids).__name__}."
         )
-    if type(batch_ids) is list and set(map(type, batch_ids)) == {int} and _fit(batch_ids):
-        return tuple(batch_ids)
-    found = tuple(_plain(identity) for identity in batch_ids)
+    if type(batch_ids) is list and set(map(type, batch_ids)) <= {int, str}:
+        found = tuple(batch_ids)
+    else:
+        found = tuple([_plain(identity) for identity in batch_ids])
     if not found:
         raise TracingError("batch IDs are empty: a step has at least one example.")
-    if len({type(identity) for identity in found}) > 1:
+    fault = fault_of(found)
+    if fault:
         raise TracingError(
-            "batch IDs must be all integers or all strings; found both in one batch."
+            f"batch IDs must be all integers of 64 bits or all text without NUL; {fault}. Use "
+            "positions in the data set, or text such as str(id)."
         )
-    for identity in found if isinstance(found[0], str) else ():
-        if not _is_text(identity):
-            raise TracingError(
-                f"batch IDs must be text that UTF-8 can hold; found {identity!r}, part of a "
-                "character."
-            )
     return found
 
 
-def _fit(numbers: list[int]) -> bool:
-    """Return whether integers fit into 64 bits."""
-    return min(numbers) >= -(2**63) and max(numbers) < 2**63
-
-
-def _is_text(identity: Any) -> bool:
-    try:
-        identity.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _plain(identity: Any) -> ID:
-    if isinstance(identity, (Tensor, np.ndarray)) and identity.ndim == 0:
-        identity = identity.item()
-    if isinstance(identity, np.generic):
+def _plain(identity: Any) -> Any:
+    if isinstance(identity, (Tensor, np.ndarray, np.generic)) and identity.ndim == 0:
         identity = identity.item()
     if isinstance(identity, (list, tuple, Tensor, np.ndarray)):
         raise TracingError(
             "batch IDs must be one-dimensional, one for each example; found a list inside."
         )
-    if isinstance(identity, bool) or not isinstance(identity, (int, str)):
-        raise TracingError(
-            f"batch IDs must be integers or strings; found {identity!r} of type "
-            f"{type(identity).__name__}."
-        )
-    if isinstance(identity, int) and not _fit([identity]):
-        raise TracingError(f"batch IDs must fit into 64 bits; found {identity}.")
-    return identity
+    found = plain_id(identity)
+    return identity if found is None else found

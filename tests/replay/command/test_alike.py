@@ -55,8 +55,11 @@ def test_test_examples_in_three_ways(folder, capsys, name):
         assert Influence.load(folder / "run.influence.h5").test_ids == expected
     for told, message in (
         (("--test", "ids.txt", *chosen), "--test and --test-id exclude each other"),
-        (("--test-id", "a14", "--test-id", "a14"), "--test-id a14 is given twice"),
-        (("--test-id", "a3"), "--test-id a3: the test set has no such example; its 6 IDs begin a1"),
+        (("--test-id", "a14", "--test-id", "a14"), "--test-id 'a14' is given twice"),
+        (
+            ("--test-id", "a3"),
+            "--test-id 'a3': the test set has no such example; its 6 IDs",
+        ),
         (("--test-id", "a14 # x"), "the test set has no such example"),  # no comments here
         ((), "expected test examples: --test ids.txt, --test all or --test-id ID"),
     ):

@@ -70,7 +70,7 @@ def test_saving_is_all_or_nothing(tmp_path):
 
 def test_loading_something_else(tmp_path):
     (tmp_path / "x.h5").write_text("no")
-    with pytest.raises(InputError, match="cannot be read as a result"):
+    with pytest.raises(InputError, match="is not an HDF5 file"):
         Influence.load(tmp_path / "x.h5")
 
 

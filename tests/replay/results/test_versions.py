@@ -107,7 +107,7 @@ def test_newer_and_damaged_versions(tmp_path, make):
         type(make()).load(path)
     with h5py.File(path, "r+") as file:
         file.attrs["format_version"] = "new"
-    with pytest.raises(InputError, match="cannot be read as a result: its format version is 'new'"):
+    with pytest.raises(InputError, match="is a damaged result: its format version is 'new'"):
         type(make()).load(path)
 
 

@@ -15,7 +15,7 @@ from tracer import TracingOptimizer, open_log
 from tracer.errors import LogError
 from tracer.log import metadata, schema
 
-EACH = 6  # flips of a table; all 100,000 of this log were tried once
+EACH = 6  # flips of a table
 
 
 def trace(path, steps, resume):

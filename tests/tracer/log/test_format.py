@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import struct
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -96,6 +97,33 @@ def test_layout_is_the_one_that_is_documented(tmp_path):
     assert set(names) == {*schema.TABLES, schema.STATUS, schema.PARAMETERS, schema.BUFFERS}
     for name in names:
         assert f"`/{name}`" in text, name
+
+
+def messages(file, name):
+    """Return the object header of a dataset: its messages' numbers, and the first two bytes."""
+    header = h5py.h5g.get_objinfo(file.id, name.encode()).objno[0]
+    data = Path(file.filename).read_bytes()[header : header + 4096]
+    assert data[:5] == b"OHDR\x02"
+    flags = data[5]
+    at = 6 + 16 * bool(flags & 0x20) + 4 * bool(flags & 0x10)
+    end = at + (1 << (flags & 3)) + int.from_bytes(data[at : at + (1 << (flags & 3))], "little")
+    at += 1 << (flags & 3)
+    while at + 4 <= end:
+        kind, size = data[at], int.from_bytes(data[at + 1 : at + 3], "little")
+        at += 4 + 2 * bool(flags & 4)
+        yield kind, data[at]
+        at += size
+
+
+def test_every_hdf5_from_1_10_on_reads_it(tmp_path):
+    """What libver="latest" writes today makes older libraries stop, or crash."""
+    Run(tmp_path / "run.h5").train(1).close()
+    most = {3: 3, 8: 4}  # the versions that 1.10 knows: of a type (upper half), of a layout
+    with h5py.File(tmp_path / "run.h5") as file:
+        for name in (*schema.TABLES, schema.STATUS, schema.PARAMETERS):
+            found = dict(messages(file, name))
+            assert found[3] >> 4 <= most[3], name
+            assert found[8] <= most[8], name
 
 
 def test_packed_rows_are_the_dtypes():

@@ -44,7 +44,10 @@ def test_ids(path, ids, expected):
         (torch.zeros(2, 1, dtype=torch.long), r"one-dimensional.*\(2, 1\)"),
         (torch.tensor(3), "one-dimensional"),
         ([[1, 2]], "one-dimensional"),
-        ([1, "a"], "all integers or all strings"),
+        (
+            [1, "a"],
+            "all integers of 64 bits or all text .* integers and text, 1 and 'a'",
+        ),
         ([1.5], "found 1.5 of type float"),
         ([True], "found True of type bool"),
         (torch.tensor([0.5]), "found 0.5 of type float"),

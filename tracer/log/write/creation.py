@@ -72,9 +72,7 @@ def create_log(
     file = None
     try:
         new.write_bytes(bytes(_LEAST))  # where this fails, HDF5 would crash
-        file = h5py.File(
-            new, "w", libver="latest", fs_strategy="page", fs_page_size=4096, **schema.UNCACHED
-        )
+        file = h5py.File(new, "w", fs_strategy="page", fs_page_size=4096, **schema.WRITING)
         facts = Facts(
             tuple(fields(parameters)),
             tuple(fields(buffers)),

@@ -116,7 +116,7 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         crc = int(meta[0]["parameters_after_crc"])
         replaced = step == len(log) and log.snapshots.is_replaced(step, crc)
     try:
-        file = h5py.File(path, "r+", libver="latest", **schema.UNCACHED)
+        file = h5py.File(path, "r+", **schema.WRITING)
     except OSError as error:
         if not isinstance(error, BlockingIOError) and "already open" not in str(error):
             raise
