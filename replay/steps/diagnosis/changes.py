@@ -114,6 +114,15 @@ def some_parameters(case: Case) -> Cause | None:
     silent = [n for n in differing if case.observed[n] == 0]
     shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")
     count = f"{len(differing)} of {len(case.observed)} parameters differ ({shown})"
+    if case.step.frozen.issuperset(differing):
+        return Cause(
+            f"{count}: they were frozen, and kept the gradient of an earlier step",
+            (
+                "Call optimizer.zero_grad() after freezing and before the step;",
+                "or take frozen parameters out of the optimizer's groups.",
+            ),
+            "some-parameters",
+        )
     if len(silent) == len(differing):
         return Cause(
             f"{count}, and their gradient was zero in the run: they were detached or cleared there",

@@ -125,6 +125,22 @@ def cleared(case: Case) -> Cause | None:
     )
 
 
+def of_another(case: Case) -> Cause | None:
+    """What moved is none of the optimizer's parameters at this step."""
+    name = largest(case.rest)
+    if name in case.step.moved:
+        return None
+    return Cause(
+        f"something beside the wrapped optimizer moved {name!r}: a second optimizer, or weights "
+        "that were averaged or swapped",
+        (
+            "Wrap one optimizer that takes the steps of both (docs/how-to/optimizers.md);",
+            "or go on with allow_mismatch=True: what the other moved is rounding then.",
+        ),
+        _ANCHOR,
+    )
+
+
 def only_the_last(case: Case) -> Cause | None:
     """Nothing but the last step differs: what came between it and ``close()``."""
     if case.step.index + 1 != case.states.last or case.states.last == 1:

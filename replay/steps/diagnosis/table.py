@@ -35,6 +35,7 @@ OF_MOVES: tuple[Hypothesis, ...] = (
     moves.cleared,
     moves.clamped,
     moves.decayed,
+    moves.of_another,
     moves.only_the_last,
 )
 

@@ -73,11 +73,14 @@ class Mistakes:
     def settle(self, model, optimizer):
         pass
 
+    def parameters(self, model):
+        return model.parameters()
+
     def run(self, path, make):
         """Train three steps; return the task."""
         known = task(self.model, **self.parts)
         model = known.model()
-        with TracingOptimizer(make(model.parameters()), model, path) as optimizer:
+        with TracingOptimizer(make(self.parameters(model)), model, path) as optimizer:
             for t, ids in enumerate(IDS):
                 self.zero_grad(optimizer)
                 self.train(model)
@@ -258,6 +261,18 @@ class ClampedWeights(Mistakes):
         with torch.no_grad():
             for parameter in model.parameters():
                 parameter.clamp_(-0.2, 0.2)
+
+
+class TwoOptimizers(Mistakes):
+    said = (
+        r"beside the wrapped optimizer moved '2\.\w+': a second optimizer.*1\. Wrap one optimizer"
+    )
+
+    def parameters(self, model):
+        return model[0].parameters()
+
+    def after(self, t, model):
+        torch.optim.SGD(model[2].parameters(), lr=0.1).step()
 
 
 class ByHand(Mistakes):
