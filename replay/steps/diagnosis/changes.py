@@ -9,6 +9,7 @@ from torch import Tensor
 from replay.steps.diagnosis.case import Case, Cause, norms
 
 _HALVINGS = 60
+_TELLING = 0.05  # of the gradient's norm: what agrees in less proves nothing
 
 
 def decay_in_the_loss(case: Case) -> Cause | None:
@@ -109,7 +110,8 @@ def clipped_apart(case: Case) -> Cause | None:
 def some_parameters(case: Case) -> Cause | None:
     """Only some parameters differ: what was done to those alone."""
     differing = case.differing()
-    if not differing or len(differing) == len(case.observed):
+    agreeing = math.hypot(*(x for n, x in case.observed.items() if n not in differing))
+    if not differing or agreeing < _TELLING * math.hypot(*case.observed.values()):
         return None
     silent = [n for n in differing if case.observed[n] == 0]
     shown = ", ".join(differing[:3]) + (", ..." if len(differing) > 3 else "")

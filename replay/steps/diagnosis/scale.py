@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from replay.steps.diagnosis.case import Case, Cause, added, norms
+from tracer.records import Step
 
 _ANCHOR = "reduction-and-weights"
-_ALIKE, _UNLIKE = 1e-2, 0.1  # what may be left of a gradient that is such a sum, and of none
+_UNLIKE = 0.1  # what is left of a gradient that is no such sum, at least
 _EXAMPLES, _COORDINATES = 64, 20_000  # that a system of equations is made of, at most
 
 
@@ -85,7 +86,7 @@ def weighted(case: Case) -> Cause | None:
     if off > _UNLIKE:
         return Cause(
             "the run's gradient is no sum of these examples' gradients, however weighted: other "
-            "examples had a part in it, or their data or the loss were others",
+            "examples had a part in it, or their order, their data or the loss were others",
             (
                 "Call observe(ids) after each micro-batch's backward(), with its own IDs;",
                 'if data are augmented at random, trace with record="batches" and '
@@ -97,7 +98,7 @@ def weighted(case: Case) -> Cause | None:
     logged = torch.cat([m.coefficients for m in step.micro_batches])
     ratio = (weights / logged).tolist()
     low, high = min(ratio), max(ratio)
-    if off > _ALIKE or high - low < 0.02 * abs(high):
+    if high - low < 0.02 * abs(high) or not case.fits(case.replayed(step=_with(step, weights))):
         return None
     absent = [step.batch_ids[i] for i, r in enumerate(ratio) if abs(r) < 0.01 * abs(high)]
     if absent:
@@ -108,7 +109,7 @@ def weighted(case: Case) -> Cause | None:
         f"{text} (the run's gradient is such a sum of these examples' gradients)",
         (
             "Say what stood before each loss: observe(ids, weights=...), class weights and all;",
-            "or return weighted losses from task.loss, divided as the loop does.",
+            "or let task.loss return the loop's own loss of each example, weights and all.",
         ),
         _ANCHOR,
     )
@@ -131,15 +132,15 @@ def _solved(case: Case) -> tuple[Tensor, float] | None:
 
 def _alone(case: Case, i: int) -> dict[str, Tensor]:
     """Return the gradient of the loss of occurrence ``i``, within its batch."""
-    batches, start = [], 0
-    for micro in case.step.micro_batches:
-        one = torch.zeros_like(micro.coefficients)
-        if start <= i < start + len(one):
-            one[i - start] = 1.0
-        batches.append(replace(micro, coefficients=one))
-        start += len(one)
-    task = replace(case.task, penalty=None)
-    return case.replayed(task, replace(case.step, micro_batches=tuple(batches)))
+    alone = torch.eye(len(case.step.batch_ids), dtype=torch.float64)[i]
+    return case.replayed(step=_with(case.step, alone))
+
+
+def _with(step: Step, weights: Tensor) -> Step:
+    """Return a step with other weights of its occurrences."""
+    parts = torch.split(weights, [len(micro.ids) for micro in step.micro_batches])
+    pairs = zip(step.micro_batches, parts, strict=True)
+    return replace(step, micro_batches=tuple(replace(m, coefficients=c) for m, c in pairs))
 
 
 def _picked(gradient: dict[str, Tensor], names: dict[str, Tensor]) -> Tensor:

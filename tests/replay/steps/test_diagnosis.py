@@ -370,3 +370,19 @@ def test_the_likely_cause_is_named(tmp_path, kind, rule):
 def test_the_right_loop_reproduces(tmp_path):
     known = Mistakes().run(tmp_path / "run.h5", RULES["adamw"])
     Replay(tmp_path / "run.h5", task=known).verify(progress=False)
+
+
+@pytest.mark.parametrize("model", [plain, network])
+def test_what_nothing_explains_is_no_guess(tmp_path, model):
+    """Other labels: no cause that is tried makes the step reproduce."""
+
+    class Labels(Mistakes):
+        def batch(self, task, ids):
+            x, y = super().batch(task, ids)
+            return x, (y + 1) % 3
+
+    Labels.model = staticmethod(model)
+    known = Labels().run(tmp_path / "run.h5", RULES["adamw"])
+    said = r"(?s)^step 0 .*\.\nCheck, in this order:\n  1\. the task: the same loss, model, data"
+    with pytest.raises(MismatchError, match=said):
+        Replay(tmp_path / "run.h5", task=known).verify(progress=False)
