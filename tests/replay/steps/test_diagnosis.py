@@ -354,6 +354,7 @@ CASES = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::tracer.errors.TracingWarning")  # some are seen in training
 @pytest.mark.parametrize(("kind", "rule"), CASES)
 def test_the_likely_cause_is_named(tmp_path, kind, rule):
     known = kind().run(tmp_path / "run.h5", RULES[rule])
