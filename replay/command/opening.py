@@ -38,6 +38,7 @@ def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:
         memory=settings.memory,
         audit=settings.audit,
         allow_tf32=settings.allow_tf32,
+        match_environment=settings.match_environment,
         announce=announce,
     )
 

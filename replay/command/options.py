@@ -65,6 +65,11 @@ _SETTINGS = (
         show_default=True,
         help="Values of losses in float64 or in the model's dtype.",
     ),
+    click.option(
+        "--match-environment",
+        is_flag=True,
+        help="Take the run's number of threads and its oneDNN setting.",
+    ),
 )
 
 
@@ -76,6 +81,7 @@ class Settings:
     memory: str
     audit: int
     allow_tf32: bool
+    match_environment: bool
     device: str
     dtype: str
     values: str

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from replay.command.convert import convert, export_checkpoint
 from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
 from replay.command.self_influence import self_influence
@@ -16,7 +17,7 @@ from replay.command.terminal import CLOSED, forget_unwritten
 from replay.command.verify import verify
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
-COMMANDS = (influence, self_influence, verify, inspect)
+COMMANDS = (influence, self_influence, verify, inspect, convert, export_checkpoint)
 _EXAMPLES = f"""\b
 Examples:
   tracin-replay --log run.h5 --test ids.txt

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from replay.evaluate.proof import Proof
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
@@ -75,6 +77,18 @@ class States(Protocol):
     @property
     def stored(self) -> frozenset[int]:
         """The numbers of the states whose ``optimizer`` is on file."""
+        ...
+
+    @property
+    def drift(self) -> Mapping[int, float]:
+        """How far computed parameters were from a snapshot, where they were not the same.
+
+        Relative to the way from the snapshot before.
+        """
+        ...
+
+    def proof(self) -> Proof | None:
+        """Return how much of what was computed is the run's to the bit; None if nothing was."""
         ...
 
     def at(self, t: int) -> State:

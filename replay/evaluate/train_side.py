@@ -86,7 +86,7 @@ def replay_step(
     parameters, where = _placed(bound, state, names), step_name(step)
     batches = []
     for micro in step.micro_batches:
-        forward = _forward(task, micro, where, bound, device)
+        forward = forward_pass(task, micro, where, bound, device)
         weights = micro.coefficients.to(device)
         share = budget // max(1, len(step.micro_batches))
         found = bound.engine.of_batch(parameters, forward, weights, budget=share, where=where)
@@ -111,7 +111,7 @@ def replay_gradient(
     totals = []
     for micro in step.micro_batches:
         with torch.enable_grad():
-            losses = _forward(task, micro, where, bound, device)()
+            losses = forward_pass(task, micro, where, bound, device)()
             objective = (losses * micro.coefficients.to(losses)).sum()
         totals.append(_gradients(objective, parameters))
     gradient = _sum(totals, where)
@@ -131,7 +131,7 @@ def losses_at(
     bound.load(state.parameters, state.buffers)
     bound.module.train()
     return [
-        without_graph(_forward(task, micro, step_name(step), bound, device)).double()
+        without_graph(forward_pass(task, micro, step_name(step), bound, device)).double()
         for micro in step.micro_batches
     ]
 
@@ -160,7 +160,7 @@ def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
     return together(gradient)
 
 
-def _forward(
+def forward_pass(
     task: Task, micro: MicroBatch, where: str, bound: BoundModel, device: torch.device
 ) -> Callable[[], Tensor]:
     """Return the micro-batch's forward pass, under its random state, from the buffers of now."""

@@ -8,26 +8,21 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from replay.arguments import flag, one_of, place, whole
-from replay.evaluate.binding import bind
-from replay.evaluate.chunks import Chunks, parse_bytes
-from replay.evaluate.device import usable_device
-from replay.loading import resolved
+from replay.arguments import flag
 from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session.bound_run import BoundRun, computing, gradient_dtype
+from replay.session.conversion import convert, state_dict
 from replay.session.estimate import Cost, estimated
+from replay.session.opening import bound
 from replay.session.plan import ParameterPath, paths_of_run
 from replay.session.question import Question, Window, known_ids, window
 from replay.session.scoring import answered, measured_drops, self_influence
-from replay.states.logged import LoggedStates
 from replay.steps.verify import Verification, verified
 from replay.task import Task, described, example_ids, parse_test_ids
-from tracer.errors import InputError, LogError, TaskError, shown
-from tracer.log.read.run_log import open_log
 from tracer.records import ID
 from tracer.rules.table import RULES
 
@@ -47,6 +42,7 @@ class Replay:
             tables of the result: 8 bytes for each method, test and training example.
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
         allow_tf32: Let a GPU round products to 10 bits.
+        match_environment: Take the run's number of threads and its oneDNN setting.
         announce: Told which file a task named by the log is loaded from.
 
     Raises:
@@ -66,25 +62,22 @@ class Replay:
         memory: int | str = "2GiB",
         audit: int = 100,
         allow_tf32: bool = False,
+        match_environment: bool = False,
         announce: Callable[[str], None] | None = None,
     ) -> None:
-        one_of("values", values, ("float64", "model"))
-        audit, allow_tf32 = whole("audit", audit), flag("allow_tf32", allow_tf32)
-        kind, budget, where = gradient_dtype(dtype), parse_bytes(memory), usable_device(device)
-        if not isinstance(task, (Task, str, type(None))):
-            raise TaskError(f"task must be a replay.Task or its name, found {shown(task)}.")
-        if announce is not None and not callable(announce):
-            raise InputError(f"announce must be a function or None, found {shown(announce)}.")
-        self.log = open_log(place("a run log", log))
-        if len(self.log) == 0:
-            raise LogError(f"{log} holds no complete step; nothing can be replayed.")
-        self.task = resolved(task, self.log.metadata.get("task"), self.log.path, announce)
-        kinds = (kind, kind, torch.float64 if values == "float64" else kind)
-        with computing(budget, where, allow_tf32=allow_tf32):
-            models = bind(self.task, self.log, where, kinds, audit=audit)
-        states = LoggedStates(self.log)
-        chunks = Chunks(self.task, models, states, budget)
-        self._run = BoundRun(states, self.task, models, chunks, budget, allow_tf32)
+        self._run = bound(
+            log,
+            task,
+            device=device,
+            dtype=dtype,
+            values=values,
+            memory=memory,
+            audit=audit,
+            allow_tf32=allow_tf32,
+            match_environment=match_environment,
+            announce=announce,
+        )
+        self.log, self.task = self._run.log, self._run.task
 
     def __repr__(self) -> str:
         sides = (
@@ -103,6 +96,16 @@ class Replay:
     def describe_test(self, identity: ID) -> str | None:
         """Return ``task.show`` of a test example, if it gives text."""
         return described(self.task, self.task.test, identity)
+
+    def state_dict(self, t: int) -> dict[str, Tensor]:
+        """Return the model's ``state_dict`` before step ``t``, from 0 to T; computed if need be."""
+        return state_dict(self._run, t)
+
+    def convert(
+        self, path: str | Path, *, snapshot_every: int | str, overwrite: bool = False
+    ) -> None:
+        """Write the run as another log, with the parameters of other steps; see ``convert``."""
+        convert(self._run, path, snapshot_every, overwrite=overwrite)
 
     def drops(self, test_ids: Sequence[ID], *, progress: bool = True) -> NDArray[np.float64]:
         """Return ``φ(w_t; β_t) − φ(w_{t+1}; β_{t+1})``, float64 ``(T, m)``, for any optimizer.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.evaluate.chunks import BLOCK, placed
+from replay.evaluate.state import States
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.self_influence import Sums
 from replay.path.test_values import drops
@@ -22,8 +23,9 @@ from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
+from replay.steps.checking import require_small
 from replay.task import Task
-from tracer.errors import InputWarning
+from tracer.errors import InputWarning, PrecisionWarning
 from tracer.records import ID
 
 _TEST_LOSS = "test loss", "task.loss"
@@ -43,6 +45,7 @@ def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArra
             rows.append(drop.measured.numpy())
             advance()
         columns.append(np.stack(rows))
+    proved(run.states, allow_mismatch=False)
     return np.concatenate(columns, 1)
 
 
@@ -57,8 +60,26 @@ def self_influence(
         sums.add(replayed, run.task, run.models)
         advance()
     where, scaled = f"{steps.start}:{steps.stop}", tape.factors.scaled(steps)
-    facts = provenance(run.log, run.models, _OWN_LOSS, window=where, steps_scaled_outside=scaled)
+    found = {"steps_scaled_outside": scaled, **proved(run.states, allow_mismatch=allow_mismatch)}
+    facts = provenance(run.log, run.models, _OWN_LOSS, window=where, **found)
     return SelfInfluence(train_ids, sums.scores, sums.visits, facts)
+
+
+def proved(states: States, *, allow_mismatch: bool) -> dict[str, int | float]:
+    """Return what a result says of states that were computed.
+
+    Raises:
+        MismatchError: Rounding does not explain how far some are from the run's.
+
+    Warns:
+        PrecisionWarning: Some are not the run's to the last bit.
+    """
+    proof = states.proof()
+    if proof is not None and not allow_mismatch:
+        require_small(states.log.path, proof)
+    if proof is not None and proof.unproved:
+        warnings.warn(str(proof), PrecisionWarning, stacklevel=2)
+    return {} if proof is None else proof.facts
 
 
 def answered(run: BoundRun, question: Question, shown: Progress) -> Influence:
@@ -101,7 +122,7 @@ class Scoring:
 
     def influence(self) -> Influence:
         """Do the work and return the result."""
-        question, found = self._question, dict[str, int]()
+        question, found = self._question, dict[str, int | float]()
         if question.walking:
             found["steps_scaled_outside"] = self._walk()
         rest = [k for k in question.checkpoints if k not in self._done]
@@ -109,6 +130,7 @@ class Scoring:
             self._sum_up(rest)
         measured = self._run.task.measure is not None
         value = _MEASURED if measured else _TEST_LOSS
+        found |= proved(self._run.states, allow_mismatch=question.allow_mismatch)
         facts = provenance(self._run.log, self._run.models, value, **question.facts, **found)
         result = self._tables.influence(facts)
         _warn_of_nothing(result, self._run.task)

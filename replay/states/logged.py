@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from replay.evaluate.state import State, Transition
@@ -14,7 +16,10 @@ class LoggedStates:
 
     Attributes:
         log: The run.
+        drift: Empty: nothing is computed.
     """
+
+    drift: Mapping[int, float] = MappingProxyType({})
 
     def __init__(self, log: RunLog) -> None:
         self.log = log
@@ -29,6 +34,9 @@ class LoggedStates:
     def stored(self) -> frozenset[int]:
         """The numbers of the states whose ``optimizer`` is on file."""
         return frozenset(self.log.states())
+
+    def proof(self) -> None:
+        """Return None: nothing is computed."""
 
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU, as logged."""

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from replay.evaluate.proof import Proof
 from replay.evaluate.state import Transition
 from replay.steps.displacement import Division
 from replay.steps.mismatch import Mismatch, explained, state_causes, tolerance
 from tracer.errors import MismatchError
 from tracer.rules.filter import Filter
+
+DRIFT = 0.01  # of the way between two snapshots, that rounding may have moved a run
 
 
 @dataclass
@@ -28,6 +32,16 @@ class Checks:
     path: str
     same_dtype: bool
     allow_mismatch: bool
+
+    def at_drift(self, drift: float) -> Checks:
+        """Return the checks of a state that was missed by so much: none that it cannot meet.
+
+        Raises:
+            MismatchError: That is more than rounding does.
+        """
+        if drift <= DRIFT or self.allow_mismatch:
+            return replace(self, allow_mismatch=True) if drift else self
+        raise _too_far(self.path, drift)
 
     def step(
         self,
@@ -130,6 +144,20 @@ class Checks:
             f"{where}: the replayed gradient and the logged change of {name!r} differ by "
             f"{relative:.2g} of the gradient's norm"
         )
+
+
+def require_small(path: Path, proof: Proof) -> None:
+    """Raise MismatchError if a run that was taken again is further from the log than rounding."""
+    if proof.drift > DRIFT:
+        raise _too_far(path, proof.drift)
+
+
+def _too_far(path: Path | str, drift: float) -> MismatchError:
+    finding = (
+        f"the steps of {path} do not reproduce: taken again, they missed a snapshot by {drift:.2g} "
+        "of the way between two of them"
+    )
+    return Mismatch(finding, same_dtype=True)
 
 
 def _beyond_last_places(rest: Tensor, w: Tensor, moved: Tensor) -> Tensor:

@@ -83,7 +83,10 @@ class StoredOptimizer:
         return at, OptimizerState(moments, buffers, tensors=_tensors(groups))
 
     def renewed(self, known: OptimizerState, t: int, checks: Checks) -> OptimizerState:
-        """Return what is known before step ``t``: with stored second moments, if there are any.
+        """Return what is known before step ``t``, compared with the stored state if there is one.
+
+        Where a step that does not reproduce is let through, stored second moments take the place
+        of recomputed ones. Else nothing depends on where states are on file.
 
         Raises:
             MismatchError: The stored state is not the recomputed one.
@@ -96,7 +99,8 @@ class StoredOptimizer:
             stored, buffer = self._moments(state), self._buffer(state)
             if stored and name in moments:
                 self._compare_moments(t, name, stored, known, checks)
-                moments[name] = stored
+                if checks.allow_mismatch:
+                    moments[name] = stored
             if buffer is not None and name in known.buffers:
                 self._compare_buffer(t, name, buffer, known, checks)
         return replace(known, moments=moments, tensors=_tensors(groups))

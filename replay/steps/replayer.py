@@ -104,9 +104,8 @@ class Replayer:
         known = self._rule, logged, factors, optimizer
         filters, moments, divided = self._split(now, trained, *known)
         most = max((abs(factor) for factor in factors.values()), default=1.0)
-        noise, unit = self._checks.step(
-            now, filters, divided, optimizer.noise, lambda: most * total()
-        )
+        checks = self._checks.at_drift(self._states.drift.get(now.step.index + 1, 0.0))
+        noise, unit = checks.step(now, filters, divided, optimizer.noise, lambda: most * total())
         after = replace(
             optimizer,
             moments=moments,
@@ -139,7 +138,10 @@ class Replayer:
         Raises:
             MismatchError: They differ.
         """
-        return optimizer if self.stored is None else self.stored.renewed(optimizer, t, self._checks)
+        if self.stored is None:
+            return optimizer
+        checks = self._checks.at_drift(self._states.drift.get(t, 0.0))
+        return self.stored.renewed(optimizer, t, checks)
 
     def _diagnosed(
         self, found: Mismatch, now: Transition, trained: TrainedStep, optimizer: OptimizerState

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 
 from replay.evaluate.binding import Models
+from replay.evaluate.proof import Proof
 from replay.evaluate.state import State, States
 from replay.evaluate.train_side import TrainedStep
 from replay.steps.clipping import ClipFactors
@@ -69,6 +70,7 @@ class Tape:
                 f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
                 "(Replay.drops) work for every optimizer, and verify compares its gradients."
             )
+        self._states = states
         self._window, self._budget, self.stop = window, budget, window.stop
         self.splits = rule is not None
         self.plain = rule is None or not rule.remembers(log.ever_used)
@@ -94,6 +96,10 @@ class Tape:
     def factors(self) -> ClipFactors:
         """What found how gradients were clipped."""
         return self._replayer.factors
+
+    def proof(self) -> Proof | None:
+        """Return how much of what was computed is the run's to the bit; see ``States``."""
+        return self._states.proof()
 
     def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from replay.evaluate.proof import Proof
 from replay.evaluate.state import States
 from replay.steps.tape import Tape
 from tracer.errors import UnsupportedRuleError
@@ -22,16 +23,20 @@ class Verification:
             (clipping that was not logged), with the factor.
         unsplit: The update rule, where only gradients were compared because no replay splits it;
             else None.
+        proof: Of steps that were taken again between snapshots; None where all are on file.
     """
 
     steps: range
     scaled_outside: dict[int, float]
     unsplit: str | None = None
+    proof: Proof | None = None
 
     def __str__(self) -> str:
         where = f"steps {self.steps.start}:{self.steps.stop}"
         found = f"{where} reproduce"
-        if self.unsplit is not None:
+        if self.proof is not None:
+            found += f"\n{self.proof}"
+        elif self.unsplit is not None:
             found = (
                 f"the gradients of {where} reproduce; what {self.unsplit} made of them is not "
                 "checked, since its update is not split"
@@ -63,4 +68,4 @@ def verified(tape: Tape, states: States, steps: range) -> Verification:
         )
     tape.check()
     inside = {t: factor for t, factor in tape.factors.inferred.items() if t in steps}
-    return Verification(steps, inside, unsplit)
+    return Verification(steps, inside, unsplit, states.proof())

@@ -15,6 +15,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.loading",
         "tracer.unwrapping",
         "tracer.codec",
+        "tracer.full_state",
         "tracer.records",
         "tracer.identities",
         "tracer.rules",
@@ -33,6 +34,7 @@ ORDER = [  # each may import what stands before it, and its own room
 SHARED = (
     *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
     *("tracer.identities", "tracer.rules"),
+    *("tracer.full_state", "tracer.log.write.conversion"),
     "tracer.log.read.run_log",
 )
 CHECKED_AT_ONCE = "tracer.wrapper.first_steps"  # imports replay inside functions, when it checks

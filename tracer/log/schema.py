@@ -87,10 +87,10 @@ def create(
     file.create_dataset(STATUS, data=sealed(np.zeros(1, STATUS_DTYPE)))
     for name, kind in TABLES.items():
         options = {"compression": 1, "shuffle": True} if kind.deflated else {}
-        _create_table(file, name, facts, filters if name == WEIGHTS else options)
+        create_table(file, name, facts, filters if name == WEIGHTS else options)
 
 
-def _create_table(file: h5py.File, name: str, facts: Facts, options: Mapping[str, Any]) -> None:
+def create_table(file: h5py.File, name: str, facts: Facts, options: Mapping[str, Any]) -> None:
     """Create a table; wide rows in balanced chunks of at most 1 MiB, a snapshot shares none."""
     kind = TABLES[name]
     if kind.width is None:

@@ -13,7 +13,8 @@ from torch.optim import Optimizer
 
 from tracer.codec.dense import kind
 from tracer.codec.nested import NestedError, encode
-from tracer.errors import TracingError, warn
+from tracer.errors import warn
+from tracer.full_state import restore
 from tracer.records import RandomState
 
 _AT_LEAST = 100  # steps between states
@@ -26,12 +27,14 @@ class RunState:
         model: Its parameters and buffers belong to a full state.
         optimizer: Likewise its state and groups.
         devices: CUDA devices whose random generators belong to it.
-        every: Steps between full states; None is what takes under 1 % of the log, at least 100.
+        every: Steps between full states; None is what takes under 1 % of the log, at least 100;
+            0 is where an epoch begins.
         row_bytes: What a step adds to the log.
 
     Attributes:
         steps: How many steps were taken, also after tracing has ended.
         epoch: That of the last step.
+        next_epoch: That of the next one.
         random: The generators after it.
     """
 
@@ -48,6 +51,7 @@ class RunState:
         self._devices = tuple(devices)
         self.steps, self.random = 0, random_state(devices)
         self.epoch: int | None = None
+        self.next_epoch: int | None = None
         self._every, self._row_bytes = every, row_bytes
         self._complained = False
 
@@ -70,15 +74,21 @@ class RunState:
     def every(self) -> int:
         """Steps between full states; first read when the optimizer has its state."""
         if self._every is None:
-            tensors = [*self._model.parameters(), *self._model.buffers(), torch.get_rng_state()]
-            size = sum(t.nbytes for t in tensors) + _bytes(dict(self._optimizer.state))
-            self._every = max(_AT_LEAST, math.ceil(100 * size / max(1, self._row_bytes)))
+            self._every = max(_AT_LEAST, math.ceil(100 * self.nbytes / max(1, self._row_bytes)))
         return self._every
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of a full state, about; less before the optimizer has its state."""
+        tensors = [*self._model.parameters(), *self._model.buffers(), torch.get_rng_state()]
+        return sum(t.nbytes for t in tensors) + _bytes(dict(self._optimizer.state))
 
     @property
     def is_due(self) -> bool:
         """Whether the full state before the next step is one of the regular ones."""
-        return self.steps == 0 or self.steps % self.every == 0
+        if self.steps == 0:
+            return True
+        return self.steps % self.every == 0 if self.every else self.next_epoch != self.epoch
 
     def capture(self, buffers: Mapping[str, Tensor], *, keeps_zeros: bool = False) -> bytes | None:
         """Return the full state, encoded; None, with one warning, if a log cannot store it.
@@ -148,74 +158,3 @@ def random_state(devices: Sequence[int]) -> RandomState:
     """Return torch's generators as they are now, those of some CUDA devices with the CPU's."""
     cuda = {device: torch.cuda.get_rng_state(device) for device in devices}
     return RandomState(torch.get_rng_state(), cuda)
-
-
-@torch.no_grad()
-def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) -> None:
-    """Give model, optimizer and torch's random generators a full state.
-
-    Raises:
-        TracingError: It does not fit the model or the optimizer; nothing was changed.
-    """
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stored = {**state["parameters"], **state["buffers"]}
-    if list(tensors) != list(stored) and tensors.keys() == stored.keys():
-        raise TracingError(
-            "cannot resume: the model has its parameters or buffers in another order than the log; "
-            "build the model of the logged run."
-        )
-    for name in [*tensors, *stored]:
-        found = [None if t is None else (t.shape, t.dtype) for t in _pair(name, tensors, stored)]
-        if found[0] != found[1]:
-            raise TracingError(
-                f"cannot resume: {name!r} is {_shown(found[0])} in the model and "
-                f"{_shown(found[1])} in the log; build the model of the logged run."
-            )
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise TracingError(
-            f"cannot resume: the optimizer's state does not fit ({error}); build the optimizer, "
-            "with all its groups, as in the logged run."
-        ) from error
-    _restore_exactly(optimizer, state["optimizer"])
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
-    for name, tensor in tensors.items():
-        if any(
-            n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        ):
-            tensor.data = tensor.data.clone()  # torch writes to no expanded tensor
-        tensor.copy_(stored[name])
-    for name in state.get("zero_gradients", ()):  # the optimizer steps these parameters, too
-        tensors[name].grad = torch.zeros_like(tensors[name])
-    torch.set_rng_state(state["random"]["cpu"])
-    for device, cuda in state["random"]["cuda"].items():
-        torch.cuda.set_rng_state(cuda, device)
-
-
-def _restore_exactly(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:
-    """Undo what torch's ``load_state_dict`` does to dtypes: it casts to that of the parameter."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, entry in stored["state"].items():
-        if not isinstance(number, str):  # text keys are loaded as they are
-            parameter = parameters[number]
-            optimizer.state[parameter] = _of_dtype(entry, optimizer.state[parameter])
-
-
-def _of_dtype(stored: Any, loaded: Any) -> Any:
-    """Return what was loaded, its tensors as stored where their dtype was changed."""
-    if isinstance(stored, Tensor) and isinstance(loaded, Tensor):
-        return loaded if loaded.dtype == stored.dtype else stored.to(loaded.device)
-    if isinstance(stored, dict) and isinstance(loaded, dict):
-        return {key: _of_dtype(stored[key], value) for key, value in loaded.items()}
-    if isinstance(stored, (list, tuple)) and isinstance(loaded, (list, tuple)):
-        return type(loaded)(_of_dtype(a, b) for a, b in zip(stored, loaded, strict=True))
-    return loaded
-
-
-def _pair(name: str, *tables: Mapping[str, Tensor]) -> list[Tensor | None]:
-    return [table.get(name) for table in tables]
-
-
-def _shown(found: Any) -> str:
-    return "missing" if found is None else f"{found[1]} {tuple(found[0])}".removeprefix("torch.")

@@ -49,7 +49,6 @@ def check_arguments(
     optimizer: Any,
     model: Any,
     reduction: str,
-    snapshot_every: int,
     record: str,
 ) -> None:
     """Raise TracingError for invalid arguments of ``TracingOptimizer``."""
@@ -60,8 +59,6 @@ def check_arguments(
         raise TracingError(f'reduction must be "mean" or "sum", found {reduction!r}.')
     if record not in ("ids", "batches"):
         raise TracingError(f'record must be "ids" or "batches", found {record!r}.')
-    if snapshot_every != 1:
-        raise TracingError("snapshot_every other than 1 is not available in this version.")
 
 
 def check_numbers(**numbers: Any) -> None:

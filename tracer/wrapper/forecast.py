@@ -9,7 +9,10 @@ from pathlib import Path
 from torch import nn
 
 from tracer.codec.layout import fields, row_bytes
-from tracer.records import RandomState
+from tracer.watch.state_capture import RunState
+from tracer.wrapper.snapshot_choice import SnapshotChoice
+
+_MOMENTS = 2  # vectors that an optimizer may keep, before it has any
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Forecast:
         bytes_per_step: Bytes of one, before coding.
         bytes: Bytes of the log.
         free: Free bytes where it is written.
+        snapshots: Where the log has parameters.
         batches: Those of ``bytes_per_step`` that are recorded batches; None if they come on top.
         written: Bytes that the file at the path has, of which the log can make use.
     """
@@ -31,6 +35,7 @@ class Forecast:
     bytes_per_step: int
     bytes: int
     free: int
+    snapshots: SnapshotChoice
     batches: int | None = 0
     written: int = 0
 
@@ -61,24 +66,32 @@ class Forecast:
             else f"; {free}, enough for {room:,} steps"
         )
         more = "; recorded batches come on top" if self.batches is None else ""
-        return f"{self.path}: {step}{whole}{more}"
+        return f"{self.path}: {self.snapshots}; {step}{whole}{more}"
 
 
-def forecast(path: Path, steps: int, model: nn.Module, random: RandomState) -> Forecast:
+def forecast(
+    path: Path, steps: int, model: nn.Module, run: RunState, snapshots: SnapshotChoice
+) -> Forecast:
     """Return what a run takes.
 
     Args:
         path: Its log.
         steps: How many it has.
         model: What has the parameters and buffers.
-        random: Torch's random state.
+        run: The run.
+        snapshots: Where its log has parameters.
     """
-    state = sum(map(len, (random.cpu, *random.cuda.values())))
-    tensors = dict(model.named_parameters()), dict(model.named_buffers())
-    step = sum(row_bytes(fields(some)) for some in tensors) + state + 1024
+    random = sum(map(len, (run.random.cpu, *run.random.cuda.values())))
+    parameters, buffers = (
+        row_bytes(fields(dict(some))) for some in (model.named_parameters(), model.named_buffers())
+    )
+    state = max(run.nbytes, parameters * (1 + _MOMENTS))
+    every = snapshots.every or max(1, steps)
+    step = buffers + random + 1024 + (parameters if snapshots.is_dense else state // every)
     free = shutil.disk_usage(path.absolute().parent).free
     written = path.stat().st_size if path.exists() else 0
-    return Forecast(path, steps, step, step * (steps + 1), free, written=written)
+    whole = step * (steps + 1) + (0 if snapshots.is_dense else state)
+    return Forecast(path, steps, step, whole, free, snapshots, written=written)
 
 
 def readable(size: float) -> str:

@@ -15,6 +15,7 @@ from tracer.log.write.resumption import Resumption, last_state, reopen
 from tracer.log.write.writer import LogWriter
 from tracer.records import RandomState
 from tracer.watch.measurement import Measurement
+from tracer.wrapper.snapshot_choice import SnapshotChoice
 
 _SHARED = ("optimizer", "reduction", "record", "cuda_devices")  # with the run that goes on
 
@@ -27,11 +28,13 @@ class LogFile:
         path: Where it is.
         attributes: Metadata of the run.
         options: How it is written.
+        snapshots: Where it has parameters.
     """
 
     path: Path
     attributes: Mapping[str, Any]
     options: LogOptions
+    snapshots: SnapshotChoice
 
     def creation(
         self, model: nn.Module, measurement: Measurement, random: RandomState

@@ -10,6 +10,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -35,7 +36,9 @@ class TracingOptimizer(Delegating):
         task: The replay task, or its name ``"package.module:name"`` or ``"file.py:name"``, which
             is kept in the log.
         reduction: ``"mean"`` or ``"sum"``: how the training loss joins the examples' losses.
-        snapshot_every: Steps between parameter snapshots; this version writes every step's.
+        snapshot_every: ``1`` logs the parameters of every step. A number of steps, or ``"epoch"``,
+            logs a full state there and a digest of every step: a replay computes the parameters
+            between, and proves them. ``"auto"``: every step while that stays small, else 100.
         record: ``"ids"``, or ``"batches"``: the batches' tensors go into the log, too, and a
             replay takes them from there (random augmentation, streamed data).
         resume: Go on with the log, if there is one: model, optimizer and torch's random state are
@@ -71,7 +74,7 @@ class TracingOptimizer(Delegating):
         *,
         task: Any = None,
         reduction: str = "mean",
-        snapshot_every: int = 1,
+        snapshot_every: int | str = "auto",
         record: str = "ids",
         resume: bool = False,
         overwrite: bool = False,
@@ -83,7 +86,7 @@ class TracingOptimizer(Delegating):
     ) -> None:
         require_training()
         path = Path(log).absolute()
-        check_arguments(optimizer, model, reduction, snapshot_every, record)
+        check_arguments(optimizer, model, reduction, record)
         self._require(optimizer)
         check_path(path, overwrite=overwrite, resume=resume)
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
@@ -93,7 +96,7 @@ class TracingOptimizer(Delegating):
         settings = Settings(*known, resume, steps, compression, sync_every, state_every)
         self._tracing = begin(path, optimizer, model, settings)
         self._first = FirstSteps(self._log, task, check_steps)
-        self._epoch = self._log.state.epoch
+        self.epoch = self._log.state.epoch
         weakref.finalize(self, self._tracing.log.close)
 
     @property
@@ -109,11 +112,11 @@ class TracingOptimizer(Delegating):
     @property
     def epoch(self) -> int | None:
         """The epoch of the steps to come."""
-        return self._epoch
+        return self._log.state.next_epoch
 
     @epoch.setter
     def epoch(self, value: int | None) -> None:
-        self._epoch = checked_epoch(value)
+        self._log.state.next_epoch = checked_epoch(value)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -197,7 +200,8 @@ class TracingOptimizer(Delegating):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        self._tracing.forwards.clipped(min(1.0, max_norm / (float(norm) + 1e-6)))
+        # as torch rounds it: what the gradient was multiplied by, to the bit
+        self._tracing.forwards.clipped(float(torch.clamp(max_norm / (norm + 1e-6), max=1.0)))
         return norm
 
     @extending

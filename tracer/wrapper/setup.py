@@ -10,6 +10,8 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from tracer.codec.layout import fields, row_bytes
+from tracer.errors import TracingError
 from tracer.log.write.creation import LogOptions
 from tracer.rules.table import momentum_of
 from tracer.unwrapping import unwrapped
@@ -19,6 +21,7 @@ from tracer.wrapper.arguments import check_numbers, checked_compression, qualifi
 from tracer.wrapper.forecast_lines import ForecastLines, say
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
+from tracer.wrapper.snapshot_choice import chosen
 from tracer.wrapper.step_logger import StepLogger
 
 
@@ -28,7 +31,7 @@ class Settings:
 
     task: str | None
     reduction: str
-    snapshot_every: int
+    snapshot_every: Any
     record: str
     resume: bool
     steps: int | None
@@ -88,23 +91,30 @@ def _log_file(
 ) -> LogFile:
     check_numbers(sync_every=settings.sync_every or None, state_every=settings.state_every)
     kind, elements = type(optimizer), sum(p.numel() for p in model.parameters())
+    row = row_bytes(fields(dict(model.named_parameters())))
+    snapshots = chosen(settings.snapshot_every, row, settings.steps)
+    if settings.state_every is not None and not snapshots.is_dense:
+        raise TracingError(
+            f"snapshot_every={settings.snapshot_every!r} puts full states where its snapshots are: "
+            "leave state_every out, or pass snapshot_every=1."
+        )
     options = LogOptions(
         checked_compression(settings.compression, elements),
         momentum_of(rule(kind), optimizer.defaults),
         settings.sync_every,
-        settings.state_every,
+        settings.state_every if snapshots.is_dense else snapshots.every,
     )
     attributes: Mapping[str, Any] = {
         "task": settings.task or "",
         "reduction": settings.reduction,
-        "snapshot_every": settings.snapshot_every,
+        "snapshot_every": snapshots.every,
         "record": settings.record,
         "optimizer": qualified(kind),
         "update_rule": rule(kind),
         "model": type(model).__name__,
         "cuda_devices": " ".join(map(str, devices)),
     }
-    return LogFile(path, attributes, options)
+    return LogFile(path, attributes, options, snapshots)
 
 
 def _go_back(log: StepLogger, *, resume: bool) -> None:

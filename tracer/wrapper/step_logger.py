@@ -210,7 +210,7 @@ class StepLogger:
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes."""
-        return forecast(self.path, steps, self.model, self.state.random)
+        return forecast(self.path, steps, self.model, self.state, self._file.snapshots)
 
     def _attempt(self, look: Callable[[], Seen]) -> Seen | None:
         with torch.no_grad():

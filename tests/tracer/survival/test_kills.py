@@ -11,7 +11,7 @@ import h5py
 import pytest
 import torch
 
-from tests.helpers.kills import kill_one, reference
+from tests.helpers.kills import DENSE, SPARSE, kill_one, reference
 from tests.helpers.training import Run, script, unclosed
 from tracer import open_log
 from tracer.errors import LogWarning
@@ -29,7 +29,8 @@ def expected():
 @pytest.mark.parametrize("k", range(20))
 def test_kill(tmp_path, expected, k):
     rng = random.Random(k)
-    found = kill_one(tmp_path / "run.h5", rng, expected, compression=("none", "delta")[k % 2])
+    how = ({**DENSE, "compression": "none"}, {**DENSE, "compression": "delta"}, SPARSE)
+    found = kill_one(tmp_path / "run.h5", rng, expected, **how[k % 3])
     assert found["flushed"]
     assert found["repaired"]
 

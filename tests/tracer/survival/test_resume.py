@@ -53,6 +53,19 @@ def test_after_close(whole, tmp_path, rule, stop, compression):
         assert [step for step, _ in log.segments()] == [0, stop]
 
 
+@pytest.mark.parametrize("every", [5, "epoch"])
+@pytest.mark.parametrize("stop", [4, 5, 12, 14])
+def test_a_log_with_few_snapshots(tmp_path, stop, every):
+    options = {"snapshot_every": every}
+    expected, path = tmp_path / "whole.h5", tmp_path / "run.h5"
+    Run(expected, **options).train(STEPS).close()
+    Run(path, **options).train(stop).close()
+    run = Run(path, resume=True, **options)
+    assert run.optimizer.position[0] == stop
+    run.train(STEPS).close()
+    assert_equal_logs(path, expected)
+
+
 def killed(path, stop, **options):
     """Train in a process that is gone without closing anything."""
     child = os.fork()

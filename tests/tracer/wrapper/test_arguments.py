@@ -15,7 +15,7 @@ from tracer.errors import OutputExistsError, TracingError
     [
         ({"task": "module"}, '"package.module:name"'),
         ({"reduction": "max"}, '"mean" or "sum"'),
-        ({"snapshot_every": 5}, "snapshot_every other than 1 is not available"),
+        ({"snapshot_every": 0}, 'snapshot_every must be a number of steps, "epoch" or "auto"'),
         ({"record": "tensors"}, 'record must be "ids" or "batches", found'),
         ({"resume": True, "overwrite": True}, "overwrite=True begins anew, resume=True goes on"),
         ({"compression": "zip"}, 'compression must be "none" or "delta", found'),

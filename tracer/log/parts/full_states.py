@@ -109,6 +109,10 @@ class FullStates:
             raise self._tables.damage(SNAP_STATE, "holds no state")
         return value
 
+    def encoded(self, t: int) -> bytes:
+        """Return the bytes of the full state before step ``t``; errors as for ``decode``."""
+        return self._find(t)[1]
+
     def end(self, t: int) -> dict[str, int]:
         """Return the length of each table with the state before step ``t`` as the last one."""
         number, data = self._find(t)

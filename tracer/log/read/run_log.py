@@ -19,6 +19,7 @@ from tracer.log.parts import segments
 from tracer.log.parts.full_states import FullStates
 from tracer.log.parts.hyperparameters import ever_used
 from tracer.log.read.snapshots import Snapshots
+from tracer.log.read.state_snapshots import StateSnapshots
 from tracer.log.read.step_reader import StepReader
 from tracer.log.read.tables import LogTables, require_filters
 from tracer.log.read.whole_steps import WholeSteps
@@ -47,10 +48,11 @@ class RunLog:
         path: The file.
         live: Whether training writes it; ``refresh`` then finds new steps.
         tables: The file's tables.
-        snapshots: Its rows of parameters.
+        snapshots: Its parameters, as far as they are on file.
         full_states: Its full states.
         parameter_layout: Shape and dtype of every parameter of the model, by name.
         buffer_layout: Likewise for buffers.
+        facts: What holds for every step.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,11 +67,10 @@ class RunLog:
             self.tables = LogTables(self.path, self._file)
             require_filters(self.path, self._file)
             layouts = (self._layout(name, rows) for name, rows in schema.LAYOUTS)
-            self._facts = schema.facts_of(self._attributes, *layouts)
-            self._steps = StepReader(self.tables, self._facts)
-            coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
-            self.snapshots = Snapshots(self.tables, self._facts.parameters, coding)
+            self.facts = schema.facts_of(self._attributes, *layouts)
+            self._steps = StepReader(self.tables, self.facts)
             self.full_states = FullStates(self.tables)
+            self.snapshots = self._snapshots()
             self._whole = WholeSteps(self.tables, self._steps, self.snapshots)
             self._length = self._whole.count(live=self.live)
         except (KeyError, ValueError, OSError, RuntimeError, OverflowError, TypeError) as error:
@@ -90,8 +91,8 @@ class RunLog:
                 LogWarning,
                 stacklevel=3,
             )
-        self.parameter_layout = shapes(self._facts.parameters)
-        self.buffer_layout = shapes(self._facts.buffers)
+        self.parameter_layout = shapes(self.facts.parameters)
+        self.buffer_layout = shapes(self.facts.buffers)
 
     def __repr__(self) -> str:
         rule, count = self._attributes["update_rule"], len(self.parameter_layout)
@@ -147,7 +148,7 @@ class RunLog:
 
         Raises:
             IndexError: There is no such state.
-            LogError: The row does not match its checksum.
+            LogError: It does not match its checksum, or only its digest is on file (``is_dense``).
         """
         self._check_index(t, len(self) + 1)
         row = self.snapshots.read(t, self._parameters_crc(t), last=t == len(self))
@@ -156,15 +157,25 @@ class RunLog:
                 f"{self.path}: the parameters before step {t} ({schema.WEIGHTS}) do not match "
                 "their checksum; the file is damaged, restore it from a copy."
             )
-        return unpack(row, self._facts.parameters)
+        return unpack(row, self.facts.parameters)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether the parameters before every step are on file; else those of ``states()``."""
+        return int(self._attributes["snapshot_every"]) == 1
+
+    def digest(self, t: int) -> int | None:
+        """Return the CRC-32 of ``w_t`` as a byte row; None in a log without steps."""
+        self._check_index(t, len(self) + 1)
+        return self._parameters_crc(t)
 
     def buffers(self, t: int) -> dict[str, Tensor]:
         """Return ``β_t``, the buffers before step ``t``'s first forward; ``T``: the final ones."""
         self._check_index(t, len(self) + 1)
-        if not self._facts.buffers or not len(self):
+        if not self.facts.buffers or not len(self):
             return {}
         found = self._steps.buffers(min(t, len(self) - 1), after=t == len(self))
-        return unpack(found, self._facts.buffers)
+        return unpack(found, self.facts.buffers)
 
     def steps(self) -> Iterator[Step]:
         """Yield every step, in order."""
@@ -205,11 +216,17 @@ class RunLog:
 
     def ever_used(self, hyperparameter: str) -> bool:
         """Return whether any step had a group in which a number was there and not zero."""
-        return ever_used(self.tables, self._facts, hyperparameter)
+        return ever_used(self.tables, self.facts, hyperparameter)
 
     def ends(self, t: int) -> dict[str, int]:
         """Return the length of each part's tables before step ``t``, which has a full state."""
         return {**self._steps.ends(t), **self.full_states.end(t)}
+
+    def _snapshots(self) -> Snapshots | StateSnapshots:
+        if not self.is_dense:
+            return StateSnapshots(self.path, self.full_states, self.facts.parameters)
+        coding = [self._attributes[k] for k in ("encoding", "momentum", "keyframe_every")]
+        return Snapshots(self.tables, self.facts.parameters, coding)
 
     def _layout(self, name: str, rows: str) -> list[Any]:
         table = self.tables.layout(name)

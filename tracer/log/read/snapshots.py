@@ -49,6 +49,10 @@ class Snapshots:
             return row
         return self._spare(t, crc) if last else None
 
+    def is_whole(self, t: int, crc: int) -> bool:
+        """Return whether row ``t``, the last one maybe, matches its checksum."""
+        return self.read(t, crc, last=True) is not None
+
     def is_replaced(self, t: int, crc: int) -> bool:
         """Return whether the last row is to be taken from its spare."""
         self.forget()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tracer.errors import LogError
 from tracer.log import schema
 from tracer.log.read.snapshots import Snapshots
+from tracer.log.read.state_snapshots import StateSnapshots
 from tracer.log.read.step_reader import StepReader
 from tracer.log.read.tables import LogTables
 
@@ -15,10 +16,12 @@ class WholeSteps:
     Args:
         tables: The log's tables.
         steps: Its steps.
-        snapshots: Its rows of parameters.
+        snapshots: Its parameters.
     """
 
-    def __init__(self, tables: LogTables, steps: StepReader, snapshots: Snapshots) -> None:
+    def __init__(
+        self, tables: LogTables, steps: StepReader, snapshots: Snapshots | StateSnapshots
+    ) -> None:
         self._tables, self._steps, self._snapshots = tables, steps, snapshots
 
     def count(self, *, live: bool) -> int:
@@ -46,6 +49,6 @@ class WholeSteps:
         try:
             self._steps.require_whole(t)
             crc = int(self._steps.meta(t)["parameters_after_crc"])
-            return self._snapshots.read(t + 1, crc, last=True) is not None
+            return self._snapshots.is_whole(t + 1, crc)
         except LogError:
             return False

@@ -75,11 +75,12 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
 
 
 def _whole_state(log: RunLog, t: int) -> dict[str, Any] | None:
-    """Return a full state, None if it does not match its checksum."""
+    """Return a full state; None if it does not match its checksum or no run goes on from it."""
     try:
-        return log.state(t)
+        found = log.state(t)
     except LogError:
         return None
+    return None if found["random"] is None else found  # a conversion does not know the generators
 
 
 def whole_steps(path: Path) -> int:
@@ -110,7 +111,8 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         OSError, RuntimeError: It cannot be written; the steps before ``step`` are readable.
     """
     with RunLog(path) as log:
-        lengths = {schema.META: step, schema.WEIGHTS: step + 1, **log.ends(step)}
+        rows = step + 1 if log.is_dense else 0
+        lengths = {schema.META: step, schema.WEIGHTS: rows, **log.ends(step)}
         last = log.step(step - 1)
         meta = log.tables.rows(schema.META, step - 1, 1, f"step {step - 1}")
         crc = int(meta[0]["parameters_after_crc"])

@@ -47,7 +47,7 @@ class LogWriter:
         layouts = (read_layout(file[k][:], file[rows].shape[1]) for k, rows in schema.LAYOUTS)
         found = metadata.read(file)
         facts = schema.facts_of(found, *layouts)
-        self._width = row_bytes(facts.parameters)
+        self._width = row_bytes(facts.parameters) if int(found["snapshot_every"]) == 1 else 0
         self._coder = Coder(
             facts.parameters, found["encoding"], found["momentum"], found["keyframe_every"]
         )
@@ -80,8 +80,8 @@ class LogWriter:
         self._crc = int(meta["parameters_after_crc"])
         self._rows.restore(meta, step)
         self._states = FullStateWriter(self._tables, passing=True)
-        width = self._width
-        self._coder.restore(self._steps, lambda k: np.asarray(self._weights[k][:width]))
+        if width := self._width:
+            self._coder.restore(self._steps, lambda k: np.asarray(self._weights[k][:width]))
         segments.encode(self._tables, self._steps, threads)
         self.commit()
 
@@ -101,7 +101,7 @@ class LogWriter:
         if crc == self._crc and (not self._steps or self._rows.buffers_are(buffers)):
             return
         self.commit()
-        moved = crc != self._crc and len(parameters) > 0
+        moved = crc != self._crc and self._width > 0
         row = self._coder.encode(self._steps, parameters)[None] if moved else None
         self._crc = crc
         if self._steps:
@@ -176,6 +176,6 @@ class LogWriter:
         self._tables.replace(schema.STATUS, 0, table)
 
     def _snapshot(self, t: int, parameters: Row) -> int:
-        if len(parameters):
+        if self._width:
             self._tables.snapshot(t, self._coder.encode(t, parameters))
         return zlib.crc32(parameters.data)

@@ -1,0 +1,49 @@
+"""What decides a run's last bits beside its code: how this process differs, and how it can be set.
+
+Sums are taken in another order with another number of threads or another CPU, and differ in their
+last places; steps that build on each other let such differences grow.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def differences(metadata: Mapping[str, Any]) -> list[str]:
+    """Return how this process differs from the one that trained, in sentences without full stops.
+
+    Args:
+        metadata: Of the run's log.
+    """
+    threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
+    found = {
+        "num_threads": (threads, "torch used {} threads in the run and uses {} here"),
+        "torch": (str(torch.__version__), "the run had torch {}, here it is {}"),
+        "cpu_capability": (capability, "the run's CPU had {}, this one has {}"),
+        "onednn": (bool(torch.backends.mkldnn.enabled), "oneDNN was {} in the run and is {} here"),
+        "python": (platform.python_version(), "the run had Python {}, here it is {}"),
+    }
+    return [
+        text.format(metadata[name], here)
+        for name, (here, text) in found.items()
+        if name in metadata and metadata[name] != here
+    ]
+
+
+@contextmanager
+def matched(metadata: Mapping[str, Any]) -> Iterator[None]:
+    """Compute with the run's number of threads and its oneDNN setting; leave both as found."""
+    backend: Any = torch.backends.mkldnn
+    threads, onednn = torch.get_num_threads(), backend.enabled
+    try:
+        torch.set_num_threads(int(metadata["num_threads"]))
+        backend.enabled = bool(metadata["onednn"])
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        backend.enabled = onednn

@@ -1,0 +1,110 @@
+"""Makes a run's optimizer again: its own class, its groups and flags, its hyperparameters."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from tracer.errors import UnsupportedRuleError
+from tracer.records import ParameterGroup
+
+
+def optimizer_class(path: Path, name: str) -> type[Optimizer]:
+    """Return the class of a run's optimizer.
+
+    Nothing is imported because a log names it: a class from outside torch is one that the task's
+    own file, or the program, has imported.
+
+    Args:
+        path: The log, for messages.
+        name: The class's module and name, as logged.
+
+    Raises:
+        UnsupportedRuleError: There is no such class.
+    """
+    module, _, kind = name.rpartition(".")
+    if module == "torch.optim":
+        importlib.import_module(module)
+    found: Any = sys.modules.get(module)
+    for part in kind.split("."):
+        found = getattr(found, part, None)
+    if isinstance(found, type) and issubclass(found, Optimizer):
+        return found
+    raise UnsupportedRuleError(
+        f"{path} was made by {name}, and no such optimizer class is imported, so the steps between "
+        "its snapshots cannot be taken again. Remedies:\n"
+        f"  1. import {module or 'it'} in the task's file;\n"
+        "  2. trace the run with snapshot_every=1, which needs no optimizer."
+    )
+
+
+def made_again(
+    path: Path,
+    kind: type[Optimizer],
+    groups: Sequence[Mapping[str, Any]],
+    parameters: Sequence[Sequence[Tensor]],
+) -> Optimizer:
+    """Return an optimizer of a class with the groups that a run had; its state is empty.
+
+    Args:
+        path: The log, for messages.
+        kind: The class.
+        groups: Of its ``state_dict``.
+        parameters: Those of each group.
+
+    Raises:
+        UnsupportedRuleError: Its constructor wants something else.
+    """
+    given = [
+        {**{k: v for k, v in group.items() if k != "params"}, "params": list(some)}
+        for group, some in zip(groups, parameters, strict=True)
+    ]
+    known = inspect.signature(kind.__init__).parameters
+    arguments = {k: v for k, v in groups[0].items() if k in known and k != "params"}
+    try:
+        return kind(given, **arguments)
+    except Exception as error:
+        raise UnsupportedRuleError(
+            f"{path} was made by {kind.__module__}.{kind.__qualname__}, which cannot be made again "
+            f"from its parameter groups ({type(error).__name__}: {str(error)[:200]}). Trace the "
+            "run with snapshot_every=1, which needs no optimizer."
+        ) from error
+
+
+def set_hyperparameters(group: dict[str, Any], logged: ParameterGroup) -> None:
+    """Give a group the numbers that a step used, in the types that it has."""
+    numbers = logged.hyperparameters
+    for key in dict.fromkeys(name.partition(".")[0] for name in numbers):
+        value = group.get(key)
+        if key in numbers:
+            group[key] = _like(value, numbers[key])
+        elif isinstance(value, (tuple, list)):
+            new = (_like(one, numbers.get(f"{key}.{k}", one)) for k, one in enumerate(value))
+            group[key] = type(value)(new)
+
+
+def _like(value: Any, number: Any) -> Any:
+    """Return a logged number in the type of a value; one that is the same stays the object."""
+    if isinstance(value, Tensor):
+        return value.fill_(number) if value.item() != number else value
+    if isinstance(number, float) and math.isnan(number):
+        return None if not isinstance(value, float) or not math.isnan(value) else value
+    if value == number:
+        return value
+    return bool(number) if isinstance(value, bool) else number
+
+
+def takes_closure(kind: type[Optimizer]) -> bool:
+    """Return whether the class's step cannot do without a closure."""
+    with torch.no_grad():
+        known = list(inspect.signature(kind.step).parameters.values())
+    return len(known) > 1 and known[1].default is inspect.Parameter.empty

@@ -1,0 +1,202 @@
+"""The states of a run whose log has snapshots only here and there: computed, and proved.
+
+Between two snapshots the run is taken again, step by step, and each step's parameters are compared
+with the digest that the log has of them. Where bits differ (another machine, another number of
+threads), the drift is measured at the next snapshot, and the run goes on from what that says.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from replay.evaluate.proof import Proof, proof_of
+from replay.evaluate.state import State, Transition
+from replay.states.environment import differences
+from replay.states.execution import OBJECTIVES, Execution, Point
+from replay.states.logged import LoggedStates
+from tracer.log.read.run_log import RunLog
+from tracer.records import Step
+
+_LEAST = 8  # states that memory holds whatever the budget is
+
+
+class ReExecutedStates:
+    """The states between the snapshots of a log; see ``States``.
+
+    Args:
+        log: The run.
+        execution: Takes its steps.
+        budget: Bytes for states that may be needed again.
+
+    Attributes:
+        log: The run.
+        proved: Steps whose parameters were computed bit for bit.
+        unproved: Steps that were not.
+        drift: How far the computed parameters were from each snapshot that they missed, of the way
+            from the snapshot before.
+    """
+
+    def __init__(self, log: RunLog, execution: Execution, budget: int) -> None:
+        self.log, self._execution, self._budget = log, execution, budget
+        self._logged = LoggedStates(log)
+        self.proved: set[int] = set()
+        self.unproved: set[int] = set()
+        self.drift: dict[int, float] = {}
+        self._settled = False  # how the losses are joined
+        self._now: int | None = None  # where the execution stands
+        self._ends: dict[int, State] = {}  # of the last transition
+        self._points: dict[int, Point] = {}
+
+    @property
+    def last(self) -> int:
+        """The number of the final state, ``T``."""
+        return self._logged.last
+
+    @property
+    def stored(self) -> frozenset[int]:
+        """The numbers of the snapshots."""
+        return self._logged.stored
+
+    def step(self, t: int) -> Step:
+        """Return step ``t`` as logged."""
+        return self._logged.step(t)
+
+    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+        """Return the optimizer's stored state before step ``t``; see ``LoggedStates``."""
+        return self._logged.optimizer(t)
+
+    def proof(self) -> Proof:
+        """Return what was found so far."""
+        return proof_of(self.proved, self.unproved, self.drift, differences(self.log.metadata))
+
+    def at(self, t: int) -> State:
+        """Return ``w_t`` and ``β_t``, on the CPU."""
+        if t in self._ends:
+            return self._ends[t]
+        if t in self.stored and t != self._now:
+            return self._logged.at(t)
+        self._reach(t)
+        return self._here(t)
+
+    def point(self, t: int) -> Point:
+        """Return the full state before step ``t``, computed from the one before it."""
+        if self._now is None or not self._now <= t:
+            self._reach(t)
+        while self._now != t:
+            self._advance()
+        return self._execution.point()
+
+    def transition(self, t: int) -> Transition:
+        """Return step ``t``, proved if its digest is met."""
+        before = self.at(t)
+        if t + 1 in self._ends and t in self.proved | self.unproved:
+            return Transition(self.step(t), before, self._ends[t + 1])
+        self._reach(t)
+        self._advance()
+        after = self._here(t + 1)
+        self._ends = {t: before, t + 1: after}
+        return Transition(self.step(t), before, after)
+
+    def _here(self, t: int) -> State:
+        return State(self._execution.parameters(), self.log.buffers(t))
+
+    def _reach(self, t: int) -> None:
+        """Stand before step ``t``."""
+        if self._now == t:
+            return
+        known = [k for k in (*self.stored, *self._points) if k <= t]
+        start = max(known)
+        if self._now is None or not start <= self._now <= t:
+            self._go(start)
+        assert self._now is not None
+        for k in _halves(self._now, t):
+            while self._now < k:
+                self._advance()
+            if k < t:
+                self._keep(k)
+
+    def _go(self, t: int) -> None:
+        """Take up a state that is known."""
+        point = self._points.get(t)
+        point = self.log.state(t) if point is None else point
+        self._execution.restore(self.step(min(t, self.last - 1)), point)
+        self._now = t
+
+    def _advance(self) -> None:
+        """Take the next step, and compare what it leads to with its digest."""
+        assert self._now is not None
+        t, run = self._now, self._execution
+        step, buffers, digest = self.step(t), self.log.buffers(t), self.log.digest(t + 1)
+        start = None if self._settled else run.point()
+        self._settled = True
+        run.take(step, buffers)
+        met = run.digest() == digest
+        if start is not None and not met:
+            met = self._other_objectives(step, start, digest)
+        self._now = t + 1
+        (self.proved if met else self.unproved).add(t)
+        (self.unproved if met else self.proved).discard(t)
+        if not met and t + 1 in self.stored:
+            self._resynchronise(t + 1)
+
+    def _other_objectives(self, step: Step, start: Point, digest: int | None) -> bool:
+        """Try the other ways in which a loop may have joined its losses; return whether one did."""
+        run = self._execution
+        for objective in (*OBJECTIVES[1:], OBJECTIVES[0]):  # the last one stays if none is right
+            run.objective = objective
+            run.restore(step, start)
+            run.take(step, self.log.buffers(step.index))
+            if run.digest() == digest:
+                return True
+        return False
+
+    def _resynchronise(self, t: int) -> None:
+        """Measure how far the execution is from a snapshot, and go on from that."""
+        before = max((k for k in self.stored if k < t), default=0)
+        snapshot, earlier = self.log.parameters(t), self.log.parameters(before)
+        moved = _distance(snapshot, earlier)
+        gap = _distance(self._execution.parameters(), snapshot)
+        self.drift[t] = gap / moved if moved else float(gap > 0)
+        self._points = {k: point for k, point in self._points.items() if k < t}
+        self._now = None
+        self._execution.restore(self.step(min(t, self.last - 1)), self.log.state(t))
+        self._now = t
+
+    def _keep(self, t: int) -> None:
+        """Keep a state in memory; of too many, the latest goes: a walk backwards has passed it."""
+        point = self._execution.point()
+        self._points[t] = point
+        most = max(_LEAST, self._budget // max(1, _bytes(point)))
+        while len(self._points) > most:
+            del self._points[max(self._points)]
+
+
+def _halves(start: int, stop: int) -> list[int]:
+    """Return where states are kept on the way to ``stop``: half of what is left, again and again.
+
+    A walk backwards over n steps then takes about n log n steps, and log n states.
+
+    >>> _halves(0, 16)
+    [8, 12, 14, 15, 16]
+    """
+    found = []
+    while start < stop:
+        start += -(-(stop - start) // 2)
+        found.append(start)
+    return found
+
+
+def _distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
+    gaps = [torch.linalg.vector_norm(left[n].double() - right[n].double()) for n in left]
+    return float(torch.linalg.vector_norm(torch.stack(gaps))) if gaps else 0.0
+
+
+def _bytes(value: Any) -> int:
+    if isinstance(value, Tensor):
+        return value.nbytes
+    if isinstance(value, dict):
+        return sum(map(_bytes, value.values()))
+    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
