@@ -24,12 +24,14 @@ from replay.command.options import (
     takes_tests,
     writes_result,
 )
+from replay.command.saving import save
 from replay.command.show.influence import report, to_json
 from replay.command.terminal import Terminal
 from replay.methods.table import DEFAULT, METHODS
 from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
 from replay.results.reservation import reserved
+from replay.results.variables import INFLUENCE
 from replay.session.estimate import Cost, peak_bytes
 
 _ENDING = ".influence.h5"
@@ -169,14 +171,14 @@ def influence(
         cost = run.estimate(chosen(run, tests), **question)
         click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
         return
-    check_free(target, overwrite=overwrite, inputs=(log, *tests.inputs))
+    check_free(target, INFLUENCE, overwrite=overwrite, inputs=(log, *tests.inputs))
     began = time.perf_counter()
     with reserved(target):
         run = opened(log, settings, target)
         found = run.influence(chosen(run, tests), **question)
         if target != beside(log, _ENDING):
             warn_of_change(beside(log, _ENDING), found.test_ids, found.values, found.attributes)
-        found.save(target, overwrite=overwrite)
+        save(found, target, overwrite=overwrite)
     click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(found, k=top), allow_nan=False))

@@ -9,7 +9,7 @@ import click
 import torch
 
 from replay.command.options import Settings, Tests
-from replay.results.output import check_free
+from replay.results.output import check_inputs
 from replay.session.replay import Replay
 from replay.task import beginning, example_ids, ids_by_text
 from tracer.errors import InputError, shown
@@ -26,7 +26,7 @@ def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:
 
     def announce(file: str) -> None:
         if target is not None:
-            check_free(target, overwrite=True, inputs=[file])
+            check_inputs(target, [file])
         announced(file)
 
     return Replay(

@@ -18,10 +18,12 @@ from replay.command.options import (
     takes_settings,
     writes_result,
 )
+from replay.command.saving import save
 from replay.command.show.self_influence import self_json, self_report
 from replay.command.terminal import Terminal
 from replay.results.output import check_free
 from replay.results.reservation import reserved
+from replay.results.variables import SELF_INFLUENCE
 
 _ENDING = ".self.h5"
 
@@ -61,11 +63,11 @@ def self_influence(
     writes all of them to an HDF5 file. The cost is one pass over the run.
     """
     target = beside(log, _ENDING) if out is None else out
-    check_free(target, overwrite=overwrite, inputs=[log])
+    check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
     with reserved(target):
         run = opened(log, settings, target)
         found = run.self_influence(steps=steps, allow_mismatch=allow_mismatch)
-        found.save(target, overwrite=overwrite)
+        save(found, target, overwrite=overwrite)
     click.echo(f"wrote {target}", err=True)
     if as_json:
         click.echo(json.dumps(self_json(found), allow_nan=False))

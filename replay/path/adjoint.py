@@ -175,7 +175,7 @@ class Adjoint:
         """
         if not rule.adds_plainly:
             return False
-        found = [part.outer(name, self._count) for part in mean if name in part.gradients.names]
+        found = [part.outer(name, self._count) for part in mean if name in part.gradients]
         outers = [outer for outer in found if outer is not None]
         if not outers or len(outers) < len(found):
             return False

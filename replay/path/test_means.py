@@ -54,7 +54,7 @@ class WeightedGradients:
 
         They may be views; with a role they may be in a workspace, until the next call for it.
         """
-        if name not in self.gradients.names:
+        if name not in self.gradients:
             return None
         wanted = (self.columns >= start) & (self.columns < stop)
         if self.weights is not None:

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from replay.arguments import place
 from replay.results.checksums import CHECKSUM, of_attributes, of_values
-from replay.results.output import check_free, inputs_of, is_log, moved_when_whole
-from replay.results.variables import FORMATS, SELF_INFLUENCE, SELF_SCORES, VALUE, Format, Variable
+from replay.results.image import Image
+from replay.results.output import check_free, inputs_of, moved_when_whole, stated_format
+from replay.results.variables import FORMATS, RUN_LOG, VALUE, Format, Variable
 from tracer.errors import InputError, shown
+from tracer.hdf5.opening import open_hdf5
 from tracer.identities import fault_of, plain_ids
 from tracer.records import ID
 
@@ -37,7 +39,7 @@ def write_result(
     *,
     overwrite: bool,
 ) -> None:
-    """Write a result beside its place and move it there when whole.
+    """Put a result together in memory, write it beside its place and move it there when whole.
 
     Args:
         target: Where it is to stand.
@@ -51,18 +53,23 @@ def write_result(
         OutputExistsError: The file exists and ``overwrite`` is off.
         InputError: It is the run's log or task, or no regular file, or cannot be written.
     """
-    check_free(target, overwrite=overwrite, inputs=inputs_of(attributes))
+    check_free(target, kind, overwrite=overwrite, inputs=inputs_of(attributes))
     facts = {"format": kind.name, "format_version": kind.version, **attributes}
-    with moved_when_whole(target) as partial, h5py.File(partial, "x", libver=_READABLE) as file:
+    image = Image()
+    with h5py.File(image, "w", libver=_READABLE) as file:
         _describe(file, {**facts, CHECKSUM: of_attributes(_plain_values(facts))})
         for name in kind.dimensions:
             _write_labels(file, name, labels[name])
         for variable, method, term, values in content:
             values = np.asarray(values).astype(_stored(variable), copy=False)
-            stored = _write_variable(file, variable, variable.called(method, term), values)
+            stored = image.add(file, variable.called(method, term), values)
+            for axis, dimension in enumerate(variable.dimensions):
+                stored.dims[axis].attach_scale(file[dimension])
             unit = str(attributes.get("unit", "")) if variable.unit == VALUE else variable.unit
             meaning = {"long_name": variable.described(method, term), "units": unit}
             _describe(stored, {**meaning, CHECKSUM: of_values(values)})
+    with moved_when_whole(target, overwrite=overwrite) as partial:
+        image.save(partial)
 
 
 class Stored:
@@ -116,7 +123,7 @@ def open_result(path: str | Path, kind: Format) -> Iterator[Stored]:
     """
     path = place("a result", path)
     try:
-        with h5py.File(path, "r") as file:
+        with open_hdf5(path, "r") as file:
             _check_format(path, file, kind)
             yield Stored(file, kind)
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -138,12 +145,12 @@ def _unreadable(path: Path, error: Exception) -> str:
 
 def _check_format(path: Path, file: h5py.File, kind: Format) -> None:
     """Raise InputError unless a file is of a kind and of a version that can be read."""
-    found = _format_name(file)
+    found = stated_format(file)
     others = {other.name: other for other in FORMATS if other != kind}
     if found in others:
         other = others[found]
         raise InputError(f"{path} holds {other.content}; read it with {other.loader}.")
-    if found != kind.name and is_log(path):
+    if found == RUN_LOG:
         raise InputError(
             f"{path} is a run log, not a result; read it with tracer.open_log, replay it with "
             "replay.Replay."
@@ -158,14 +165,6 @@ def _check_format(path: Path, file: h5py.File, kind: Format) -> None:
             f"{path} has result format {version}, this version reads up to {kind.version}; "
             "upgrade tracin-replay."
         )
-
-
-def _format_name(file: h5py.File) -> str | None:
-    """Return which format a file says it has; the first self-influence files said nothing."""
-    found = _plain(file.attrs.get("format"))
-    if found is None and all(name in file for name in ("train", *SELF_SCORES)):
-        return SELF_INFLUENCE.name
-    return found if isinstance(found, str) else None
 
 
 def _describe(item: h5py.File | h5py.Dataset, attributes: Attributes) -> None:
@@ -200,15 +199,6 @@ def _write_labels(file: h5py.File, name: str, labels: Sequence[ID]) -> None:
     data = file.create_dataset(name, data=plain, dtype=h5py.string_dtype() if text else np.int64)
     data.make_scale(name)
     data.attrs[CHECKSUM] = of_values(data[:])
-
-
-def _write_variable(
-    file: h5py.File, variable: Variable, name: str, values: NDArray[Any]
-) -> h5py.Dataset:
-    stored = file.create_dataset(name, data=values)
-    for axis, dimension in enumerate(variable.dimensions):
-        stored.dims[axis].attach_scale(file[dimension])
-    return stored
 
 
 def _stored(variable: Variable) -> str:

@@ -34,9 +34,9 @@ def save_state_dict(
         raise InputError(
             f"a checkpoint ends in .pt or .safetensors, found {target.name!r}; rename it."
         )
-    check_free(target, overwrite=overwrite, inputs=inputs)
+    check_free(target, None, overwrite=overwrite, inputs=inputs)
     own = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
-    with moved_when_whole(target) as partial:
+    with moved_when_whole(target, overwrite=overwrite) as partial:
         if target.suffix == ".pt":
             torch.save(own, partial)
             return

@@ -129,3 +129,4 @@ VISITS = Variable("visits", _TRAIN, "int64", "", "how often the run used an exam
 SELF_SCORES = {"self": SELF, "own_drop": OWN_DROP}
 
 FORMATS = (INFLUENCE, SELF_INFLUENCE)
+RUN_LOG = "tracin-run"  # what a run log says instead

@@ -58,8 +58,12 @@ def convert(
     number = 0 if every == "epoch" else whole("snapshot_every", every)
     if log.live:
         raise InputError(f"{log.path} is being written; convert it when training has ended.")
-    check_free(target, overwrite=overwrite, inputs=[log.path])
-    with run.computing(), Progress(progress) as shown, moved_when_whole(target) as partial:
+    check_free(target, None, overwrite=overwrite, inputs=[log.path])
+    with (
+        run.computing(),
+        Progress(progress) as shown,
+        moved_when_whole(target, overwrite=overwrite) as partial,
+    ):
         states = taken_again(log, run.task, run.models.device, run.budget)
         advance = shown.task("taking steps again", len(log) + 1)
         convert_log(log, partial, number, _points(states, number, advance))

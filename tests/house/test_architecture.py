@@ -33,7 +33,7 @@ ORDER = [  # each may import what stands before it, and its own room
 ]
 SHARED = (
     *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
-    *("tracer.identities", "tracer.rules"),
+    *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
     *("tracer.full_state", "tracer.log.write.conversion"),
     "tracer.log.read.run_log",
 )

@@ -2,7 +2,8 @@
 
 HDF5 gives its own lock up in SWMR mode. The lock belongs to the open file, not to the process, so
 that it outlives whoever opens and closes the lock file besides (a copy of the folder does);
-forked processes close their copy of it, so that it ends with the writer.
+forked processes close their copy of it, so that it ends with the writer. Where the file system
+has no locks, the file itself is the lock, and the process that it names holds it.
 """
 
 from __future__ import annotations
@@ -15,16 +16,12 @@ from pathlib import Path
 
 from tracer.errors import LogError
 from tracer.hdf5 import superblock
+from tracer.hdf5.opening import NO_LOCKS
+from tracer.log.lock_file import holder, is_gone, lock_path, open_lock, this_process
 
 _PATIENCE = 2.0  # seconds; a repair takes milliseconds
 _GLANCE = 0.1  # likewise: a reader that looks whether somebody writes
-_held: dict[str, int] = {}  # lock file -> descriptor that holds it, in this process
-
-
-def lock_path(log: Path) -> Path:
-    """Return the file whose lock says that a log is being written, beside the log itself."""
-    real = Path(os.path.realpath(log))
-    return real.with_name(real.name + ".lock")
+_held: dict[str, WriterLock] = {}  # by lock file, in this process
 
 
 class WriterLock:
@@ -34,14 +31,20 @@ class WriterLock:
         log: The log.
         purpose: What other processes are told; empty for a repair, which is soon over.
 
+    Attributes:
+        path: The lock file.
+        by_name: Whether the file system has no locks, so that the file itself is the lock.
+        taken: How many steps the run has taken, with those that are not on file yet.
+
     Raises:
         LogError: Somebody else writes the log, or may do so under another name.
-        OSError: The lock file cannot be written.
+        OSError: The lock file cannot be written, or something else has its name.
     """
 
     def __init__(self, log: Path, purpose: str = "") -> None:
-        self._path = lock_path(log)
-        self._key = str(self._path)
+        self.path = lock_path(log)
+        self._key = str(self.path)
+        self.by_name, self.taken = False, 0
         if self._key in _held:
             raise LogError(
                 f"{log} is being written in this process already; close that optimizer first."
@@ -49,14 +52,15 @@ class WriterLock:
         require_own_name(log)
         descriptor = self._acquire()
         if descriptor is None:
+            also = f", or remove {self.path} if it has ended" if self.by_name else ""
             raise LogError(
-                f"{log} is being written by {_holder(self._path)}; stop that process, or choose "
-                "another path."
+                f"{log} is being written by {holder(self.path) or 'another process'}; stop that "
+                f"process{also}, or choose another path."
             )
-        self._descriptor = _held[self._key] = descriptor
+        self._descriptor, _held[self._key] = descriptor, self
         try:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, purpose.encode(), 0)
+            os.pwrite(descriptor, (purpose or this_process() * self.by_name).encode(), 0)
         except BaseException:
             self.release()
             raise
@@ -64,29 +68,49 @@ class WriterLock:
     def _acquire(self) -> int | None:
         began = time.monotonic()
         while True:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor, made = self._open()
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
+                self.by_name = error.errno in NO_LOCKS
+                if self.by_name and made:
+                    return descriptor
                 os.close(descriptor)
-                if not isinstance(error, (BlockingIOError, PermissionError)):
+                if self.by_name and is_gone(holder(self.path)):
+                    self.path.unlink(missing_ok=True)
+                    continue
+                if not self.by_name and not isinstance(error, (BlockingIOError, PermissionError)):
                     raise
-                if time.monotonic() - began > (_GLANCE if _text(self._path) else _PATIENCE):
+                if time.monotonic() - began > (_GLANCE if holder(self.path) else _PATIENCE):
                     return None
                 time.sleep(0.01)  # somebody repairs it, looks at the lock or removes it
                 continue
-            if _is_file(descriptor, self._path):
+            if _is_file(descriptor, self.path):
                 return descriptor
             os.close(descriptor)  # removed between opening and locking
 
+    def _open(self) -> tuple[int, bool]:
+        """Open the lock file, and return whether it was made now."""
+        try:
+            return open_lock(self.path, os.O_RDWR | os.O_CREAT | os.O_EXCL), True
+        except FileExistsError:
+            return open_lock(self.path, os.O_RDWR | os.O_CREAT), False
+
     def release(self) -> None:
         """Give the lock up and remove its file; a forked copy has none."""
-        if self._descriptor < 0 or _held.get(self._key) != self._descriptor:
+        if self._descriptor < 0 or _held.get(self._key) is not self:
             return
         del _held[self._key]
         with contextlib.suppress(OSError):  # a folder gone or read-only: it ends all the same
-            self._path.unlink(missing_ok=True)
+            if _is_file(self._descriptor, self.path):
+                self.path.unlink(missing_ok=True)
         os.close(self._descriptor)
+        self._descriptor = -1
+
+    def forget(self) -> None:
+        """Close a forked process's copy: a lock ends with the process that took it."""
+        with contextlib.suppress(OSError):
+            os.close(self._descriptor)
         self._descriptor = -1
 
 
@@ -98,19 +122,30 @@ def is_being_written(log: Path) -> bool:
     until = time.monotonic() + _PATIENCE
     while True:
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = open_lock(path, os.O_RDONLY)
         except OSError:
             return False
         try:
             fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            if _text(path) or time.monotonic() > until:
+        except OSError as error:
+            text = holder(path)
+            if error.errno in NO_LOCKS and is_gone(text):
+                return False
+            if text or time.monotonic() > until:
                 return True
         else:
             return False
         finally:
             os.close(descriptor)
         time.sleep(0.01)
+
+
+def writer_of(log: Path) -> tuple[str, int | None]:
+    """Return who writes a log, and how many steps the run has taken if that is known."""
+    path = lock_path(log)
+    if (lock := _held.get(str(path))) is not None:
+        return "this process", lock.taken
+    return holder(path) or "another process", None
 
 
 def require_own_name(log: Path) -> None:
@@ -121,7 +156,9 @@ def require_own_name(log: Path) -> None:
         names = target.stat().st_nlink
     except OSError:
         return  # there is no log yet
-    if names == 1 or path.exists():  # a writer that was killed left its lock file here
+    if names == 1 or (
+        path.is_file() and not path.is_symlink()
+    ):  # a writer that was killed left its lock file here
         return
     block = superblock.read(target)
     if block is not None and superblock.is_marked_open(block):
@@ -133,29 +170,16 @@ def require_own_name(log: Path) -> None:
 
 
 def _forget_in_child() -> None:
-    """Close a forked process's copies: a lock ends with the process that took it."""
-    for descriptor in _held.values():
-        with contextlib.suppress(OSError):
-            os.close(descriptor)
+    for lock in _held.values():
+        lock.forget()
     _held.clear()
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
     try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
     except OSError:
         return False
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
-
-
-def _holder(path: Path) -> str:
-    return _text(path) or "another process"
 
 
 os.register_at_fork(after_in_child=_forget_in_child)

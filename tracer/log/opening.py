@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import h5py
 
 from tracer.errors import LogError
 from tracer.hdf5 import superblock
+from tracer.hdf5.opening import open_hdf5
 from tracer.hdf5.patches import DamagedError
 from tracer.hdf5.repair import RepairedView, repair
 from tracer.log import metadata, schema
@@ -18,11 +21,12 @@ from tracer.log.locking import WriterLock, is_being_written, require_own_name
 
 _UNWRITABLE = (
     *(errno.EACCES, errno.EPERM, errno.EROFS),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EEXIST),
 )
+_DAMAGE = (OSError, RuntimeError, KeyError, ValueError, TypeError)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class OpenFile:
     """A log's open file.
 
@@ -30,11 +34,45 @@ class OpenFile:
         file: The file.
         live: Whether a writer is at work on it.
         repair: What was done to open it after its writer was killed, if anything.
+        stat: What the file was when it was opened.
     """
 
     file: h5py.File
     live: bool
     repair: str
+    stat: os.stat_result
+
+
+_open_files: weakref.WeakSet[OpenFile] = weakref.WeakSet()
+
+
+def is_open_here(path: Path) -> bool:
+    """Return whether this process has a log open for reading."""
+    found = path.stat()
+
+    def is_read() -> bool:
+        return any(f.file and os.path.samestat(f.stat, found) for f in list(_open_files))
+
+    if is_read():
+        gc.collect()  # a replay that is not used any more
+    return is_read()
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a regular file says that it is a run log; nothing is repaired.
+
+    Raises:
+        LogError: It is an HDF5 file, but cannot be read.
+    """
+    try:
+        block = superblock.read(path)
+        if block is None:
+            return False
+        marked = superblock.is_marked_open(block)
+        with h5py.File(RepairedView(path, ()), "r") if marked else open_hdf5(path, "r") as file:
+            return bool(metadata.read(file).get("format") == schema.FORMAT)
+    except _DAMAGE as error:
+        raise LogError(f"{path} is a damaged HDF5 file: {error}.") from error
 
 
 def open_file(path: Path) -> OpenFile:
@@ -49,7 +87,8 @@ def open_file(path: Path) -> OpenFile:
     opened = _open(path)
     try:
         check_format(path, opened.file)
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        _open_files.add(opened)
+    except _DAMAGE as error:
         opened.file.close()
         raise LogError(f"{path} is a damaged run log: {error}; restore it from a copy.") from error
     except BaseException:
@@ -94,19 +133,18 @@ def _open(path: Path) -> OpenFile:
             raise LogError(f"{path} is not a file; expected a run log such as run.h5.")
         if not h5py.is_hdf5(path):
             raise LogError(f"{path} is not an HDF5 file; expected a run log written by tracer.")
-        block = superblock.read(path)
+        block, found = superblock.read(path), path.stat()
         if block is None or not superblock.is_marked_open(block):
-            return OpenFile(h5py.File(path, "r"), live=False, repair="")
-        return _open_marked(path)
+            return OpenFile(open_hdf5(path, "r"), live=False, repair="", stat=found)
+        return OpenFile(*_open_marked(path), stat=found)
     except (OSError, RuntimeError) as error:
         raise LogError(f"{path} cannot be read: {error}.") from error
 
 
-def _open_marked(path: Path) -> OpenFile:
-    """Open a file that its writer has open or left so."""
+def _open_marked(path: Path) -> tuple[h5py.File, bool, str]:
+    """Open a file that its writer has open or left so; see ``OpenFile``."""
     if is_being_written(path):
-        file = h5py.File(path, "r", libver="latest", swmr=True)
-        return OpenFile(file, live=True, repair="")
+        return open_hdf5(path, "r", libver="latest", swmr=True), True, ""
     try:
         require_writable(path)
         lock = WriterLock(path)
@@ -116,15 +154,14 @@ def _open_marked(path: Path) -> OpenFile:
             lock.release()
         done = "its superblock was repaired"
         done += f", the torn index of {torn} too" if torn else ""
-        return OpenFile(h5py.File(path, "r"), live=False, repair=done)
+        return open_hdf5(path, "r"), False, done
     except (OSError, DamagedError) as error:
         if isinstance(error, OSError) and error.errno not in _UNWRITABLE:
             raise
         require_own_name(path)
         file = h5py.File(RepairedView(path, schema.TABLES), "r")
         why = error.strerror if isinstance(error, OSError) else error
-        done = f"it is read as if repaired, not changed ({why})"
-        return OpenFile(file, live=False, repair=done)
+        return file, False, f"it is read as if repaired, not changed ({why})"
 
 
 def require_writable(path: Path) -> None:

@@ -6,7 +6,6 @@ When the log cannot be written any more, the channel ends with one warning and t
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from textwrap import shorten
@@ -19,6 +18,7 @@ from tracer.errors import TracingError, warn
 from tracer.hdf5.patches import DamagedError
 from tracer.hdf5.repair import repair
 from tracer.log import schema
+from tracer.log.lock_file import ForeignFileError, lock_path, this_process
 from tracer.log.locking import WriterLock
 from tracer.log.opening import require_writable
 from tracer.log.write.resumption import unwritable, whole_steps
@@ -51,9 +51,29 @@ class LogChannel:
         self._parameters: list[Tensor] = []
         self._lock: WriterLock | None = None
         try:
-            self._lock = WriterLock(path, f"process {os.getpid()} on {os.uname().nodename}")
+            self._lock = WriterLock(path, this_process())
         except OSError as error:
             self.refused = error
+
+    def require_lock(self) -> None:
+        """Raise TracingError if the log cannot be locked, and say so if a file is its lock."""
+        if self.refused is not None:
+            raise TracingError(
+                f"the log {self._path} cannot be written: {self.refused.strerror}.\n"
+                f"1. Choose another path for the log.\n"
+                f"2. {_remedy(self._path, self.refused)}"
+            ) from self.refused
+        if self._lock is not None and self._lock.by_name:
+            warn(
+                f"the file system of {self._path} has no locks: the file {self._lock.path.name} "
+                "beside it stands for one. If this run is killed, and goes on with resume=True on "
+                "another machine, remove that file first."
+            )
+
+    def step_taken(self, count: int) -> None:
+        """Note how many steps the run has taken, for those who read the log in this process."""
+        if self._lock is not None:
+            self._lock.taken = count
 
     @property
     def started(self) -> bool:
@@ -130,9 +150,8 @@ class LogChannel:
 
     def report(self) -> None:
         """Say once that the log cannot be written."""
-        failure = self.refused if self._thread is None else self._thread.failure
-        if failure is not None:
-            self.fail(failure)
+        if self._thread is not None and self._thread.failure is not None:
+            self.fail(self._thread.failure)
 
     def fail(self, error: Exception) -> None:
         """End the log, which cannot be written."""
@@ -168,19 +187,28 @@ class LogChannel:
         if self.stopped:
             return
         self.stopped = True
-        steps = 0
+        began, steps = False, 0
         try:
             if self._thread is not None:
                 self._thread.close()
-                steps = self._thread.committed
-            if self._lock is not None:
+                began, steps = self._thread.began, self._thread.committed
+            if began or self._thread is None:
                 with contextlib.suppress(OSError, DamagedError):
                     repair(self._path, schema.TABLES)
         finally:
             self.release()
-        if self._thread is None:  # it may hold what was there before
-            steps = whole_steps(self._path)
-        warn(
-            f"tracing stopped: {why}. The log {self._path} is closed with {steps} complete steps; "
-            "training continues without tracing."
+        if self._thread is None:  # the run was to go on with what is there
+            began, steps = True, whole_steps(self._path)
+        left = (
+            f"The log {self._path} is closed with {steps} complete steps"
+            if began
+            else "No log of this run was made, and none was changed"
         )
+        warn(f"tracing stopped: {why}. {left}; training continues without tracing.")
+
+
+def _remedy(path: Path, error: OSError) -> str:
+    lock = lock_path(path)
+    if isinstance(error, ForeignFileError):
+        return f"Remove or rename {lock}, which tracing leaves alone."
+    return f"Make the folder {lock.parent} writable, or make room there."

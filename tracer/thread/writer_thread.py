@@ -30,12 +30,13 @@ class WriterThread:
     Attributes:
         failure: What ended the writing, if anything did.
         committed: How many steps are on file.
+        began: Whether there is a log of the run.
         ring: Where slots come from and go back to.
     """
 
     def __init__(self, open_writer: Callable[[], LogWriter], ring: Ring) -> None:
         self.failure: Exception | None = None
-        self.committed = 0
+        self.committed, self.began = 0, False
         self._open, self.ring = open_writer, ring
         self._writer: LogWriter | None = None
         self._hurry = threading.Event()
@@ -111,15 +112,23 @@ class WriterThread:
                 return
 
     def _write(self, burst: list[tuple[Job, Slot | None]]) -> None:
-        """Do jobs; their slots are free once what they hold is written, half a ring at a time."""
+        """Do jobs; their slots are free once what they hold is written, half a ring at a time.
+
+        Where the disk may be full before that, in smaller parts: what fits is kept.
+        """
         held: list[Slot] = []
         for job, slot in burst:
             self._do(job)
             if slot is not None:
                 held.append(slot)
-            if 2 * len(held) >= self.ring.size:
+            if 2 * len(held) >= self.ring.size or self._is_short():
                 self._commit(held)
         self._commit(held)
+
+    def _is_short(self) -> bool:
+        with contextlib.suppress(OSError):
+            return self.failure is None and self._writer is not None and self._writer.is_short()
+        return False
 
     def _commit(self, held: list[Slot]) -> None:
         self._do(LogWriter.commit)
@@ -134,6 +143,7 @@ class WriterThread:
         try:
             if self._writer is None:
                 self._writer = self._open()
+                self.began = True
             job(self._writer)
             self.committed = self._writer.committed
         except Exception as error:

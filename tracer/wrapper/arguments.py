@@ -3,31 +3,17 @@
 from __future__ import annotations
 
 from operator import index
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracer.codec.delta import ENCODINGS
-from tracer.errors import OutputExistsError, TracingError
+from tracer.errors import TracingError
 from tracer.hdf5.filters import has_zstd
 from tracer.wrapper.foreign import check_optimizer
 
 CODED_FROM = 1_000_000  # parameters
-
-
-def check_path(path: Path, *, overwrite: bool, resume: bool) -> None:
-    """Raise an error if a log cannot be written there."""
-    if overwrite and resume:
-        raise TracingError("overwrite=True begins anew, resume=True goes on; pass one of them.")
-    if path.exists() and not (overwrite or resume):
-        raise OutputExistsError(
-            f"the log {path} exists; choose another path, pass overwrite=True to replace it, or "
-            "resume=True to go on with it."
-        )
-    if not path.absolute().parent.is_dir():
-        raise TracingError(f"there is no directory {path.absolute().parent} for the log.")
 
 
 def qualified(kind: type) -> str:

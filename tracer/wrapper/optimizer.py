@@ -14,13 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracer.errors import warn
 from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
-from tracer.wrapper.arguments import check_arguments, check_group, check_path, checked_epoch
+from tracer.wrapper.arguments import check_arguments, check_group, checked_epoch
 from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
+from tracer.wrapper.log_path import checked_path
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
 from tracer.wrapper.stepping import Call
@@ -85,10 +87,9 @@ class TracingOptimizer(Delegating):
         check_steps: int | None = None,
     ) -> None:
         require_training()
-        path = Path(log).absolute()
         check_arguments(optimizer, model, reduction, record)
         self._require(optimizer)
-        check_path(path, overwrite=overwrite, resume=resume)
+        path = checked_path(log, overwrite=overwrite, resume=resume)
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
         super().__init__(optimizer)
@@ -127,8 +128,11 @@ class TracingOptimizer(Delegating):
     def __enter__(self) -> TracingOptimizer:
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._log.close()
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r}, log={str(self._log.path)!r})"
@@ -227,8 +231,15 @@ class TracingOptimizer(Delegating):
         self._log.flush()
 
     def close(self) -> None:
-        """End the log; further steps are errors."""
+        """End the log, and warn if it has no step; further steps are errors."""
+        without = self._log.has_no_step
         self._log.close()
+        if without:
+            warn(
+                f"the log {self._log.path} is closed without a step.\n"
+                "1. Call step(batch_ids=ids) of this wrapper, not of the optimizer in it.\n"
+                "2. Give the wrapper to whatever steps: scheduler, GradScaler, trainer."
+            )
 
     @property
     def position(self) -> tuple[int, int | None]:

@@ -120,7 +120,7 @@ def _log_file(
 def _go_back(log: StepLogger, *, resume: bool) -> None:
     """Go to the log's last full state if the run is to resume, and say so."""
     found = log.resume() if resume else None
-    log.channel.report()
+    log.channel.require_lock()
     if found is not None:
         say(
             f"resuming {log.path} at step {found.step}, its last full state; {found.dropped} later "

@@ -69,6 +69,13 @@ class StepLogger:
         self._last = LastStep(file, self.channel, model, forwards, self._measurement, self.state)
         self._look = StepLook(self._measurement, forwards, self._last, self.state)
 
+    @property
+    def has_no_step(self) -> bool:
+        """Whether the log is open and its run has taken no step, nor moved without one."""
+        untouched = self.state.steps == 0 and not self._last.between and not self.channel.stopped
+        here = not self._closed and os.getpid() == self._owner
+        return untouched and here and self._last.moved(ending=True) is None
+
     def require_open(self) -> None:
         """Raise TracingError after ``close``, and in a forked process."""
         if self._closed:
@@ -161,6 +168,7 @@ class StepLogger:
         """Keep a step that was taken until its parameters are final."""
         frozen, batches = self._measurement.frozen(), tuple(micro_batches)
         self.state.step_taken(epoch)
+        self.channel.step_taken(self.state.steps)
         self._last.keep(PendingStep(measured, epoch, batches, clip_factor, frozen))
 
     def flush(self) -> None:

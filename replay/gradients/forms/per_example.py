@@ -43,6 +43,10 @@ class PerExample:
         """The parameters that the losses depend on."""
         return {*self.forms, *self.complete}
 
+    def __contains__(self, name: str) -> bool:
+        """Return whether the losses depend on a parameter; does not list all of them."""
+        return name in self.forms or name in self.complete
+
     @property
     def nbytes(self) -> float:
         """Bytes of what is stored; infinite if some are computed anew."""

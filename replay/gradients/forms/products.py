@@ -24,7 +24,7 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
             the step did.
     """
     result = left.losses.new_zeros(left.count, right.count, dtype=torch.float64)
-    chosen = {n: f for n, f in scale.items() if f and n in left.names and n in right.names}
+    chosen = {n: f for n, f in scale.items() if f and n in left and n in right}
     for ours, mine in left.parts(chosen):
         for theirs, others in right.parts(chosen):
             block = result[ours, theirs]

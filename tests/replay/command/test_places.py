@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from replay import Replay
+from replay import Influence, Replay
 from tests.helpers.command import TASK, run, trace
+from tests.helpers.results import made
 from tracer.errors import InputError, OutputExistsError
 
 
 def test_existing_output_is_an_error_before_the_work(folder, capsys):
-    (folder / "run.influence.h5").write_text("precious")
+    made().save(folder / "run.influence.h5")
+    kept = (folder / "run.influence.h5").read_bytes()
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
     assert code == 2
     assert "run.influence.h5 exists; choose another path or overwrite it" in err
     assert "work.py" not in err
-    assert (folder / "run.influence.h5").read_text() == "precious"
+    assert (folder / "run.influence.h5").read_bytes() == kept
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--overwrite")
     assert code == 0, err
 
@@ -31,7 +36,6 @@ DISGUISES = {
     "another spelling": lambda path: path.parent / "sub" / ".." / path.name,
     "symbolic link": lambda path: link(path, os.symlink),
     "hard link": lambda path: link(path, os.link),
-    "partial": lambda path: path.rename(path.with_name("x.partial")).with_name("x"),
 }
 
 
@@ -46,15 +50,40 @@ def test_the_log_is_never_replaced(folder, capsys, command, disguise):
     (folder / "sub").mkdir()
     kept = (folder / "run.h5").read_bytes()
     out = disguise(folder / "run.h5")
-    log = "run.h5" if (folder / "run.h5").exists() else "x.partial"
-    command = [log if part == "run.h5" else part for part in command]
     before = sorted(folder.iterdir())
     code, _, err = run(capsys, *command, "--out", out, "--overwrite")
     assert code == 2
-    assert f"which is the input {log}; choose another path." in err
+    assert "which is the input run.h5; choose another path." in err
     assert "work.py" not in err
-    assert (folder / log).read_bytes() == kept
+    assert (folder / "run.h5").read_bytes() == kept
     assert sorted(folder.iterdir()) == before
+
+
+def test_a_result_of_the_other_kind_is_not_replaced(folder, capsys):
+    made().save(folder / "x.h5")
+    code, _, err = run(capsys, *COMMANDS["self"], "--out", "x.h5", "--overwrite")
+    assert code == 2
+    assert "x.h5, which holds influence; a result replaces its own kind only" in err
+    assert "work.py" not in err
+
+
+def test_the_work_is_not_lost_with_a_full_disk(folder, capsys, monkeypatch, tmp_path_factory):
+    """What cannot be written to its place is saved elsewhere, since the process ends."""
+    elsewhere, link = tmp_path_factory.mktemp("elsewhere"), os.link
+    monkeypatch.setattr(tempfile, "tempdir", str(elsewhere))
+
+    def full(source, target):
+        if elsewhere not in target.parents:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        link(source, target)
+
+    monkeypatch.setattr(os, "link", full)
+    code, _, err = run(capsys, *COMMANDS["main"])
+    assert code == 2
+    assert "run.influence.h5 could not be written: No space left on device (" in err
+    spare = Path(err.split("It was saved as ")[1].split(" instead.")[0])
+    assert Influence.load(spare).test_ids
+    assert not list(folder.glob("run.influence.h5*"))
 
 
 def test_the_log_of_another_run_is_not_replaced(folder, capsys):
@@ -80,7 +109,7 @@ def test_other_inputs_are_never_replaced(folder, capsys, name, task):
     kept = (folder / name).read_text()
     code, _, err = run(capsys, *COMMANDS["main"], *task, "--out", name, "--overwrite")
     assert code == 2
-    assert err.startswith(f"Error: the result would replace {name}, which is the input")
+    assert err.startswith(f"Error: the result would replace {name}, which ")
     assert (folder / name).read_text() == kept
 
 
@@ -119,7 +148,8 @@ def test_saving_in_python_replaces_no_input(folder):
                 found.save(name, overwrite=True)
         with pytest.raises(InputError, match="can only replace a regular file, and pipe"):
             found.save("pipe", overwrite=True)
-        found.save("study.h5", overwrite=True)
+        name = f"{type(found).__name__}.h5"
+        found.save(name, overwrite=True)
         with pytest.raises(OutputExistsError):
-            found.save("study.h5")
+            found.save(name)
     assert (folder / "run.h5").read_bytes() == kept

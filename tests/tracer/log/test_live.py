@@ -13,6 +13,7 @@ from replay.command.show.follow import follow
 from tests.helpers.cases import CASES
 from tests.helpers.training import Run
 from tracer import open_log
+from tracer.errors import LogWarning
 
 
 def test_in_the_same_process(tmp_path):
@@ -95,7 +96,8 @@ def test_from_another_process(tmp_path):
         os._exit(0)
     assert os.read(read, 1)
     seen = []
-    with open_log(path) as log:
+    said = rf"written by process {child} on .*: it has \d+ steps so far. The last one taken"
+    with pytest.warns(LogWarning, match=said), open_log(path) as log:
         while log.is_being_written():
             steps = log.refresh()
             seen.append(steps)
@@ -144,7 +146,8 @@ def test_follow_a_writer_that_is_killed(tmp_path):
         os.kill(child, 9)
         os.waitpid(child, 0)
 
-    lines = list(follow(path, wait=wait))
+    with pytest.warns(LogWarning, match="it has 3 steps so far"):
+        lines = list(follow(path, wait=wait))
     assert lines[-1] == f"{path}: its writer ended without closing it, 3 steps"
 
 

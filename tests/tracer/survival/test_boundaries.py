@@ -271,7 +271,7 @@ def test_strings_behind_the_valid_ones_do_not_matter(tmp_path, weights):
 
 def test_new_logs_are_paged(tmp_path):
     """Plain SWMR files lose steps in torn pages."""
-    Run(tmp_path / "run.h5").close()
+    Run(tmp_path / "run.h5").train(1).close()
     with h5py.File(tmp_path / "run.h5") as file:
         created = file.id.get_create_plist()
         assert created.get_file_space_strategy()[0] == h5py.h5f.FSPACE_STRATEGY_PAGE

@@ -14,7 +14,7 @@ import torch
 
 from tests.helpers.training import Run, script
 from tracer import TracingOptimizer, open_log
-from tracer.errors import LogWarning, TracingWarning
+from tracer.errors import LogWarning, TracingError, TracingWarning
 from tracer.hdf5 import superblock
 from tracer.log.write.writer import LogWriter
 
@@ -33,6 +33,29 @@ FULL = """
     assert all(torch.equal(left[name], right[name]) for name in right)
     print("trained", flush=True)
 """
+
+
+BURST = """
+    import resource, sys, torch
+    from tracer import TracingSGD, open_log
+    from tracer.thread import writer_thread
+    writer_thread._BURST = 3
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
+    model = torch.nn.Linear(50_000, 1)
+    optimizer = TracingSGD(torch.optim.SGD(model.parameters(), lr=0.1), model, sys.argv[1])
+    for t in range(60):
+        optimizer.zero_grad()
+        model(torch.ones(1, 50_000)).sum().backward()
+        optimizer.step(batch_ids=[t])
+    optimizer.close()
+    with open_log(sys.argv[1]) as log:
+        print(len(log), len(list(log.steps())))
+"""
+
+
+def test_of_a_burst_what_fits_is_kept(tmp_path):
+    done = script(BURST, tmp_path / "run.h5")
+    assert done.stdout in ("11 11\n", "12 12\n"), done.stderr  # of 200 kB each, and w_0
 
 
 @pytest.mark.parametrize("ending", ["close", "forget"])
@@ -105,10 +128,26 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         return opened(file, flags, *rest, **named)
 
     monkeypatch.setattr(os, "open", refuse)
-    with pytest.warns(TracingWarning, match=r"written .*Permission denied.*0 complete steps"):
-        run = Run(tmp_path / "run.h5")
-    run.train(3).close()
-    assert not (tmp_path / "run.h5").exists()
+    remedies = r"Permission denied.\n1. Choose another path .*\n2. Make the folder .* writable"
+    with pytest.raises(TracingError, match=rf"run.h5 cannot be written: {remedies}"):
+        Run(tmp_path / "run.h5")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("began", [False, True])
+def test_a_log_that_cannot_be_made_counts_no_steps(tmp_path, monkeypatch, began):
+    """Nor those of the run that it would have replaced, which stays."""
+    if began:
+        Run(tmp_path / "run.h5").train(7).close()
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("tracer.log.schema.create", full)
+    with pytest.warns(TracingWarning, match="No log of this run was made, and none was changed"):
+        Run(tmp_path / "run.h5", overwrite=True).train(3).close()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
 
 
 def test_steps_are_counted_after_tracing_ended(tmp_path):
@@ -152,7 +191,7 @@ def test_no_room_for_the_tables(tmp_path):
     child = os.fork()
     if child == 0:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        with pytest.warns(TracingWarning, match="written .*File too large.* with 0 complete steps"):
+        with pytest.warns(TracingWarning, match="written .*File too large.*No log of this run was"):
             Run(tmp_path / "run.h5").train(2).close()
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -68,6 +68,7 @@ def require_free(path, weights):
     assert holds(path, weights) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 @pytest.mark.parametrize(
     ("owner", "name", "call", "steps"),
     [

@@ -382,7 +382,7 @@ LIMITED = """
 """
 
 
-@pytest.mark.parametrize(("share", "left"), [("0.5", 13), ("1", 10)])
+@pytest.mark.parametrize(("share", "left"), [("0.5", 13), ("1", 13)])
 def test_a_file_size_limit(tmp_path, share, left):
     """Whether it is met in the constructor or later: training goes on, what is logged stays."""
     path = tmp_path / "run.h5"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import h5py
 import pytest
 import torch
 
@@ -46,12 +49,73 @@ def test_wrong_objects(path, tmp_path):
 
 
 def test_existing_log(path):
-    path.write_text("precious")
     model = build()
-    with pytest.raises(OutputExistsError, match="exists; choose another path, pass overwrite=True"):
-        TracingSGD(sgd(model), model, path)
-    assert path.read_text() == "precious"
-    with TracingSGD(sgd(model), model, path, overwrite=True) as optimizer:
+    for overwrite in (False, True):
+        path.touch()  # as tempfile does
+        if not overwrite:
+            with pytest.raises(OutputExistsError, match="exists; choose .*, pass overwrite=True"):
+                TracingSGD(sgd(model), model, path)
+            continue
+        for _ in range(2):  # an empty file, then a log
+            with TracingSGD(sgd(model), model, path, overwrite=True) as optimizer:
+                backward(model, [0])
+                optimizer.step(batch_ids=[0])
+    with open_log(path) as log:
+        assert len(log) == 1
+
+
+def hdf5(path):
+    """Make somebody's data set."""
+    with h5py.File(path, "w") as file:
+        file["x"] = [1, 2, 3]
+
+
+@pytest.mark.parametrize("make", [lambda p: p.write_text("precious"), hdf5], ids=["text", "HDF5"])
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_log_replaces_logs_only(path, make, overwrite):
+    make(path)
+    kept, model = path.read_bytes(), build()
+    with pytest.raises(OutputExistsError, match=r"no run log; a log replaces logs only.\n1"):
+        TracingSGD(sgd(model), model, path, overwrite=overwrite)
+    assert path.read_bytes() == kept
+
+
+def test_a_damaged_log_can_be_replaced(path):
+    with TracingSGD(sgd(model := build()), model, path) as optimizer:
         backward(model, [0])
         optimizer.step(batch_ids=[0])
-    assert len(open_log(path)) == 1
+    path.write_bytes(path.read_bytes()[:2000])
+    with TracingSGD(sgd(model), model, path, overwrite=True) as optimizer:
+        optimizer.step(batch_ids=[0])
+
+
+PLACES = {
+    "folder": (lambda p: p.mkdir(), "and .*run.h5 is a folder; give a file in it: .*run.h5.run.h5"),
+    "pipe": (os.mkfifo, "log must be a regular file, and .*run.h5 is none"),
+    "link": (lambda p: p.symlink_to("none/x.h5"), "there is no directory .*none for the log"),
+    "circle": (lambda p: p.symlink_to(p), "run.h5 (is none|cannot be written)"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("options", [{}, {"overwrite": True}, {"resume": True}], ids=str)
+def test_places_where_no_log_can_be(path, make, message, options):
+    make(path)
+    model = build()
+    with pytest.raises(TracingError, match=message):
+        TracingSGD(sgd(model), model, path, **options)
+
+
+@pytest.mark.parametrize(
+    ("log", "message"),
+    [
+        (None, "log must be the path of a file, found NoneType"),
+        (b"run.h5", "log must be the path of a file, found bytes"),
+        ("a\0b.h5", "log must be the path of a file, found str: embedded null"),
+        ("x" * 300, "cannot be written: File name too long.\n1. Choose another path"),
+        ("", "is a folder; give a file in it"),
+    ],
+)
+def test_what_is_no_path(log, message):
+    with pytest.raises(TracingError, match=message):
+        TracingSGD(sgd(model := build()), model, log)

@@ -164,6 +164,7 @@ def test_a_last_step_whose_batch_is_torn_is_left_out(tmp_path):
         assert torch.equal(log.step(4).micro_batches[0].batch, IMAGES[4:6])
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 @pytest.mark.parametrize(
     ("record", "options", "message"),
     [

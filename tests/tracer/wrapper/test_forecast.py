@@ -99,7 +99,7 @@ def test_asked_for_too_many_steps_it_warns(tmp_path, free):
     with pytest.warns(TracingWarning, match=r"will not fit: .*for 1,000 steps; 1 MB free") as found:
         assert not run.optimizer.forecast(1000).fits
     assert (len(found), found[0].filename) == (1, __file__)
-    run.close()
+    run.train(1).close()
 
 
 def test_coded_rows_are_counted_before_coding(tmp_path):

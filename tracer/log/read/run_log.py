@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from tracer.codec.layout import read_layout, shapes, unpack
-from tracer.errors import LogError, LogWarning, shown
-from tracer.log import metadata, schema
+from tracer.errors import LogError, shown
+from tracer.log import metadata, opening, schema
 from tracer.log.locking import is_being_written
 from tracer.log.opening import open_file
 from tracer.log.parts import segments
@@ -22,6 +21,7 @@ from tracer.log.read.snapshots import Snapshots
 from tracer.log.read.state_snapshots import StateSnapshots
 from tracer.log.read.step_reader import StepReader
 from tracer.log.read.tables import LogTables, require_filters
+from tracer.log.read.unclosed import say_unclosed
 from tracer.log.read.whole_steps import WholeSteps
 from tracer.records import ID, Step
 
@@ -30,7 +30,8 @@ def open_log(path: str | Path) -> RunLog:
     """Open a run log for reading, also while training writes it or after it was killed.
 
     A log that its writer did not close is repaired in place, or read as if it were where it may
-    not be written; a ``LogWarning`` says so and names the last whole step.
+    not be written; a ``LogWarning`` says so and names the last whole step. Of a log that is being
+    written it says how many steps there are so far.
 
     Args:
         path: The file.
@@ -39,6 +40,14 @@ def open_log(path: str | Path) -> RunLog:
         LogError: It is missing, unreadable, not a run log, or of a newer format.
     """
     return RunLog(path)
+
+
+def is_log(path: Path) -> bool:
+    """Return whether a regular file is a run log; nothing is repaired."""
+    try:
+        return opening.is_log(path)
+    except LogError:
+        return False
 
 
 class RunLog:
@@ -60,7 +69,7 @@ class RunLog:
             self.path = Path(path)
         except TypeError:
             raise LogError(f"expected the path of a run log, found {shown(path)}.") from None
-        opened = open_file(self.path)
+        self._opened = opened = open_file(self.path)
         self._file, self.live = opened.file, opened.live
         try:
             self._attributes = metadata.read(self._file)
@@ -82,15 +91,7 @@ class RunLog:
             self.close()
             raise
         torn = 0 if self.live else max(0, self.tables.length(schema.META) - len(self))
-        if opened.repair or torn:
-            done = [opened.repair] if opened.repair else []
-            done += [f"{torn} torn steps at its end are left out"] if torn else []
-            warnings.warn(
-                f"{self.path} was not closed by its writer: {', '.join(done)}. It holds "
-                f"{len(self)} whole steps.",
-                LogWarning,
-                stacklevel=3,
-            )
+        say_unclosed(self.path, len(self), torn, opened)
         self.parameter_layout = shapes(self.facts.parameters)
         self.buffer_layout = shapes(self.facts.buffers)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tracer.codec.delta import KEYFRAME_EVERY
 from tracer.codec.layout import fields
 from tracer.hdf5.filters import filters
+from tracer.hdf5.opening import open_hdf5
 from tracer.log import schema
 from tracer.log.parts.facts import Facts
 from tracer.log.write.abandoning import abandon
@@ -68,11 +69,12 @@ def create_log(
         options: How it is written.
     """
     path = Path(os.path.realpath(path))
-    new = path.with_name(path.name + ".new")
+    new = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.new")  # no file has that name
     file = None
     try:
-        new.write_bytes(bytes(_LEAST))  # where this fails, HDF5 would crash
-        file = h5py.File(new, "w", fs_strategy="page", fs_page_size=4096, **schema.WRITING)
+        with new.open("xb") as room:
+            room.write(bytes(_LEAST))  # where this fails, HDF5 would crash
+        file = open_hdf5(new, "w", fs_strategy="page", fs_page_size=4096, **schema.WRITING)
         facts = Facts(
             tuple(fields(parameters)),
             tuple(fields(buffers)),

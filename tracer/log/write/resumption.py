@@ -12,6 +12,7 @@ import h5py
 import torch
 
 from tracer.errors import LogError, LogWarning, TracingError
+from tracer.hdf5.opening import open_hdf5
 from tracer.log import schema
 from tracer.log.parts.seals import sealed
 from tracer.log.read.run_log import RunLog
@@ -118,7 +119,7 @@ def reopen(path: Path, step: int, sync_every: int) -> LogWriter:
         crc = int(meta[0]["parameters_after_crc"])
         replaced = step == len(log) and log.snapshots.is_replaced(step, crc)
     try:
-        file = h5py.File(path, "r+", **schema.WRITING)
+        file = open_hdf5(path, "r+", **schema.WRITING)
     except OSError as error:
         if not isinstance(error, BlockingIOError) and "already open" not in str(error):
             raise

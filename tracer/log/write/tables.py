@@ -23,10 +23,13 @@ class Tables:
 
     Args:
         file: The file, complete but for its rows; SWMR is on or comes before the first commit.
+
+    Attributes:
+        waits: How many bytes are to be written at the next commit, uncompressed.
     """
 
     def __init__(self, file: h5py.File) -> None:
-        self._file = file
+        self._file, self.waits = file, 0
         # opened once: looking a dataset up costs more than a small write
         self._data = {name: file[name].id for name in (*schema.TABLES, schema.STATUS)}
         self._kept: dict[str, int] = {name: data.shape[0] for name, data in self._data.items()}
@@ -48,6 +51,7 @@ class Tables:
         if rows:
             self._waiting.setdefault(name, []).append(data)
             self._length[name] = start + rows
+            self.waits += len(data)
         return start
 
     def replace(self, name: str, start: int, rows: NDArray[Any]) -> None:
@@ -68,6 +72,7 @@ class Tables:
         if not self._rows:
             self._first_row = t
         self._rows.append(row)
+        self.waits += row.nbytes
 
     def last(self, name: str) -> NDArray[Any] | None:
         """Return the last row of a table on file."""
@@ -85,6 +90,7 @@ class Tables:
             self._write_waiting(name)
         self._write_waiting(schema.META)
         self._file.flush()
+        self.waits = 0
 
     def _write_snapshots(self) -> None:
         rows, self._rows = self._rows, []

@@ -24,6 +24,7 @@ from tracer.log.parts.part import Entry
 from tracer.log.parts.seals import sealed
 from tracer.log.parts.string_ids import STRING_ENDS
 from tracer.log.write.abandoning import abandon, forget, keep_from_forks
+from tracer.log.write.room import room
 from tracer.log.write.step_rows import StepRows
 from tracer.log.write.tables import Tables, sync
 from tracer.records import Step
@@ -133,6 +134,10 @@ class LogWriter:
             if self._states.trim():
                 self.commit()
                 self.sync()  # before its space is another's
+
+    def is_short(self) -> bool:
+        """Return whether what waits for ``commit`` is half of what the disk still takes."""
+        return self._tables.waits > 0 and 2 * self._tables.waits >= room(self._descriptor)
 
     def commit(self) -> None:
         """Hand everything so far to the operating system.
