@@ -42,7 +42,8 @@ BURST = """
     writer_thread._BURST = 3
     resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, 3_000_000))
     model = torch.nn.Linear(50_000, 1)
-    optimizer = TracingSGD(torch.optim.SGD(model.parameters(), lr=0.1), model, sys.argv[1])
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer = TracingSGD(sgd, model, sys.argv[1], snapshot_every=1)
     for t in range(60):
         optimizer.zero_grad()
         model(torch.ones(1, 50_000)).sum().backward()
@@ -200,9 +201,15 @@ def test_no_room_for_the_tables(tmp_path):
 
 def test_no_room_is_said_before(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**6, 0, 10**6))
-    with pytest.warns(TracingWarning, match=r"will not fit: .*run.h5: 6.36 kB a step, 6.37 MB"):
+    with pytest.warns(
+        TracingWarning,
+        match=r"will not fit: .*run.h5: parameters of every step; 6.36 kB a step, 6.37 MB",
+    ):
         run = Run(tmp_path / "run.h5", steps=1000)
-    assert "run.h5: 6.36 kB a step, 6.37 MB for 1,000 steps; 1 MB free" in capfd.readouterr().err
+    assert (
+        "run.h5: parameters of every step; 6.36 kB a step, 6.37 MB for 1,000 steps; 1 MB free"
+        in capfd.readouterr().err
+    )
     forecast = run.optimizer.forecast(100)
     assert forecast.fits
     assert forecast.steps == 100
