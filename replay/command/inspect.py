@@ -18,6 +18,7 @@ from replay.command.terminal import Terminal
 from replay.progress import Progress
 from replay.session.replay import Replay
 from tracer.log.read.run_log import open_log
+from tracer.log.read.summary import blocks
 
 
 @click.command(
@@ -46,7 +47,7 @@ def inspect(*, log: Path, as_json: bool, watch: bool, task: str | None) -> None:
             click.echo(line)
         return
     with open_log(log) as opened, Progress(enabled=True) as progress:
-        facts = inspection(opened, progress.task("reading steps", len(opened)))
+        facts = inspection(opened, progress.task("reading steps", blocks(opened)))
     paths = [] if task is None else Replay(log, task, announce=announced).plan()
     if as_json:
         plan = {} if task is None else {"plan": [asdict(path) for path in paths]}

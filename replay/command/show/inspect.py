@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ from rich.table import Table
 from replay.command.show.cells import listed_steps
 from replay.command.terminal import literal
 from tracer.log.read.run_log import RunLog
-from tracer.records import ID
+from tracer.log.read.summary import summary
 
 
 def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[str, Any]:
@@ -20,21 +19,10 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
 
     Args:
         log: The log.
-        advance: Called after each step.
+        advance: Called after some thousand steps.
     """
     metadata = log.metadata
-    examples: set[ID] = set()
-    epochs: set[int] = set()
-    rates: set[float] = set()
-    visits = random = batches = 0
-    for step in log.steps():
-        examples.update(step.batch_ids)
-        epochs.update(() if step.epoch is None else (step.epoch,))
-        rates.update(filter(math.isfinite, step.learning_rate))  # some optimizers have none
-        visits += len(step.batch_ids)
-        random += sum(batch.random_state is not None for batch in step.micro_batches)
-        batches += sum(batch.payload is not None for batch in step.micro_batches)
-        advance()
+    steps = summary(log, advance)
     elements = sum(shape.numel() for shape, _ in log.parameter_layout.values())
     dtypes = sorted({str(d).removeprefix("torch.") for _, d in log.parameter_layout.values()})
     return {
@@ -49,16 +37,16 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
         "optimizer": metadata["optimizer"],
         "reduction": metadata["reduction"],
         "steps": len(log),
-        "epochs": len(epochs) or None,
-        "visits": visits,
-        "examples": len(examples),
-        "learning_rate": [min(rates), max(rates)] if rates else None,
+        "epochs": len(steps.epochs) or None,
+        "visits": steps.visits,
+        "examples": len(steps.examples),
+        "learning_rate": [min(steps.rates), max(steps.rates)] if steps.rates else None,
         "parameters": elements,
         "parameter_dtypes": dtypes,
         "buffers": len(log.buffer_layout),
         "snapshots": f"every {metadata['snapshot_every']} step",
-        "forwards_with_random_state": random,
-        "recorded_batches": batches,
+        "forwards_with_random_state": steps.forwards,
+        "recorded_batches": steps.recorded,
         "encoding": metadata["encoding"],
         "full_states": log.states(),
         "segments": [{"step": step, "began": began} for step, began in log.segments()],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from array import array
 from collections.abc import Sequence
 from typing import Any, ClassVar, cast
@@ -71,6 +72,18 @@ class BatchIds(BatchPart):
         texts = [known[k] for k in numbers]
         source.sum("ids_crc", _joined(texts))
         return tuple([text.decode(errors="replace") for text in texts])
+
+    def checksum(self, tables: Readable, numbers: list[int], before: int) -> int:
+        """Return the checksum of a micro-batch's string IDs and of what comes before them.
+
+        Raises:
+            LogError: An ID has no string.
+        """
+        known = self._strings.decode(tables, max(numbers, default=-1) + 1)
+        if any(not 0 <= k < len(known) for k in numbers):
+            raise tables.damage(IDS, "has numbers of strings that are not there")
+        entries = zlib.crc32(array("q", numbers).tobytes(), before)
+        return zlib.crc32(_joined([known[k] for k in numbers]), entries)
 
     def end(self, tables: Readable, micro: NDArray[Any]) -> dict[str, int]:
         """Return the number of entries, and the strings that they use."""
