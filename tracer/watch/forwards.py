@@ -15,7 +15,7 @@ from tracer.watch.hooks import Hooks
 from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import random_state
-from tracer.watch.unseen import unseen
+from tracer.watch.unseen import Unseen
 
 
 class ForwardWatch:
@@ -94,7 +94,7 @@ class ForwardWatch:
     def forward_begins(self) -> None:
         """Catch the state of a training forward; what goes wrong here is said at the step."""
         try:
-            with unseen():
+            with Unseen():
                 self._catch()
         except Exception as error:
             self._unseen = error
@@ -117,7 +117,7 @@ class ForwardWatch:
         last = self.captures.last
         if not self._asks or last is None or self._unseen is not None:
             return
-        with unseen():
+        with Unseen():
             pairs = zip(random_state(self.devices).all, last.random_state.all, strict=True)
             self._drew = not all(torch.equal(now, before) for now, before in pairs)
         found = zip(self._parameters.items(), self._versions, strict=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from itertools import chain
 from operator import is_
 from typing import Any, NoReturn
 
@@ -142,7 +143,7 @@ def _labelled(tensors: Mapping[str, Tensor], kind: str) -> list[tuple[str, Tenso
 
 
 def _values(tables: Iterable[Mapping[str, Any]]) -> list[Any]:
-    return [value for table in tables for value in table.values()]
+    return [*chain.from_iterable([table.values() for table in tables])]
 
 
 def _kinds(tensors: Iterable[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:

@@ -6,7 +6,7 @@ from tracer.codec.layout import Row, pack
 from tracer.watch.forwards import ForwardWatch
 from tracer.watch.measurement import Measurement
 from tracer.watch.state_capture import RunState
-from tracer.watch.unseen import unseen
+from tracer.watch.unseen import Unseen
 from tracer.wrapper.last_step import LastStep
 from tracer.wrapper.pending_step import MeasuredStep
 
@@ -34,7 +34,7 @@ class StepLook:
 
     def begin(self, state: bytes | None) -> MeasuredStep:
         """Look before anything moves; write where the last step has led to."""
-        with unseen():
+        with Unseen():
             buffers = pack(self._forwards.buffers)
             self._last.step_begins(buffers, state)
             return self._measured(buffers)
@@ -45,7 +45,7 @@ class StepLook:
         Args:
             before: Versions of the parameters before it ran.
         """
-        with unseen():
+        with Unseen():
             buffers = pack(self._forwards.buffers)
             if self._last.versions.now() != before:
                 self._last.step_begins(buffers, None)
