@@ -35,7 +35,7 @@ SHARED = (
     *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
     *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
     *("tracer.full_state", "tracer.log.write.conversion"),
-    "tracer.log.read.run_log",
+    *("tracer.log.read.run_log", "tracer.log.read.summary"),
 )
 CHECKED_AT_ONCE = "tracer.wrapper.first_steps"  # imports replay inside functions, when it checks
 ONLY = {  # heavy libraries, and the rooms that may import them
