@@ -68,18 +68,20 @@ def load_task(
         TracingError: Its code begins to train.
     """
     place, _, name = reference.rpartition(":")
+    folders = list(dict.fromkeys(one.resolve() for one in (Path.cwd(), beside) if one))
     if not place or not name:
         raise TaskError(
             f'a task is named "package.module:name" or "file.py:name", found {reference!r}.'
+            + _meant(reference.rstrip(":"), "task", folders)
         )
-    folders = list(dict.fromkeys(one.resolve() for one in (Path.cwd(), beside) if one))
     if place.endswith(".py"):
         module = _load_file(_found(place, reference, folders, trusted=trusted), reference, announce)
     else:
         module = _load_module(place, reference, folders, announce)
     found = getattr(module, name, None)
     if found is None:
-        raise TaskError(f"task {reference!r}: {place} has no {name!r}.")
+        meant = _meant(place, name, folders)
+        raise TaskError(f"task {reference!r}: {place} has no {name!r}.{meant}")
     if not isinstance(found, Task):
         raise TaskError(
             f"task {reference!r}: expected a replay.Task, found {type(found).__name__}."
@@ -159,6 +161,13 @@ def _run(reference: str, file: str, job: Callable[[], T]) -> T:
             "from the directory it was written for, or name another task with --task (Python: "
             "task=)."
         ) from error
+
+
+def _meant(place: str, name: str, folders: list[Path]) -> str:
+    """Return the file that was meant by what names none, as a message ends."""
+    file = place.removesuffix(".py").replace(".", "/") + ".py"
+    there = any((folder / file).is_file() for folder in folders)
+    return f" Did you mean {file}:{name}?" if there and place != file else ""
 
 
 def _first_on_path(directory: Path) -> None:

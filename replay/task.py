@@ -96,11 +96,26 @@ def unknown_ids(dataset: Any, ids: Iterable[ID]) -> list[ID]:
     return [identity for identity in ids if identity not in known]
 
 
+def collated(task: Task, examples: list[Any]) -> Any:
+    """Return the batch of some examples.
+
+    Raises:
+        TaskError: There is none.
+    """
+    batch = task.collate(examples)
+    if batch is None:
+        raise TaskError(
+            f"task.collate returned None for a list of {len(examples)} examples; let it return "
+            "the batch that task.loss takes."
+        )
+    return batch
+
+
 def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     """Read test IDs, one a line; ``#`` begins a comment, blank lines are skipped.
 
     Args:
-        lines: The text.
+        lines: The text, whole or line by line.
         test: The task's test set; its keys decide which IDs exist and of which type.
 
     Raises:
@@ -108,7 +123,7 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     """
     known = ids_by_text(test)
     found: dict[ID, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_lines(lines), start=1):
         text = line.strip() if line.strip() in known else line.split("#", 1)[0].strip()
         if not text:
             continue
@@ -126,6 +141,16 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
     if not found:
         raise InputError("expected one test ID a line, found none.")
     return list(found)
+
+
+def _lines(lines: Any) -> Iterable[str]:
+    """Return lines of text; text as a whole is no sequence of its characters."""
+    given = lines.splitlines() if isinstance(lines, str) else lines
+    if isinstance(given, Iterable) and not isinstance(given, bytes):
+        given = list(given)
+        if all(isinstance(line, str) for line in given):
+            return given
+    raise InputError(f"expected lines of text with an ID each, found {shown(lines)}.")
 
 
 def described(task: Task, dataset: Any, identity: ID) -> str | None:

@@ -15,8 +15,8 @@ import torch
 from torch.utils.data import default_collate
 
 from replay.evaluate.nested import checksum, fresh, moved, nbytes_of, shape
-from replay.task import Task
-from tracer.errors import TaskError
+from replay.task import Task, collated
+from tracer.errors import TaskError, shown
 from tracer.records import ID
 
 
@@ -95,7 +95,7 @@ class Batches:
             raise self._drawn(j)
         if checksum(self._batch([again], None)) != checksum(before):
             raise TaskError(
-                f"{self.side} set: example {self._ids[j]!r} was collated twice and gave two "
+                f"{self.side} set: example {shown(self._ids[j])} was collated twice and gave two "
                 "batches: collate (or the data set) draws at random.\n"
                 "  1. Let task.collate draw nothing where the test side uses it.\n"
                 '  2. If training data are augmented there, trace with record="batches".'
@@ -113,7 +113,7 @@ class Batches:
     def _batch(self, found: list[Any], dtype: torch.dtype | None) -> Any:
         if self._task.collate is not default_collate:  # which copies by itself
             found = [fresh(example, deep=False) for example in found]
-        return moved(self._task.collate(found), self._device, dtype)
+        return moved(collated(self._task, found), self._device, dtype)
 
     def _load(self) -> None:
         self._shelf.use(self)  # before loading: what was used before goes first
@@ -132,8 +132,8 @@ class Batches:
 
     def _drawn(self, j: int) -> TaskError:
         return TaskError(
-            f"{self.side} set: example {self._ids[j]!r} was loaded twice and gave other data the "
-            "second time, so its scores mean nothing.\n"
+            f"{self.side} set: example {shown(self._ids[j])} was loaded twice and gave other data "
+            "the second time, so its scores mean nothing.\n"
             "  1. Make the data set give the same example for the same ID (seed what it draws by "
             "the ID).\n  2. Give the task a set without augmentation here."
         )

@@ -13,7 +13,7 @@ from replay.evaluate.binding import BoundModel
 from replay.evaluate.state import State
 from replay.evaluate.test_side import Examples
 from replay.gradients.proof.layout import tolerance_of
-from tracer.errors import TaskError
+from tracer.errors import TaskError, shown
 
 _AGAIN = 4  # times that an example is loaded, collated, evaluated again
 
@@ -59,8 +59,8 @@ def require_same_value(examples: Examples, bound: BoundModel, alone: Tensor, whe
     again = examples.plain(bound, [0], where)
     if not bound.is_close(again, alone):
         raise TaskError(
-            f"{where}: {examples.called} of example {examples.ids[0]!r} gave {alone.item():.9g} "
-            f"and then {again.item():.9g}: it is random in eval mode.\n"
+            f"{where}: {examples.called} of example {shown(examples.ids[0])} gave "
+            f"{alone.item():.9g} and then {again.item():.9g}: it is random in eval mode.\n"
             "  1. Let eval() reach every dropout: a train method of your own must call super().\n"
             "  2. Draw no random numbers (torch, numpy, random) unless self.training."
         )
@@ -74,9 +74,9 @@ def require_same_pass(examples: Examples, bound: BoundModel, values: Tensor, whe
     if not bound.is_close(found, values):
         j = int((found - values).abs().argmax())
         raise TaskError(
-            f"{where}: {examples.called} of example {examples.ids[j]!r} is {found[j].item():.9g} "
-            f"where gradients are taken and {values[j].item():.9g} without them: they are "
-            "gradients of another function.\n"
+            f"{where}: {examples.called} of example {shown(examples.ids[j])} is "
+            f"{found[j].item():.9g} where gradients are taken and {values[j].item():.9g} without "
+            "them: they are gradients of another function.\n"
             "  1. Let the forward not depend on torch.is_grad_enabled() or "
             "torch.is_inference_mode_enabled(); ask self.training.\n"
             "  2. Let it keep nothing from pass to pass (caches, counters)."
@@ -143,9 +143,10 @@ def _require_no_memory(examples: Examples, first: State, last: State, where: str
             _require_always_same(examples, bound, where)
         names = list(seen.eval_mode.kept())
         raise TaskError(
-            f"{where}: {examples.called} of example {examples.ids[0]!r} is {values[0].item():.9g} "
-            f"in a model that was at step 0 before, {values[1].item():.9g} in a fresh one: it "
-            f"keeps what it made of earlier weights ({', '.join(names[:3]) or 'unknown where'}).\n"
+            f"{where}: {examples.called} of example {shown(examples.ids[0])} is "
+            f"{values[0].item():.9g} in a model that was at step 0 before, "
+            f"{values[1].item():.9g} in a fresh one: it keeps what "
+            f"it made of earlier weights ({', '.join(names[:3]) or 'unknown where'}).\n"
             "  1. Drop that in the model's train method, which is called before a state is loaded."
             "\n  2. Or keep nothing: compute it from the parameters in each forward."
         )

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from replay.gradients.forms.form import is_finite
 from replay.gradients.forms.per_example import PerExample
-from tracer.errors import NonFiniteError, TaskError
+from tracer.errors import NonFiniteError, TaskError, shown
 from tracer.records import ID
 
 
@@ -48,7 +48,7 @@ def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str)
     if not finite.all():
         first = int((~finite).nonzero()[0])
         raise NonFiniteError(
-            f"{where}: {function} of example {ids[first]!r} is {losses[first].item()}; "
+            f"{where}: {function} of example {shown(ids[first])} is {losses[first].item()}; "
             "influence is undefined there. Did the run itself diverge?"
         )
     return losses
@@ -62,11 +62,11 @@ def require_finite(found: PerExample, ids: Sequence[ID], where: str) -> None:
     for i, identity in enumerate(ids):
         if _has_nonfinite_row(found, i):
             raise NonFiniteError(
-                f"{where}: the gradient of training example {identity!r} is NaN or infinite "
+                f"{where}: the gradient of training example {shown(identity)} is NaN or infinite "
                 f"(in {bad[0]!r}); influence is undefined there."
             )
     raise NonFiniteError(
-        f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {list(ids)!r}."
+        f"{where}: the batch gradient of {bad[0]!r} is NaN or infinite; batch {shown(list(ids))}."
     )
 
 

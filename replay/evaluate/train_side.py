@@ -20,9 +20,9 @@ from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
 from replay.gradients.forms.form import is_finite
 from replay.gradients.forms.per_example import PerExample
-from replay.task import Task, unknown_ids
+from replay.task import Task, collated, unknown_ids
 from replay.vectors.fused import together
-from tracer.errors import TaskError, UnsupportedRuleError
+from tracer.errors import TaskError, UnsupportedRuleError, shown
 from tracer.records import ID, MicroBatch, Step
 
 TENSOR = 1 << 10  # bytes that a tensor takes besides its elements, about, with its place in a dict
@@ -193,10 +193,10 @@ def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
     missing = unknown_ids(task.train, set(micro.ids))
     if missing:
         raise TaskError(
-            f"{where} used the training example {missing[0]!r}, which task.train does not have; "
-            "give the task the data (and the keys) of the traced run."
+            f"{where} used the training example {shown(missing[0])}, which task.train does not "
+            "have; give the task the data (and the keys) of the traced run."
         )
-    return task.collate([task.train[identity] for identity in micro.ids])
+    return collated(task, [task.train[identity] for identity in micro.ids])
 
 
 def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

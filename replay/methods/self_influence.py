@@ -86,8 +86,10 @@ def _own_drops(replayed: ReplayedStep, task: Task, models: Models) -> Tensor:
     share = 0.1 if half else 1e-2  # noise of another dtype is off by all of it
     if bool(((before - known).abs() > share * (1 + known.abs())).any()):
         raise TaskError(
-            f"{now.name}: the losses of the batch in {models.value.dtype or 'the run dtype'} are "
-            "not those of the run (noise drawn in another dtype is other noise); take the model's "
-            'own dtype: values="model" (--values model).'
+            f"{now.name}: the losses of the batch in {models.value.dtype or 'the run dtype'} and "
+            "without gradients are not those of the run.\n"
+            "  1. If the model draws noise, which is another in another dtype, take its own: "
+            'values="model" (--values model).\n'
+            "  2. Let the forward not depend on torch.is_grad_enabled(); ask self.training."
         )
     return (before - after).cpu()

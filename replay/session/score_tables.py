@@ -18,7 +18,7 @@ from replay.results.influence import Influence
 from replay.results.variables import VALUES
 from replay.session.question import Question
 from replay.session.step_result import TERMS, StepResult
-from tracer.errors import PrecisionWarning
+from tracer.errors import PrecisionWarning, shown
 
 _SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
@@ -118,7 +118,7 @@ class ScoreTables:
             j = int(np.argmax(off - _SHARE * whole))
             if off[j] > _SHARE * whole[j]:
                 warnings.warn(
-                    f"{name} scores of test example {self.question.test_ids[j]!r} add up to "
+                    f"{name} scores of test example {shown(self.question.test_ids[j])} add up to "
                     f"{earned[j]:.4g}, the data part of its loss difference is "
                     f"{data[j]:.4g}. Some gradients are pure rounding error because they cancel "
                     "over the batch (for example a bias in front of a BatchNorm); Adam and "

@@ -97,7 +97,7 @@ def _warn_of_nothing(result: Influence, task: Task) -> None:
         f"every score is 0: {name} of a test example never changes, nor has it a gradient.\n"
         "  1. If it compares the examples of a batch (a contrastive loss), an example that is "
         "measured alone has no others: give the task a measure=, a number of each example.\n"
-        "  2. If the run moved no weight (a learning rate of 0), this is right.",
+        "  2. If the weights that moved have no part in it, this is right.",
         InputWarning,
         stacklevel=5,
     )
@@ -133,8 +133,16 @@ class Scoring:
         found |= proved(self._run.states, allow_mismatch=question.allow_mismatch)
         facts = provenance(self._run.log, self._run.models, value, **question.facts, **found)
         result = self._tables.influence(facts)
-        _warn_of_nothing(result, self._run.task)
+        if self._moves():
+            _warn_of_nothing(result, self._run.task)
         return result
+
+    def _moves(self) -> bool:
+        """Return whether a weight had a learning rate at any step that counts."""
+        question, states = self._question, self._run.states
+        steps = {min(k, states.last - 1) for k in question.checkpoints if question.summing}
+        steps |= set(question.steps if question.walking else ())
+        return any(rate != 0 for t in steps for rate in states.step(t).learning_rates.values())
 
     def _walk(self) -> int:
         """Add every step, for each chunk of test examples; return how many were scaled outside.

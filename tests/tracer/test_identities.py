@@ -122,6 +122,14 @@ def test_keys_that_are_no_ids():
     assert parse_test_ids(["dog"], {Name.DOG: 0}) == ["dog"]
 
 
+def test_a_list_of_ids_is_text():
+    data = dict.fromkeys((1, 12, 2), 0)
+    assert parse_test_ids("12\n1\n", data) == parse_test_ids(["12", "1"], data) == [12, 1]
+    for lines in (b"12", [12], 12):
+        with pytest.raises(InputError, match="expected lines of text with an ID each, found .*12"):
+            parse_test_ids(lines, data)
+
+
 def test_what_stands_in_a_list_is_shown_in_a_few_words():
     for line in ("x" * 10**7, "\0" * 10**6, "# \n" + "é" * 10**6):
         with pytest.raises(InputError) as error:

@@ -16,6 +16,8 @@ from torch.autograd import Variable
 
 from tracer.records import RandomState
 
+_Seen = tuple[ReferenceType[Tensor], int] | None  # a gradient and its version
+
 
 @dataclass(eq=False)
 class Capture:
@@ -99,10 +101,11 @@ class Captures:
     def use(self, capture: Capture) -> None:
         """Note that a gradient flows through it; inside the backward pass."""
         capture.flowed, self.marks = self._dropped, True
+        before = self._seen_gradients()
 
         def over() -> None:
             self._passes += 1
-            if self._any_gradient():
+            if self._differ_from(before):  # not of an input, nor of other tensors in their place
                 self._turns.add(capture.passes)
 
         Variable._execution_engine.queue_callback(over)
@@ -169,22 +172,21 @@ class Captures:
         known = [capture for capture in forwards if capture.used or capture.graph is not None]
         if known:
             return not any(capture.may_be_used for capture in known)
-        return not self.marks and self._touched()
+        return not self.marks and self._differ_from(self._gradients)
 
     def _any_gradient(self) -> bool:
         return any(p.grad is not None for p in self._parameters)
 
-    def _seen_gradients(self) -> list[tuple[ReferenceType[Tensor], int] | None]:
+    def _seen_gradients(self) -> list[_Seen]:
         found = [p.grad for p in self._parameters]
         return [None if g is None else (weakref.ref(g), g._version) for g in found]
 
-    def _touched(self) -> bool:
+    def _differ_from(self, noted: list[_Seen]) -> bool:
         """Return whether there are other gradients than were noted."""
-        found = [p.grad for p in self._parameters]
-        return not all(map(_same, found, self._gradients))
+        return not all(_same(p.grad, one) for p, one in zip(self._parameters, noted, strict=True))
 
 
-def _same(gradient: Tensor | None, noted: tuple[ReferenceType[Tensor], int] | None) -> bool:
+def _same(gradient: Tensor | None, noted: _Seen) -> bool:
     if gradient is None or noted is None:
         return gradient is None and noted is None
     return noted[0]() is gradient and gradient._version == noted[1]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tracer.codec.delta import ENCODINGS
-from tracer.errors import TracingError
+from tracer.errors import TracingError, shown
 from tracer.hdf5.filters import has_zstd
 from tracer.wrapper.foreign import check_optimizer
 
@@ -42,16 +42,16 @@ def check_arguments(
     if not isinstance(model, nn.Module):
         raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
     if reduction not in ("mean", "sum"):
-        raise TracingError(f'reduction must be "mean" or "sum", found {reduction!r}.')
+        raise TracingError(f'reduction must be "mean" or "sum", found {shown(reduction)}.')
     if record not in ("ids", "batches"):
-        raise TracingError(f'record must be "ids" or "batches", found {record!r}.')
+        raise TracingError(f'record must be "ids" or "batches", found {shown(record)}.')
 
 
 def check_numbers(**numbers: Any) -> None:
     """Raise TracingError unless each is None or a positive whole number."""
     for name, value in numbers.items():
         if value is not None and not (type(value) is int and value > 0):
-            raise TracingError(f"{name} must be a positive whole number, found {value!r}.")
+            raise TracingError(f"{name} must be a positive whole number, found {shown(value)}.")
 
 
 def checked_compression(compression: str | None, elements: int) -> str:
@@ -59,7 +59,7 @@ def checked_compression(compression: str | None, elements: int) -> str:
     if compression is None:
         return "delta" if elements >= CODED_FROM and has_zstd() else "none"
     if compression not in ENCODINGS:
-        raise TracingError(f'compression must be "none" or "delta", found {compression!r}.')
+        raise TracingError(f'compression must be "none" or "delta", found {shown(compression)}.')
     return compression
 
 
@@ -70,7 +70,7 @@ def checked_epoch(epoch: Any) -> int | None:
     except TypeError:
         number = -1
     if number is not None and not 0 <= number < 2**63:
-        raise TracingError(f"epoch must be None or a whole number from 0 on, found {epoch!r}.")
+        raise TracingError(f"epoch must be None or a whole number from 0 on, found {shown(epoch)}.")
     return number
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tracer.codec.layout import fields, row_bytes
-from tracer.errors import TracingError
+from tracer.errors import TracingError, shown
 from tracer.log.write.creation import LogOptions
 from tracer.rules.table import momentum_of
 from tracer.unwrapping import unwrapped
@@ -95,8 +95,8 @@ def _log_file(
     snapshots = chosen(settings.snapshot_every, row, settings.steps)
     if settings.state_every is not None and not snapshots.is_dense:
         raise TracingError(
-            f"snapshot_every={settings.snapshot_every!r} puts full states where its snapshots are: "
-            "leave state_every out, or pass snapshot_every=1."
+            f"snapshot_every={shown(settings.snapshot_every)} puts full states where its snapshots "
+            "are: leave state_every out, or pass snapshot_every=1."
         )
     options = LogOptions(
         checked_compression(settings.compression, elements),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from tracer.errors import TracingError
+from tracer.errors import TracingError, shown
 
 DENSE_ROW = 128_000  # bytes of parameters that every step may write
 DENSE_LOG = 1_000_000_000  # ... and of all steps, where their number is known
@@ -54,7 +54,7 @@ def chosen(asked: Any, row_bytes: int, steps: int | None) -> SnapshotChoice:
         return _small(row_bytes, steps)
     if type(asked) is not int or asked < 1:
         raise TracingError(
-            f'snapshot_every must be a number of steps, "epoch" or "auto", found {asked!r}.'
+            f'snapshot_every must be a number of steps, "epoch" or "auto", found {shown(asked)}.'
         )
     return SnapshotChoice(asked)
 

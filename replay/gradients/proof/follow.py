@@ -51,12 +51,14 @@ def follow(found: Pass, ways: Chosen, *, totals: bool, retain: bool = False) -> 
     names = list(found.parameters) if totals else []
     keep = retain or (totals and len(ways) < len(found.parameters))
     total, deltas = found.backward(names, nodes, found.weights, retain=keep)
+    vague = not all(map(is_finite, total.values()))  # an error in any case: who is to blame?
     forms = {}
     for name, some in ways.items():
         there = [(reader, choice) for reader, choice in some if reader.node in deltas]
         terms = [form_of(reader, one.layout, deltas[reader.node], n) for reader, one in there]
         shown = (choice.shown for _, choice in there)
-        if any(not k and bool(term.summed().any()) for k, term in zip(shown, terms, strict=True)):
+        new = (not k and bool(term.summed().any()) for k, term in zip(shown, terms, strict=True))
+        if not vague and any(new):
             return None
         forms[name] = added(terms) if terms else _nothing(found, name)  # nothing flows back
     return (forms, total) if _add_up(found, ways, deltas, forms, total) else None

@@ -67,6 +67,7 @@ class Pass:
         rerun: Runs the same forward pass again.
         where: For messages.
         once: Whether a graph works for one backward pass only, so that each has one of its own.
+        looked_up: Readers of such a graph, by parameter: what was saved may be looked at once only.
     """
 
     losses: Tensor
@@ -76,16 +77,22 @@ class Pass:
     rerun: Callable[[], Pass]
     where: str
     once: bool = False
+    looked_up: dict[str, list[list[Reader]]] = field(default_factory=dict)
 
     def candidates(self, name: str) -> list[list[Reader]]:
         """Return readers of each arrival of a parameter; only before the graph is freed."""
+        if name in self.looked_up:
+            return self.looked_up[name]
         shape, arrivals = tuple(self.parameters[name].shape), self.graph.arrivals[name]
         try:
-            return [candidates(arrival, self.graph, shape) for arrival in arrivals]
-        except Exception as error:  # what was saved may be looked at once only
+            found = [candidates(arrival, self.graph, shape) for arrival in arrivals]
+        except Exception as error:
             if not self.once:
                 raise SpentGraph(self.where) from error
-            return [[] for _ in arrivals]
+            found = [[] for _ in arrivals]
+        if self.once:
+            self.looked_up[name] = found
+        return found
 
     def backward(
         self, names: Sequence[str], nodes: Sequence[Node], weights: Tensor, *, retain: bool

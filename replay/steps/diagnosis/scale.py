@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from replay.steps.diagnosis.case import Case, Cause, added, norms
+from tracer.errors import shown
 from tracer.records import Step
 
 _ANCHOR = "reduction-and-weights"
@@ -102,7 +103,8 @@ def weighted(case: Case) -> Cause | None:
         return None
     absent = [step.batch_ids[i] for i, r in enumerate(ratio) if abs(r) < 0.01 * abs(high)]
     if absent:
-        text = f"{len(absent)} examples of the batch had no part in the run, {absent[0]!r} first"
+        first = shown(absent[0])
+        text = f"{len(absent)} examples of the batch had no part in the run, {first} first"
     else:
         text = f"examples were weighted, from {low:.3g} to {high:.3g} times their share of a mean"
     return Cause(

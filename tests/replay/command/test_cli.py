@@ -97,6 +97,7 @@ def test_options_reach_the_replay(folder, capsys, monkeypatch, command):
 
     monkeypatch.setattr("replay.command.opening.Replay", Spy)
     usual = {"audit": 100, "allow_tf32": False, "values": "float64", "memory": "2GiB"}
+    usual |= {"match_environment": False}
     usual |= {"dtype": None, "device": "cpu", "task": None, "log": Path("run.h5")}
     given = {"audit": 7, "allow_tf32": True, "values": "model", "memory": "12MB"}
     given |= {"dtype": torch.float64, "device": "cpu:0", "task": "work.py:task"}
@@ -156,7 +157,7 @@ def test_verify(folder, capsys):
         (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "x"], 2, "'x' is not a number"),
         (["--log", "run.h5", "--test", "ids.txt", "--checkpoints", "9,1"], 2, "found step 9"),
         (["--log", "run.h5", "--test", "ids.txt", "--ideal-tolerance", "x"], 2, "neither a number"),
-        (["--log", "run.h5", "--test", "ids.txt", "--task", "work"], 2, 'named "package.module'),
+        (["--log", "run.h5", "--test", "ids.txt", "--task", "work"], 2, "mean work.py:task?"),
         (["--log", "run.h5", "--test", "ids.txt", "--task", "no.py:task"], 2, "there is no file"),
         (
             ["--log", "run.h5", "--test", "ids.txt", "--task", "nope.x:task"],

@@ -85,13 +85,15 @@ def network():
     return Block(None, a=nn.Linear(4, 5), b=nn.Linear(5, 3)).double()
 
 
-@pytest.mark.parametrize("budget", [1 << 20, 900], ids=["stored", "in-blocks"])
+@pytest.mark.parametrize(
+    ("budget", "audit"), [(1 << 20, 100), (900, 1)], ids=["stored", "in-blocks-proven-each-time"]
+)
 @pytest.mark.parametrize("between", [lambda run: run, coupled], ids=["apart", "coupled"])
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.__name__)
-def test_each_example_gets_its_own_gradient(run, between, budget):
-    model, engine = network(), Engine()
+def test_each_example_gets_its_own_gradient(run, between, budget, audit):
+    model, engine = network(), Engine(audit)
     parameters, weights = dict(model.named_parameters()), torch.rand(8).double()
-    for _ in range(2):
+    for _ in range(3):
         x, y = torch.randn(8, 4).double(), torch.randint(0, 3, (8,))
         forward = partial(between(run), model, x, y)
         found = engine.of_batch(parameters, forward, weights, budget=budget)

@@ -64,6 +64,21 @@ def test_loss_of_the_wrong_shape(path, loss, message):
         influence(path, changed(TASK, loss=loss))
 
 
+def test_a_collate_without_a_batch(path):
+    trained(path, TASK)
+    run = Replay(path, changed(TASK, collate=lambda examples: None))
+    for ask in (lambda: run.verify(progress=False), lambda: run.drops([0], progress=False)):
+        with pytest.raises(TaskError, match="task.collate returned None for a list of . example"):
+            ask()
+
+
+def test_own_losses_that_depend_on_whether_gradients_are_taken(path):
+    task = changed(TASK, loss=lambda m, b: (1 + torch.is_grad_enabled()) * cross_entropy(m, b))
+    trained(path, task)
+    with pytest.raises(TaskError, match="step 0: the losses .*\n.*\n  2. Let the forward not dep"):
+        Replay(path, task).self_influence(progress=False)
+
+
 def test_ids_fewer_than_the_losses(path):
     task = TASK
     model = task.model()

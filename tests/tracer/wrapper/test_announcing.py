@@ -196,10 +196,19 @@ def apart(model, ids):
     model(X[ids]).sum().backward()
 
 
-@pytest.mark.parametrize(("way", "said"), [(joined, False), (apart, True)])
+def perturbed(model, ids):
+    """As adversarial training does, where zeroed gradients of the step before are there."""
+    x = X[ids].requires_grad_()
+    (toward,) = torch.autograd.grad(model(x).sum(), x)
+    model((x + 0.1 * toward.sign()).detach()).sum().backward()
+
+
+@pytest.mark.parametrize(("way", "said"), [(joined, False), (perturbed, False), (apart, True)])
 def test_two_forwards_of_one_micro_batch(path, way, said):
     model = build()
     inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
     with TracingOptimizer(inner, model, path) as optimizer:
         way(model, [0, 1])
         expected = pytest.warns(TracingWarning, match="add their losses and call backward")
