@@ -81,6 +81,7 @@ def test_ids_that_cannot_be_kept_are_errors_at_the_step(tmp_path, ids, message):
         with pytest.raises(TracingError, match=f"batch IDs must be .*{message}"):
             optimizer.step(batch_ids=ids)
         assert torch.equal(before, model[0].weight)
+        optimizer.step(batch_ids=[0, 1])
 
 
 @wrong
