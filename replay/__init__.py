@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.loading import load_task
+    from replay.results.counterfactual import Counterfactual
     from replay.results.influence import Influence
     from replay.results.self_influence import SelfInfluence
     from replay.session.replay import Replay
@@ -12,9 +13,18 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["Influence", "Replay", "SelfInfluence", "Task", "__version__", "load_task"]
+__all__ = [
+    "Counterfactual",
+    "Influence",
+    "Replay",
+    "SelfInfluence",
+    "Task",
+    "__version__",
+    "load_task",
+]
 
 _HOMES = {
+    "Counterfactual": "results.counterfactual",
     "Influence": "results.influence",
     "Replay": "session.replay",
     "SelfInfluence": "results.self_influence",

@@ -128,5 +128,26 @@ OWN_DROP = Variable(
 VISITS = Variable("visits", _TRAIN, "int64", "", "how often the run used an example")
 SELF_SCORES = {"self": SELF, "own_drop": OWN_DROP}
 
-FORMATS = (INFLUENCE, SELF_INFLUENCE)
+COUNTERFACTUAL = Format(
+    name="tracin-counterfactual",
+    version=1,
+    content="counterfactual runs",
+    loader="Counterfactual.load",
+    dimensions={
+        "run": "numbers of the counterfactual runs",
+        "step": "states of each run at which test values were taken",
+        "test": "IDs of the test examples",
+        "change": "IDs of the training examples that a run changed, run after run",
+    },
+)
+VALUE_OF_RUN = Variable(
+    "value", ("run", "step", "test"), "float64", VALUE, "test values of each counterfactual run"
+)
+BASELINE = Variable("baseline", ("step", "test"), "float64", VALUE, "test values of the run itself")
+CHANGE_RUN = Variable("change_run", ("change",), "int64", "", "the run that changed an example")
+CHANGE_SCALE = Variable(
+    "change_scale", ("change",), "float64", "", "what its weights were multiplied by; 0: removed"
+)
+
+FORMATS = (INFLUENCE, SELF_INFLUENCE, COUNTERFACTUAL)
 RUN_LOG = "tracin-run"  # what a run log says instead

@@ -9,7 +9,15 @@ import numpy as np
 import torch
 
 from replay.evaluate.binding import Models
+from replay.task import Task
 from tracer.log.read.run_log import RunLog
+
+
+def measured_value(task: Task) -> tuple[str, str]:
+    """Return what is measured on test examples, and what of the task returns it."""
+    if task.measure is not None:
+        return "measured test value", "task.measure"
+    return "test loss", "task.loss"
 
 
 def provenance(

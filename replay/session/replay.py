@@ -21,13 +21,14 @@ from replay.session.opening import bound
 from replay.session.plan import ParameterPath, paths_of_run
 from replay.session.question import Question, Window, known_ids, window
 from replay.session.scoring import answered, measured_drops, self_influence
+from replay.session.truth import GroundTruth
 from replay.steps.verify import Verification, verified
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
 from tracer.rules.table import RULES
 
 
-class Replay:
+class Replay(GroundTruth):
     """A run log bound to its task.
 
     Args:

@@ -18,7 +18,7 @@ from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
-from replay.session.provenance import provenance
+from replay.session.provenance import measured_value, provenance
 from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
@@ -28,8 +28,6 @@ from replay.task import Task
 from tracer.errors import InputWarning, PrecisionWarning
 from tracer.records import ID
 
-_TEST_LOSS = "test loss", "task.loss"
-_MEASURED = "measured test value", "task.measure"
 _OWN_LOSS = "example's own training loss", "task.loss"
 
 
@@ -128,10 +126,9 @@ class Scoring:
         rest = [k for k in question.checkpoints if k not in self._done]
         if rest:
             self._sum_up(rest)
-        measured = self._run.task.measure is not None
-        value = _MEASURED if measured else _TEST_LOSS
         found |= proved(self._run.states, allow_mismatch=question.allow_mismatch)
-        facts = provenance(self._run.log, self._run.models, value, **question.facts, **found)
+        value, run = measured_value(self._run.task), self._run
+        facts = provenance(run.log, run.models, value, **question.facts, **found)
         result = self._tables.influence(facts)
         if self._moves():
             _warn_of_nothing(result, self._run.task)

@@ -136,12 +136,23 @@ class Execution:
         with torch.enable_grad():
             for micro in step.micro_batches:
                 losses = forward_pass(self._task, micro, where, self._bound, self._device)()
-                value = self.objective(losses, micro, count) + self._penalty(count)
+                value = self.joined(losses, micro, count) + self._penalty(count)
                 if value.requires_grad:
                     torch.autograd.backward(value)
                 whole += value.detach().double().cpu()
         self._as_applied(step)
         return whole
+
+    def joined(self, losses: Tensor, micro: MicroBatch, count: int) -> Tensor:
+        """Return a micro-batch's part of the objective, of ``count`` ones."""
+        return self.objective(losses, micro, count)
+
+    def clip(self, step: Step, held: list[Tensor]) -> None:
+        """Scale the gradients of some parameters as the run did."""
+        if step.clip_factor != 1:
+            torch._foreach_mul_([p.grad for p in held if p.grad is not None], step.clip_factor)
+            return
+        _clip_outside(step, held)
 
     def _penalty(self, count: int) -> Tensor | float:
         if self._task.penalty is None:
@@ -163,10 +174,7 @@ class Execution:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad is not None:
                 held.append(parameter)
-        if step.clip_factor != 1:
-            torch._foreach_mul_([p.grad for p in held if p.grad is not None], step.clip_factor)
-            return
-        _clip_outside(step, held)
+        self.clip(step, held)
 
 
 def _clip_outside(step: Step, held: list[Tensor]) -> None:

@@ -27,7 +27,8 @@ ORDER = [  # each may import what stands before it, and its own room
     *("replay.progress", "replay.vectors"),
     *("replay.gradients.operations", "replay.gradients.forms", "replay.gradients.readers"),
     *("replay.gradients.proof", "replay.gradients", "replay.evaluate", "replay.states"),
-    *("replay.steps", "replay.path", "replay.methods", "replay.results", "replay.session"),
+    *("replay.counterfactual", "replay.steps", "replay.path", "replay.methods", "replay.results"),
+    "replay.session",
     *("replay", "replay.command.terminal", "replay.command.show", "replay.command"),
     "replay.__main__",
 ]

@@ -1,0 +1,1 @@
+"""What would have happened: the run taken again with other weights of some examples."""

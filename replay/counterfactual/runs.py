@@ -1,0 +1,192 @@
+"""Counterfactual runs: each from the first step that visits an example that it changes.
+
+The run itself is taken again first, without a change: it must come out as it was, and shows how
+gradients were clipped. Its values are those that others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from replay.counterfactual.change import Change, first_visits
+from replay.counterfactual.clipping import Clips
+from replay.counterfactual.execution import ChangedExecution
+from replay.evaluate.state import State
+from replay.states.environment import differences
+from replay.states.execution import OBJECTIVES, Objective, Point
+from tracer.errors import MismatchError, NonFiniteError
+from tracer.log.read.run_log import RunLog
+
+Table = NDArray[np.float64]
+_STEP = 1 << 14  # bytes of a step, most of them random states
+Measure = Callable[[State, str], Table]
+
+
+class Runs:
+    """Takes counterfactual runs of one run.
+
+    Args:
+        log: The run.
+        execution: Takes its steps.
+        measure: Gives the values of ``φ`` of m test examples at a state.
+        marks: The states at which they are taken, in order; the last one is ``T``.
+        budget: Bytes for steps that are not read again.
+        allow_mismatch: Go on where the run, taken again without a change, comes out otherwise.
+
+    Attributes:
+        advance: Called after each step.
+        baseline: The values of the run itself, ``(marks, m)``.
+        mismatch: The first step that came out otherwise; None if none did.
+    """
+
+    def __init__(
+        self,
+        log: RunLog,
+        execution: ChangedExecution,
+        measure: Measure,
+        marks: Sequence[int],
+        *,
+        budget: int,
+        allow_mismatch: bool,
+    ) -> None:
+        self._log, self._execution, self._measure = log, execution, measure
+        self._marks, self._allow = list(marks), allow_mismatch
+        self.advance: Callable[[], None] = lambda: None
+        self._step = lru_cache(max(1, budget // _STEP))(log.step)
+        self._first = first_visits(map(self._step, range(len(log))))
+        self.baseline: Table = np.empty((0, 0))
+        self.mismatch: int | None = None
+
+    def start(self, change: Change) -> int:
+        """Return the first step that a change alters; ``T`` if none does."""
+        return min((self._first.get(i, self._total) for i in change.ids), default=self._total)
+
+    @property
+    def clips(self) -> Clips:
+        """How the run clipped gradients, as far as it was taken."""
+        return self._execution.clips
+
+    @property
+    def _total(self) -> int:
+        return len(self._log)
+
+    def walk(self, earliest: int) -> Table:
+        """Take the run again without a change; return its values, ``(marks, m)``.
+
+        Args:
+            earliest: The first step that a change will alter.
+
+        Raises:
+            MismatchError: A step does not come out as it was, to the last bit.
+        """
+        stored = [t for t in self._log.states() if t <= min([earliest, *self._marks])]
+        self._from = max(stored)
+        self._origin = self._point = {
+            **self._log.state(self._from),
+            "buffers": self._log.buffers(self._from),
+        }
+        self._at = self._from
+        missed: dict[tuple[int, str], Objective] = {}
+        for objective in OBJECTIVES:
+            miss = self._walked(objective, stop=True)
+            if miss is None:
+                return self.baseline
+            missed.setdefault(miss, objective)
+        furthest = max(missed)
+        if not self._allow:
+            raise _not_the_run(self._log, *furthest)
+        self.mismatch = furthest[0]
+        self._walked(missed[furthest], stop=False)
+        return self.baseline
+
+    def _walked(self, objective: Objective, *, stop: bool) -> tuple[int, str] | None:
+        """Take the run again; return the first step that came out otherwise, and what did.
+
+        Args:
+            objective: How losses are joined.
+            stop: End at that step.
+        """
+        run, rows, first = self._execution, dict[int, Table](), None
+        run.objective = objective
+        self._restore(self._from, self._origin)
+        if self._from in self._marks:
+            rows[self._from] = self._values()
+        for t in range(self._from, self._total):
+            run.advance(self._step(t))
+            first = first or self._difference(t)
+            if first and stop:
+                return first
+            if t + 1 in self._marks:
+                rows[t + 1] = self._values()
+            self.advance()
+        self.baseline = np.stack([rows[mark] for mark in self._marks])
+        return first
+
+    def _difference(self, t: int) -> tuple[int, str] | None:
+        """Return what is not the run's after step ``t``, taken again."""
+        run = self._execution
+        if run.digest() != self._log.digest(t + 1):
+            return t, "the parameters"
+        found, logged = run.buffers(), self._log.buffers(t + 1)
+        other = [n for n, b in logged.items() if not torch.equal(found[n].cpu(), b)]
+        return (t, f"the buffer {other[0]!r}") if other else None
+
+    def values(self, change: Change) -> Table:
+        """Take one counterfactual run; return its values, ``(marks, m)``.
+
+        Of a run with a loss that is NaN or infinite, values from there on are NaN. Runs that are
+        asked for in the order of their starts take the least time.
+        """
+        found, start = self.baseline.copy(), self.start(change)
+        if start == self._total:
+            return found
+        self._reach(start)
+        self._execution.change = change
+        self._restore(start, self._point)
+        t = start
+        try:
+            for t in range(start, self._total):
+                self._execution.advance(self._step(t))
+                self.advance()
+                if t + 1 in self._marks:
+                    found[self._marks.index(t + 1)] = self._values()
+        except NonFiniteError:
+            found[[k for k, mark in enumerate(self._marks) if mark > t]] = np.nan
+        finally:
+            self._execution.change = None
+        return found
+
+    def _reach(self, start: int) -> None:
+        """Take the run again, without a change, up to where one leaves it."""
+        if start < self._at:
+            self._at, self._point = self._from, self._origin
+        if start > self._at:
+            self._restore(self._at, self._point)
+            for t in range(self._at, start):
+                self._execution.advance(self._step(t))
+            self._at, self._point = start, self._execution.point()
+
+    def _restore(self, t: int, point: Point) -> None:
+        self._execution.restore(self._step(min(t, self._total - 1)), point)
+
+    def _values(self) -> Table:
+        return self._measure(self._execution.state(), "a counterfactual run")
+
+
+def _not_the_run(log: RunLog, t: int, what: str) -> MismatchError:
+    path = log.path
+    why = "; ".join(differences(log.metadata))
+    here = f" This process differs: {why}." if why else ""
+    return MismatchError(
+        f"step {t} of {path}, taken again with nothing removed, does not lead to {what} of the "
+        f"run to the last bit, so a counterfactual of it would be another run's.{here}\n"
+        f"1. Compute where the run did, or as it did: match_environment=True "
+        "(--match-environment).\n"
+        f"2. Look for the cause: tracin-replay verify {path} names steps that do not reproduce.\n"
+        "3. Compare with the run as it comes out here: allow_mismatch=True (--allow-mismatch)."
+    )

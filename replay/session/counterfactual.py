@@ -1,0 +1,129 @@
+"""Takes the counterfactual runs that are asked for; each is kept until the result is on file."""
+
+from __future__ import annotations
+
+import json
+import warnings
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from replay.counterfactual.execution import ChangedExecution
+from replay.counterfactual.runs import Runs, Table
+from replay.evaluate.binding import BoundModel
+from replay.evaluate.copies import models
+from replay.evaluate.state import State
+from replay.progress import Progress
+from replay.results.counterfactual import Counterfactual
+from replay.results.output import check_free, inputs_of
+from replay.results.parts import Parts
+from replay.session.alternatives import Alternatives
+from replay.session.bound_run import BoundRun
+from replay.session.provenance import measured_value, provenance
+from tracer.errors import PrecisionWarning
+
+_LIMITS = (
+    "the run clipped gradients to a norm that varies, so the limit is unknown at steps that were "
+    "not clipped; changed gradients are not clipped there."
+)
+
+
+def taken(
+    run: BoundRun, asked: Alternatives, shown: Progress, out: Path | None, *, overwrite: bool
+) -> Counterfactual:
+    """Take the runs that are asked for.
+
+    Args:
+        run: The run.
+        asked: The question.
+        shown: Where progress is shown.
+        out: Where the result goes, and beside it, until then, each finished run.
+        overwrite: Whether it may replace a file.
+
+    Raises:
+        MismatchError: The run, taken again without a change, is not the run.
+    """
+    if out is not None:
+        facts = {"log": str(run.log.path), "task": str(run.log.metadata.get("task") or "")}
+        check_free(out, overwrite=overwrite, inputs=inputs_of(facts))
+    runs = runs_of(run, asked)
+    runs.advance = shown.task("the run as it was, steps", len(run.log))
+    starts = [runs.start(change) for change in asked.changes]
+    baseline = runs.walk(min(starts))
+    place = None if out is None else out.with_name(f"{out.name}.parts")
+    with Parts(place, _question(run, asked, baseline), baseline.shape) as parts:
+        _take(runs, asked, starts, parts, shown)
+        found = _result(run, asked, runs, parts)
+        if out is not None:
+            found.save(out, overwrite=overwrite)
+        parts.remove()
+    return found
+
+
+def _take(
+    runs: Runs, asked: Alternatives, starts: list[int], parts: Parts, shown: Progress
+) -> None:
+    """Take the runs that are missing, in the order in which they leave the run."""
+    todo = sorted((n for n in range(len(starts)) if n not in parts.done), key=starts.__getitem__)
+    steps = sum(asked.marks[-1] - starts[n] for n in todo)
+    runs.advance = shown.task(f"{len(todo)} counterfactual runs, steps", steps)
+    for number in todo:
+        parts.add(number, runs.values(asked.changes[number]))
+
+
+def runs_of(run: BoundRun, asked: Alternatives) -> Runs:
+    """Return what takes the runs."""
+    device = run.models.device
+    own = models(run.task, 2)[0]  # of two, so that one that is handed out again is copied
+    bound = BoundModel(own, run.log, device=device, dtype=None)
+    chunks = run.chunks.of(asked.test_ids, "test", between=False)
+
+    def measure(state: State, where: str) -> Table:
+        return np.concatenate([chunk.values(state, where).cpu().numpy() for chunk in chunks])
+
+    return Runs(
+        run.log,
+        ChangedExecution(run.log, run.task, bound, device),
+        measure,
+        asked.marks,
+        budget=run.budget // 8,
+        allow_mismatch=asked.allow_mismatch,
+    )
+
+
+def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, Any]:
+    """Return what must be the same for a job to go on."""
+    scales = [[list(c.scale), list(c.scale.values()), c.renormalise] for c in asked.changes]
+    return {
+        "format": "tracin-counterfactual-parts 1",
+        "run": str(run.log.metadata["run_uuid"]),
+        "test examples": asked.test_ids,
+        "choice of runs": zlib.crc32(json.dumps([asked.protocol, scales]).encode()),
+        "choice of states": asked.marks,
+        "version of torch": str(torch.__version__),
+        "number of threads": torch.get_num_threads(),
+        "device": str(run.models.device),
+        "set of test values": zlib.crc32(baseline.tobytes()),
+    }
+
+
+def _result(run: BoundRun, asked: Alternatives, runs: Runs, parts: Parts) -> Counterfactual:
+    values = np.stack([parts.done[n] for n in range(len(asked.changes))])
+    missed = {} if runs.mismatch is None else {"first_step_not_proved": runs.mismatch}
+    value = measured_value(run.task)
+    facts = provenance(run.log, run.models, value, **asked.protocol, **missed)
+    if runs.clips.varies:
+        warnings.warn(_LIMITS, PrecisionWarning, stacklevel=4)
+    diverged = np.flatnonzero(np.isnan(values).any((1, 2)))
+    if len(diverged):
+        warnings.warn(
+            f"{len(diverged)} counterfactual runs diverged, the first is number {diverged[0]}: a "
+            "loss became NaN or infinite, and their values from there on are NaN.",
+            PrecisionWarning,
+            stacklevel=4,
+        )
+    changes = [dict(change.scale) for change in asked.changes]
+    return Counterfactual(asked.test_ids, changes, asked.marks, values, runs.baseline, facts)

@@ -1,0 +1,154 @@
+"""What would have happened: the part of ``Replay`` that takes the run again otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from replay.arguments import flag, place
+from replay.progress import Progress
+from replay.results.counterfactual import Counterfactual
+from replay.session.alternatives import (
+    LEAVE_ONE_OUT,
+    Alternatives,
+    Facts,
+    left_out_one_by_one,
+    random_subsets,
+    scales_of,
+)
+from replay.session.bound_run import BoundRun
+from replay.session.counterfactual import taken
+from tracer.records import ID
+
+
+class GroundTruth:
+    """Counterfactual runs along a log.
+
+    Each has the run's order, micro-batches, random states, learning rates and denominators;
+    BatchNorm and losses over pairs still see the examples that are removed.
+    """
+
+    _run: BoundRun
+
+    def counterfactual(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        remove: Sequence[Sequence[ID]] | None = None,
+        scale: Mapping[ID, float] | Sequence[Mapping[ID, float]] | None = None,
+        renormalise: bool = False,
+        along: int | None = None,
+        allow_mismatch: bool = False,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Counterfactual:
+        """Take the run again with other weights of some training examples.
+
+        Any optimizer that can be made again will do, and any log. A gradient that changes is
+        clipped by its own norm.
+
+        Args:
+            test_ids: m test examples.
+            remove: For each run, the training examples whose weights become 0.
+            scale: Or what weights are multiplied by, by ID; a list for several runs.
+            renormalise: Let a mean divide by the examples left, not by those of the run.
+            along: Take values every so many steps as well.
+            allow_mismatch: Go on where the run, taken again without a change, comes out
+                otherwise; the values of that are the baseline then.
+            out: Write the result there. Finished runs are kept beside it until then: a job that
+                was killed goes on where it was when the same is asked again.
+            overwrite: Whether that may replace a file.
+            progress: Show progress on stderr.
+
+        Raises:
+            InputError: An ID or another argument cannot be used.
+            MismatchError: The run, taken again without a change, is not the run to the last bit.
+            UnsupportedRuleError: Its optimizer cannot be made again.
+        """
+        scales = scales_of(self._run.task, remove, scale)
+        facts = {"protocol": "scale" if remove is None else "remove"}
+        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
+        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+
+    def leave_one_out(
+        self,
+        test_ids: Sequence[ID],
+        train_ids: Sequence[ID] | None = None,
+        *,
+        renormalise: bool = False,
+        along: int | None = None,
+        allow_mismatch: bool = False,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Counterfactual:
+        """Take the run again without each of some training examples.
+
+        ``change`` is ``φ`` without the example less ``φ`` with it: positive = proponent.
+
+        Args:
+            test_ids: m test examples.
+            train_ids: R training examples, a run each; default: all of ``task.train``.
+            renormalise: As for ``counterfactual``, with the same errors.
+            along: Likewise.
+            allow_mismatch: Likewise.
+            out: Likewise.
+            overwrite: Likewise.
+            progress: Likewise.
+        """
+        scales = left_out_one_by_one(self._run.task, train_ids)
+        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
+        facts = {"protocol": LEAVE_ONE_OUT}
+        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+
+    def subsets(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        count: int = 100,
+        fraction: float = 0.5,
+        seed: int = 0,
+        train_ids: Sequence[ID] | None = None,
+        renormalise: bool = False,
+        along: int | None = None,
+        allow_mismatch: bool = False,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        progress: bool = True,
+    ) -> Counterfactual:
+        """Take the run again without random subsets of the training examples.
+
+        Args:
+            test_ids: m test examples.
+            count: R, how many subsets.
+            fraction: The share of the training examples that each run lacks.
+            seed: Of the draw; a larger ``count`` begins with the same subsets.
+            train_ids: The examples that are drawn from; default: all of ``task.train``.
+            renormalise: As for ``counterfactual``, with the same errors.
+            along: Likewise.
+            allow_mismatch: Likewise.
+            out: Likewise.
+            overwrite: Likewise.
+            progress: Likewise.
+        """
+        scales, facts = random_subsets(self._run.task, train_ids, count, fraction, seed)
+        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
+        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+
+    def _taken(
+        self,
+        test_ids: Sequence[ID],
+        scales: Sequence[Mapping[ID, float]],
+        protocol: Facts,
+        how: dict[str, Any],
+        out: str | Path | None,
+        overwrite: bool,
+        progress: bool,
+    ) -> Counterfactual:
+        run, target = self._run, None if out is None else place("a result", out)
+        asked = Alternatives.of(run.log, run.task, test_ids, scales, protocol, **how)
+        replaces = flag("overwrite", overwrite)
+        with run.computing(), Progress(flag("progress", progress)) as bars:
+            return taken(run, asked, bars, target, overwrite=replaces)

@@ -1,0 +1,97 @@
+"""A job that was killed goes on where it was, and ends in the same file."""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from replay import Counterfactual, Replay
+from replay.counterfactual.runs import Runs
+from tests.helpers.alternatives import Loop
+from tracer.errors import InputError, OutputExistsError
+
+LOOP = Loop("cnn", "heavy-ball")
+ASKED = {"train_ids": [3, 1, 20, 7], "along": 2, "progress": False}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return a folder with a log and the result of an uninterrupted job."""
+    folder = tmp_path_factory.mktemp("job")
+    LOOP.train(folder / "run.h5")
+    Replay(folder / "run.h5", LOOP.task()).leave_one_out([0, 2], out=folder / "whole.h5", **ASKED)
+    return folder
+
+
+@pytest.fixture
+def replay(folder):
+    """Return a replay of the log."""
+    return Replay(folder / "run.h5", LOOP.task())
+
+
+def interrupted(monkeypatch, replay, out, after):
+    """Run a job that is interrupted after some runs; return how many it took."""
+    taken, values = [], Runs.values
+
+    def some(runs, change):
+        if len(taken) == after:
+            raise KeyboardInterrupt
+        taken.append(change)
+        return values(runs, change)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Runs, "values", some)
+        try:
+            replay.leave_one_out([0, 2], out=out, **ASKED)
+        except KeyboardInterrupt:
+            assert not out.exists()
+    return len(taken)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("torn", [0, 20])
+def test_it_goes_on_and_ends_in_the_same_file(tmp_path, monkeypatch, folder, replay, after, torn):
+    out, parts = tmp_path / "study.h5", tmp_path / "study.h5.parts"
+    interrupted(monkeypatch, replay, out, after)
+    parts.write_bytes(parts.read_bytes()[: -torn or None])
+    left = interrupted(monkeypatch, replay, out, 99)
+    assert left == 4 - max(0, after - bool(torn))
+    assert not parts.exists()
+    assert out.read_bytes() == (folder / "whole.h5").read_bytes()
+
+
+def test_only_the_same_question_goes_on(tmp_path, monkeypatch, folder, replay):
+    out, parts = tmp_path / "study.h5", tmp_path / "study.h5.parts"
+    interrupted(monkeypatch, replay, out, 2)
+    for test_ids, more, what in (
+        ([0], {}, "test examples"),
+        ([0, 2], {"train_ids": [3, 1]}, "choice of runs"),
+        ([0, 2], {"renormalise": True}, "choice of runs"),
+        ([0, 2], {"along": 3}, "choice of states"),
+    ):
+        with pytest.raises(InputError, match=f"another question: its {what} .*\n1. To go on"):
+            replay.leave_one_out(test_ids, out=out, **{**ASKED, **more})
+    parts.write_text("my notes\n")
+    with pytest.raises(InputError, match="holds no finished runs; move it away"):
+        replay.leave_one_out([0, 2], out=out, **ASKED)
+    assert parts.read_text() == "my notes\n"
+
+
+def test_a_result_is_not_replaced_unasked(tmp_path, folder, replay):
+    out = shutil.copy(folder / "whole.h5", tmp_path)
+    with pytest.raises(OutputExistsError):
+        replay.leave_one_out([0, 2], out=out, **ASKED)
+    replay.leave_one_out([0, 2], out=out, overwrite=True, **ASKED)
+    with pytest.raises(InputError, match="would replace"):
+        replay.leave_one_out([0, 2], out=folder / "run.h5", overwrite=True, **ASKED)
+
+
+def test_a_file_holds_what_was_found(folder, replay):
+    found, loaded = replay.leave_one_out([0, 2], **ASKED), Counterfactual.load(folder / "whole.h5")
+    assert loaded.changes == found.changes == [{i: 0.0} for i in ASKED["train_ids"]]
+    assert loaded.attributes == found.attributes
+    assert loaded.protocol == "leave-one-out of 4 runs, denominators of the run"
+    assert (loaded.steps, loaded.test_ids) == (found.steps, found.test_ids) == ([2, 4, 6], [0, 2])
+    for name in ("values_along", "baseline_along", "change"):
+        assert np.array_equal(getattr(loaded, name), getattr(found, name))
+    assert "4 runs, 2 test examples" in repr(found)
