@@ -20,6 +20,7 @@ from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
 from replay.results.parts import Parts
+from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
 from replay.session.provenance import measured_value, provenance
@@ -48,7 +49,7 @@ def taken(
     """
     if out is not None:
         facts = {"log": str(run.log.path), "task": str(run.log.metadata.get("task") or "")}
-        check_free(out, overwrite=overwrite, inputs=inputs_of(facts))
+        check_free(out, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs_of(facts))
     runs = runs_of(run, asked)
     runs.advance = shown.task("the run as it was, steps", len(run.log))
     starts = [runs.start(change) for change in asked.changes]
