@@ -8,6 +8,7 @@ the others, if they agree.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -69,13 +70,12 @@ class Clips:
         return factor * (norms[kind] + _ADDED)
 
 
-def norms_of(held: list[Tensor]) -> dict[float, float]:
-    """Return the norms of the gradients of some parameters, taken together."""
-    gradients = [p.grad for p in held if p.grad is not None]
+def norms_of(gradients: Mapping[str, Tensor]) -> dict[float, float]:
+    """Return the norms of some gradients, taken together."""
     if not gradients:
         return dict.fromkeys(_KINDS, 0.0)
     found = {}
     for kind in _KINDS:
-        each = torch.stack([n.double() for n in torch._foreach_norm(gradients, kind)])
-        found[kind] = float(torch.linalg.vector_norm(each, kind))
+        each = torch._foreach_norm(list(gradients.values()), kind)
+        found[kind] = float(torch.linalg.vector_norm(torch.stack([n.double() for n in each]), kind))
     return found

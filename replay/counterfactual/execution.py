@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from replay.counterfactual.change import Change
 from replay.counterfactual.clipping import Clips, norms_of
 from replay.evaluate.state import State
+from replay.states.applied_again import scaled
 from replay.states.execution import Execution, as_sum
+from tracer.errors import UnsupportedRuleError
 from tracer.records import MicroBatch, Step
 
 
@@ -52,14 +53,27 @@ class ChangedExecution(Execution):
             return as_sum(losses, micro, count)
         return super().joined(losses, micro, count)
 
-    @torch.no_grad()
-    def clip(self, step: Step, held: list[Tensor]) -> None:
-        """Clip as the run did, and a changed gradient by its own norm."""
+    def clip(self, step: Step, gradients: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
+        """Clip as the run did, and a changed gradient by its own norm.
+
+        Raises:
+            UnsupportedRuleError: The run clipped groups, parameters or elements by themselves.
+        """
+        before = norms_of(gradients)
         if self.change is None:
-            before = norms_of(held)
-            super().clip(step, held)
-            self.clips.observe(step, before, norms_of(held))
-            return
-        factor = self.clips.factor(step, norms_of(held)) if self.clips.found else 1.0
-        if factor < 1:
-            torch._foreach_mul_([p.grad for p in held if p.grad is not None], factor)
+            found = super().clip(step, gradients, first=first)
+            if self.applied.apart:
+                raise _clipped_apart(step)
+            self.clips.observe(step, before, norms_of(found))
+            return found
+        factor = self.clips.factor(step, before) if self.clips.found else 1.0
+        return scaled(gradients, factor) if factor < 1 else gradients
+
+
+def _clipped_apart(step: Step) -> UnsupportedRuleError:
+    return UnsupportedRuleError(
+        f"step {step.index} clipped the gradients of groups, of parameters or of elements by "
+        "themselves, and what that does to another gradient is not in the log.\n"
+        "  1. Clip all gradients together, optimizer.clip_grad_norm_(...), and train again;\n"
+        "  2. or ask for influence, which needs no counterfactual run."
+    )

@@ -18,7 +18,7 @@ from replay.counterfactual.clipping import Clips
 from replay.counterfactual.execution import ChangedExecution
 from replay.evaluate.state import State
 from replay.states.environment import differences
-from replay.states.execution import OBJECTIVES, Objective, Point
+from replay.states.execution import JOININGS, Joining, Point
 from tracer.errors import MismatchError, NonFiniteError
 from tracer.log.read.run_log import RunLog
 
@@ -91,12 +91,12 @@ class Runs:
             "buffers": self._log.buffers(self._from),
         }
         self._at = self._from
-        missed: dict[tuple[int, str], Objective] = {}
-        for objective in OBJECTIVES:
-            miss = self._walked(objective, stop=True)
+        missed: dict[tuple[int, str], Joining] = {}
+        for joining in JOININGS:
+            miss = self._walked(joining, stop=True)
             if miss is None:
                 return self.baseline
-            missed.setdefault(miss, objective)
+            missed.setdefault(miss, joining)
         furthest = max(missed)
         if not self._allow:
             raise _not_the_run(self._log, *furthest)
@@ -104,15 +104,15 @@ class Runs:
         self._walked(missed[furthest], stop=False)
         return self.baseline
 
-    def _walked(self, objective: Objective, *, stop: bool) -> tuple[int, str] | None:
+    def _walked(self, joining: Joining, *, stop: bool) -> tuple[int, str] | None:
         """Take the run again; return the first step that came out otherwise, and what did.
 
         Args:
-            objective: How losses are joined.
+            joining: How losses are joined.
             stop: End at that step.
         """
         run, rows, first = self._execution, dict[int, Table](), None
-        run.objective = objective
+        run.joining = joining
         self._restore(self._from, self._origin)
         if self._from in self._marks:
             rows[self._from] = self._values()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.optim import Optimizer
 from replay.evaluate.binding import BoundModel
 from replay.evaluate.state import step_name
 from replay.evaluate.train_side import forward_pass
+from replay.states.applied_again import AppliedGradients
 from replay.states.optimizer_again import (
     made_again,
     optimizer_class,
@@ -30,7 +32,7 @@ from tracer.log.read.run_log import RunLog
 from tracer.records import MicroBatch, Step
 
 Point = dict[str, Any]  # a full state, as a log has it
-Objective = Callable[[Tensor, MicroBatch, int], Tensor]
+Part = Callable[[Tensor, MicroBatch, int], Tensor]
 
 
 def as_mean(losses: Tensor, micro: MicroBatch, count: int) -> Tensor:
@@ -49,7 +51,22 @@ def as_sum(losses: Tensor, micro: MicroBatch, count: int) -> Tensor:
     return (losses * micro.coefficients.to(losses)).sum()
 
 
-OBJECTIVES: tuple[Objective, ...] = (as_mean, as_sum)
+@dataclass(frozen=True)
+class Joining:
+    """How a loop made one objective of a step's losses; each way adds gradients up differently.
+
+    Attributes:
+        part: How those of a micro-batch become its part.
+        together: Whether one backward pass goes through all of them.
+    """
+
+    part: Part = as_mean
+    together: bool = False
+
+
+JOININGS = tuple(
+    Joining(part, together) for together in (False, True) for part in (as_mean, as_sum)
+)
 
 
 class Execution:
@@ -62,14 +79,16 @@ class Execution:
         device: Where that is.
 
     Attributes:
-        objective: How the losses of a micro-batch become its part of the objective.
+        joining: How a step's losses become its objective.
+        applied: Finds how the run clipped.
     """
 
     def __init__(self, log: RunLog, task: Task, bound: BoundModel, device: torch.device) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
-        self._kind = optimizer_class(log.path, str(log.metadata["optimizer"]))
+        self._kind = optimizer_class(log.path, str(log.metadata["optimizer"]), task)
         self._optimizer: Optimizer | None = None
-        self.objective = OBJECTIVES[0]
+        self.applied = AppliedGradients()
+        self.joining = JOININGS[0]
 
     def restore(self, step: Step, point: Point) -> None:
         """Go to a full state of the run; ``step`` is the next one, or the last one."""
@@ -114,45 +133,61 @@ class Execution:
         bound.module.train()
         for name, parameter in bound.parameters.items():
             parameter.requires_grad_(parameter.is_floating_point() and name not in step.frozen)
-        for group, logged in zip(optimizer.param_groups, step.groups, strict=False):
-            set_hyperparameters(group, logged)
-        for logged in step.groups[len(optimizer.param_groups) :]:  # was added here
-            new: dict[str, Any] = {"params": [bound.parameters[name] for name in logged.names]}
-            optimizer.add_param_group(new)
-            set_hyperparameters(optimizer.param_groups[-1], logged)
+        self._set_groups(step, optimizer)
         loss = self._gradients(step)
         if takes_closure(self._kind):
-            again = iter([loss])  # the first evaluation is there already
-            optimizer.step(lambda: next(again, None) or self._gradients(step))
+            known: list[Any] = [loss]  # the first evaluation is there already
+            optimizer.step(lambda: known.pop() if known else self._gradients(step, first=False))
         else:
             optimizer.step()
 
-    def _gradients(self, step: Step) -> Any:
-        """Put the step's gradients where the optimizer looks for them; return the objective."""
+    def _set_groups(self, step: Step, optimizer: Optimizer) -> None:
+        """Give the optimizer the groups of the step, also those that were added or changed here."""
+        parameters = self._bound.parameters
+        del optimizer.param_groups[len(step.groups) :]
+        for k, logged in enumerate(step.groups):
+            own = [parameters[name] for name in logged.names]
+            if k == len(optimizer.param_groups):
+                optimizer.add_param_group({"params": own})
+            group = optimizer.param_groups[k]
+            group["params"] = own
+            set_hyperparameters(group, logged)
+
+    def _gradients(self, step: Step, *, first: bool = True) -> Any:
+        """Put a step's gradients where the optimizer looks for them; return the objective.
+
+        A closure's later evaluations draw their random numbers where the last one ended.
+        """
         for parameter in self._bound.parameters.values():
             parameter.grad = None
         where, count = step_name(step), len(step.micro_batches)
-        whole = torch.zeros((), dtype=torch.float64, device="cpu")
+        together, parts = self.joining.together and count > 1, []
         with torch.enable_grad():
-            for micro in step.micro_batches:
+            for one in step.micro_batches:
+                micro = one if first else replace(one, random_state=None)
                 losses = forward_pass(self._task, micro, where, self._bound, self._device)()
-                value = self.joined(losses, micro, count) + self._penalty(count)
-                if value.requires_grad:
-                    torch.autograd.backward(value)
-                whole += value.detach().double().cpu()
-        self._as_applied(step)
-        return whole
+                parts.append(self.joined(losses, micro, count))
+                if not together:
+                    parts[-1] = self._differentiated(parts[-1] + self._penalty(count))
+            objective = sum(parts[1:], parts[0])
+            if together:
+                objective = self._differentiated(objective + self._penalty(1))
+        self._as_applied(step, first=first)
+        return objective
+
+    @staticmethod
+    def _differentiated(value: Tensor) -> Tensor:
+        if value.requires_grad:
+            torch.autograd.backward(value)
+        return value.detach()
 
     def joined(self, losses: Tensor, micro: MicroBatch, count: int) -> Tensor:
         """Return a micro-batch's part of the objective, of ``count`` ones."""
-        return self.objective(losses, micro, count)
+        return self.joining.part(losses, micro, count)
 
-    def clip(self, step: Step, held: list[Tensor]) -> None:
-        """Scale the gradients of some parameters as the run did."""
-        if step.clip_factor != 1:
-            torch._foreach_mul_([p.grad for p in held if p.grad is not None], step.clip_factor)
-            return
-        _clip_outside(step, held)
+    def clip(self, step: Step, gradients: dict[str, Tensor], *, first: bool) -> dict[str, Tensor]:
+        """Return gradients clipped as the run did; ``first`` unless a closure runs again."""
+        return self.applied.first(step, gradients) if first else self.applied.later(gradients)
 
     def _penalty(self, count: int) -> Tensor | float:
         if self._task.penalty is None:
@@ -163,29 +198,14 @@ class Execution:
         return value if count == 1 else value / count
 
     @torch.no_grad()
-    def _as_applied(self, step: Step) -> None:
+    def _as_applied(self, step: Step, *, first: bool) -> None:
         """Make the gradients those that the optimizer was given: absent, zero, clipped."""
-        held = []
+        held: dict[str, Tensor] = {}
         for name in (name for group in step.groups for name in group.names):
             parameter = self._bound.parameters[name]
-            if name in step.without_gradient:
-                parameter.grad = None
-            elif parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            if parameter.grad is not None:
-                held.append(parameter)
-        self.clip(step, held)
-
-
-def _clip_outside(step: Step, held: list[Tensor]) -> None:
-    """Clip as ``clip_grad_norm_`` does where the logged norm says that the run did.
-
-    A norm that was clipped to 0.5 is 0.5 but for its last places, so the limit is known from it.
-    """
-    norms = torch._foreach_norm([p.grad for p in held if p.grad is not None])
-    found = float(torch.linalg.vector_norm(torch.stack([n.double() for n in norms])))
-    applied = step.gradient_norm
-    if not applied < found * (1 - 1e-4):
-        return
-    limit = float(f"{applied * (found + 1e-6) / found:.5g}")
-    torch.nn.utils.clip_grad_norm_(held, limit)
+            if name not in step.without_gradient:
+                grad = parameter.grad
+                held[name] = torch.zeros_like(parameter) if grad is None else grad
+            parameter.grad = None
+        for name, gradient in self.clip(step, held, first=first).items():
+            self._bound.parameters[name].grad = gradient

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from replay.task import Task
 from tracer.errors import UnsupportedRuleError
 from tracer.records import ParameterGroup
 
 
-def optimizer_class(path: Path, name: str) -> type[Optimizer]:
+def optimizer_class(path: Path, name: str, task: Task) -> type[Optimizer]:
     """Return the class of a run's optimizer.
 
     Nothing is imported because a log names it: a class from outside torch is one that the task's
@@ -27,6 +28,7 @@ def optimizer_class(path: Path, name: str) -> type[Optimizer]:
     Args:
         path: The log, for messages.
         name: The class's module and name, as logged.
+        task: Its file has the class of a script that trained (``__main__``) and holds the task.
 
     Raises:
         UnsupportedRuleError: There is no such class.
@@ -34,17 +36,25 @@ def optimizer_class(path: Path, name: str) -> type[Optimizer]:
     module, _, kind = name.rpartition(".")
     if module == "torch.optim":
         importlib.import_module(module)
-    found: Any = sys.modules.get(module)
-    for part in kind.split("."):
-        found = getattr(found, part, None)
-    if isinstance(found, type) and issubclass(found, Optimizer):
-        return found
+    places: list[Any] = [vars(sys.modules[module])] if module in sys.modules else []
+    if module == "__main__":
+        places.append(getattr(task.loss, "__globals__", {}))
+    for place in places:
+        found = place.get(kind)
+        if isinstance(found, type) and issubclass(found, Optimizer):
+            return found
     raise UnsupportedRuleError(
         f"{path} was made by {name}, and no such optimizer class is imported, so the steps between "
         "its snapshots cannot be taken again. Remedies:\n"
-        f"  1. import {module or 'it'} in the task's file;\n"
+        f"  1. {_where(module)};\n"
         "  2. trace the run with snapshot_every=1, which needs no optimizer."
     )
+
+
+def _where(module: str) -> str:
+    if module == "__main__":
+        return "put the class into the task's file, which the script that trains imports"
+    return f"import {module} in the task's file"
 
 
 def made_again(

@@ -15,12 +15,13 @@ from torch import Tensor
 from replay.evaluate.proof import Proof, proof_of
 from replay.evaluate.state import State, Transition
 from replay.states.environment import differences
-from replay.states.execution import OBJECTIVES, Execution, Point
+from replay.states.execution import JOININGS, Execution, Joining, Point
 from replay.states.logged import LoggedStates
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
 _LEAST = 8  # states that memory holds whatever the budget is
+_TRIES = 3  # steps on which all joinings of losses are tried, in vain
 
 
 class ReExecutedStates:
@@ -45,7 +46,8 @@ class ReExecutedStates:
         self.proved: set[int] = set()
         self.unproved: set[int] = set()
         self.drift: dict[int, float] = {}
-        self._settled = False  # how the losses are joined
+        self._joinings: dict[int, Joining] = {}  # that are right, by number of micro-batches
+        self._tries = _TRIES
         self._now: int | None = None  # where the execution stands
         self._ends: dict[int, State] = {}  # of the last transition
         self._points: dict[int, Point] = {}
@@ -130,27 +132,31 @@ class ReExecutedStates:
         assert self._now is not None
         t, run = self._now, self._execution
         step, buffers, digest = self.step(t), self.log.buffers(t), self.log.digest(t + 1)
-        start = None if self._settled else run.point()
-        self._settled = True
+        count = len(step.micro_batches)
+        run.joining = self._joinings.get(count, JOININGS[0])
+        start = run.point() if count not in self._joinings and self._tries else None
         run.take(step, buffers)
         met = run.digest() == digest
         if start is not None and not met:
-            met = self._other_objectives(step, start, digest)
+            met = self._other_joinings(step, start, digest)
+        if met:
+            self._joinings[count] = run.joining
         self._now = t + 1
         (self.proved if met else self.unproved).add(t)
         (self.unproved if met else self.proved).discard(t)
         if not met and t + 1 in self.stored:
             self._resynchronise(t + 1)
 
-    def _other_objectives(self, step: Step, start: Point, digest: int | None) -> bool:
+    def _other_joinings(self, step: Step, start: Point, digest: int | None) -> bool:
         """Try the other ways in which a loop may have joined its losses; return whether one did."""
         run = self._execution
-        for objective in (*OBJECTIVES[1:], OBJECTIVES[0]):  # the last one stays if none is right
-            run.objective = objective
+        for joining in (*JOININGS[1:], JOININGS[0]):  # the last one stays if none is right
+            run.joining = joining
             run.restore(step, start)
             run.take(step, self.log.buffers(step.index))
             if run.digest() == digest:
                 return True
+        self._tries -= 1
         return False
 
     def _resynchronise(self, t: int) -> None:

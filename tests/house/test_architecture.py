@@ -35,7 +35,7 @@ ORDER = [  # each may import what stands before it, and its own room
 SHARED = (
     *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
     *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
-    *("tracer.full_state", "tracer.log.write.conversion"),
+    *("tracer.full_state", "tracer.watch.gradients", "tracer.log.write.conversion"),
     *("tracer.log.read.run_log", "tracer.log.read.summary"),
 )
 CHECKED_AT_ONCE = "tracer.wrapper.first_steps"  # imports replay inside functions, when it checks

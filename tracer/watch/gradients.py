@@ -49,7 +49,7 @@ def measured(
         scale: What they are multiplied with; a tensor may change afterwards.
     """
     without = frozenset([n for n, g in zip(names, gradients, strict=True) if g is None])
-    found = iter(_norms([_dense(g) for g in gradients if g is not None]))
+    found = iter(norms_of([g for g in gradients if g is not None]))
     norms = tuple([None if g is None else next(found) for g in gradients])
     return Gradients(norms, scale.clone() if isinstance(scale, Tensor) else scale, without)
 
@@ -64,8 +64,9 @@ def _dense(gradient: Tensor) -> Tensor:
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
-def _norms(gradients: list[Tensor]) -> list[Tensor]:
+def norms_of(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return the norm of each gradient, in float32 at least."""
+    gradients = [_dense(g) for g in gradients]
     kinds = {(g.device, g.dtype) for g in gradients}
     if len(kinds) <= 1 and not any(dtype.itemsize < 4 for _, dtype in kinds):
         return list(torch._foreach_norm(gradients)) if gradients else []

@@ -30,6 +30,7 @@ class RunState:
         every: Steps between full states; None is what takes under 1 % of the log, at least 100;
             0 is where an epoch begins.
         row_bytes: What a step adds to the log.
+        sparse: Whether a replay takes steps again from these states.
 
     Attributes:
         steps: How many steps were taken, also after tracing has ended.
@@ -46,6 +47,7 @@ class RunState:
         *,
         every: int | None,
         row_bytes: int,
+        sparse: bool = False,
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._devices = tuple(devices)
@@ -53,7 +55,7 @@ class RunState:
         self.epoch: int | None = None
         self.next_epoch: int | None = None
         self._every, self._row_bytes = every, row_bytes
-        self._complained = False
+        self._complained, self._sparse = False, sparse
 
     def step_taken(self, epoch: int | None) -> None:
         """Note what the run is after one more step."""
@@ -114,9 +116,19 @@ class RunState:
     def _complain(self, error: Exception) -> None:
         if not self._complained:
             known = isinstance(error, NestedError)
-            why = str(error) if known else f"{type(error).__name__}: {error}"
-            warn(f"this run can be replayed, but cannot be resumed: {shorten(why, 400)}")
+            why = shorten(str(error) if known else f"{type(error).__name__}: {error}", 400)
+            warn(f"this run can be replayed, but cannot be resumed: {why}{self._more()}")
         self._complained = True
+
+    def _more(self) -> str:
+        """Return what follows for a replay that takes steps again from full states."""
+        if not self._sparse:
+            return ""
+        return (
+            f"\nFrom step {self.steps} on, the log has no full state: a replay takes all of these "
+            "steps again from the last one before.\n"
+            "1. Pass snapshot_every=1, which logs the parameters of every step."
+        )
 
     def _zero_gradients(self, *, all_are: bool) -> list[str]:
         """Return the parameters that begin the next step with a gradient, which is zero by then."""

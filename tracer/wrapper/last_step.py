@@ -104,6 +104,12 @@ class LastStep:
             return None
         return moved.without_step("between two calls of observe()")
 
+    def unknown(self) -> str | None:
+        """Return what to say if parameters moved between steps of a log with digests of them."""
+        if self._file.snapshots.is_dense or not (self._taken and self.versions.moved):
+            return None
+        return moved.between(self._state.steps)
+
     def moved(self, *, ending: bool) -> str | None:
         """Return what to say if parameters moved since the last step, and not by a step.
 

@@ -17,7 +17,8 @@ from tracer.records import RandomState
 from tracer.watch.measurement import Measurement
 from tracer.wrapper.snapshot_choice import SnapshotChoice
 
-_SHARED = ("optimizer", "reduction", "record", "cuda_devices")  # with the run that goes on
+# with the run that goes on
+_SHARED = ("optimizer", "reduction", "snapshot_every", "record", "cuda_devices")
 
 
 @dataclass(frozen=True)

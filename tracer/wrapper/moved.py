@@ -38,3 +38,18 @@ def after(step: int, *, kept: bool) -> str:
         "1. If best or averaged weights were put back, call optimizer.flush() or close() "
         f"after the last step, before that.\n2. If these were steps, {_STEP}"
     )
+
+
+def between(step: int) -> str:
+    """Say that a replay which takes steps again cannot know of a change.
+
+    Args:
+        step: The next one.
+    """
+    return (
+        f"something wrote to the model's parameters before step {step}, and not step() of the "
+        "wrapper. This log has a digest of them there, and a replay that takes steps again "
+        "does not know of it; if they were put back as they were, all is well.\n"
+        "1. Pass snapshot_every=1, which logs the parameters of every step;\n"
+        "2. or change them where a replay does, too: in the optimizer's step or in the model."
+    )

@@ -23,6 +23,7 @@ from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
 from tracer.wrapper.snapshot_choice import chosen
 from tracer.wrapper.step_logger import StepLogger
+from tracer.wrapper.taken_again import require_class
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def _log_file(
     check_numbers(sync_every=settings.sync_every or None, state_every=settings.state_every)
     kind, elements = type(optimizer), sum(p.numel() for p in model.parameters())
     row = row_bytes(fields(dict(model.named_parameters())))
-    snapshots = chosen(settings.snapshot_every, row, settings.steps)
+    asked = chosen(settings.snapshot_every, row, settings.steps)
+    snapshots = require_class(asked, optimizer)
     if settings.state_every is not None and not snapshots.is_dense:
         raise TracingError(
             f"snapshot_every={shown(settings.snapshot_every)} puts full states where its snapshots "

@@ -11,6 +11,7 @@ DENSE_ROW = 128_000  # bytes of parameters that every step may write
 DENSE_LOG = 1_000_000_000  # ... and of all steps, where their number is known
 SPARSE = 100  # steps between snapshots otherwise
 EPOCH = 0  # a snapshot where an epoch begins
+DENSE = 1
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,14 @@ class SnapshotChoice:
     why: str = ""
 
     @property
+    def asked(self) -> int | str:
+        """What asks for it."""
+        return self.every or "epoch"
+
+    @property
     def is_dense(self) -> bool:
         """Whether every step's parameters are in the log."""
-        return self.every == 1
+        return self.every == DENSE
 
     def __str__(self) -> str:
         if self.is_dense:
@@ -62,5 +68,5 @@ def chosen(asked: Any, row_bytes: int, steps: int | None) -> SnapshotChoice:
 def _small(row_bytes: int, steps: int | None) -> SnapshotChoice:
     dense = row_bytes <= DENSE_ROW if steps is None else row_bytes * steps <= DENSE_LOG
     if dense:
-        return SnapshotChoice(1)
+        return SnapshotChoice(DENSE)
     return SnapshotChoice(SPARSE, " (snapshot_every=1: the parameters of every step)")

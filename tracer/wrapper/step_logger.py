@@ -28,10 +28,17 @@ from tracer.wrapper.forecast import Forecast, forecast
 from tracer.wrapper.last_step import LastStep
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
+from tracer.wrapper.snapshot_choice import EPOCH
 from tracer.wrapper.step_look import StepLook
 from tracer.wrapper.stepping import Call, take_step
 
 Seen = TypeVar("Seen")
+_NO_EPOCH = (
+    'snapshot_every="epoch", but optimizer.epoch is not set at the first step: full states stand '
+    "where it changes, and nowhere else.\n"
+    "1. Set optimizer.epoch = epoch where an epoch begins;\n"
+    "2. or pass a number of steps, snapshot_every=100 for example."
+)
 
 
 class StepLogger:
@@ -63,7 +70,8 @@ class StepLogger:
         self._measurement = Measurement(optimizer, model)
         every, row = file.options.state_every, row_bytes(fields(self._measurement.parameters))
         row = row if file.options.compression == "none" else row // 3  # about
-        self.state = RunState(model, optimizer, forwards.devices, every=every, row_bytes=row)
+        known, sparse = (model, optimizer, forwards.devices), not file.snapshots.is_dense
+        self.state = RunState(*known, every=every, row_bytes=row, sparse=sparse)
         self._closed = self._said = False
         self._owner, self.channel = os.getpid(), LogChannel(file.path)
         self._last = LastStep(file, self.channel, model, forwards, self._measurement, self.state)
@@ -122,6 +130,7 @@ class StepLogger:
             self.channel.stop(f"a step of {self.path} was interrupted before it was put down")
         if self.channel.stopped:
             return self._step_untraced(call), None
+        self._say(self._last.unknown())
         state = self._attempt(self._look.state_before)
         if self.channel.stopped:
             return self._step_untraced(call), None
@@ -166,6 +175,8 @@ class StepLogger:
         clip_factor: float,
     ) -> None:
         """Keep a step that was taken until its parameters are final."""
+        if epoch is None and self._file.snapshots.every == EPOCH and self.state.steps == 0:
+            warn(_NO_EPOCH)
         frozen, batches = self._measurement.frozen(), tuple(micro_batches)
         self.state.step_taken(epoch)
         self.channel.step_taken(self.state.steps)

@@ -51,7 +51,7 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
     with RunLog(path) as log:
         for name, value in expected.items():
             found = log.metadata.get(name)
-            if (found or "") != value:
+            if ("" if found is None else found) != value:
                 raise TracingError(
                     f"cannot resume {path}: its {name} is {found!r}, now it is {value!r}; resume "
                     "with what the run was started with."
