@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
 from replay.command.opening import opened
-from replay.command.options import Settings, takes_log, takes_settings
+from replay.command.options import JSON, Settings, takes_log, takes_settings
 from replay.results.state_dict import save_state_dict
 
 _OUT = click.option(
@@ -33,8 +34,15 @@ Examples:
 @_OUT
 @_OVERWRITE
 @takes_settings
+@JSON
 def convert(
-    *, log: Path, snapshot_every: str, out: Path, overwrite: bool, settings: Settings
+    *,
+    log: Path,
+    snapshot_every: str,
+    out: Path,
+    overwrite: bool,
+    settings: Settings,
+    as_json: bool,
 ) -> None:
     """Write the same run with the parameters of other steps.
 
@@ -43,7 +51,7 @@ def convert(
     """
     every = int(snapshot_every) if snapshot_every.isdecimal() else snapshot_every
     opened(log, settings, out).convert(out, snapshot_every=every, overwrite=overwrite)
-    click.echo(f"wrote {out}, {out.stat().st_size:,} bytes", err=True)
+    _say(out, as_json=as_json, snapshot_every=every)
 
 
 @click.command(
@@ -64,8 +72,9 @@ Examples:
 @_OUT
 @_OVERWRITE
 @takes_settings
+@JSON
 def export_checkpoint(
-    *, log: Path, step: int, out: Path, overwrite: bool, settings: Settings
+    *, log: Path, step: int, out: Path, overwrite: bool, settings: Settings, as_json: bool
 ) -> None:
     """Write the model before a step as a checkpoint: .pt or .safetensors.
 
@@ -74,4 +83,11 @@ def export_checkpoint(
     """
     run = opened(log, settings, out)
     save_state_dict(run.state_dict(step), out, overwrite=overwrite, inputs=[log])
-    click.echo(f"wrote {out}", err=True)
+    _say(out, as_json=as_json, step=step)
+
+
+def _say(out: Path, *, as_json: bool, **facts: int | str) -> None:
+    size = out.stat().st_size
+    click.echo(f"wrote {out}, {size:,} bytes", err=True)
+    if as_json:
+        click.echo(json.dumps({"out": str(out), "bytes": size, **facts}))

@@ -13,18 +13,23 @@ from replay.methods.table import METHODS
 from tests.helpers.command import run, started
 
 ASKING = [command for command in COMMANDS if any(p.name == "test_ids" for p in command.params)]
+WRITING = {
+    "convert": ("--snapshot-every", "2", "--out", "other.h5"),
+    "export-checkpoint": ("--step", "1", "--out", "other.pt"),
+}
 ONE = ("--method", "tracin", "--json")
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_takes_the_log_in_two_ways(folder, capsys, command):
     tests = ("--test", "ids.txt", *ONE) if command in ASKING else ("--json",)
+    tests += WRITING.get(command.name, ())
     found = []
     for log in (("run.h5",), ("--log", "run.h5")):
         code, out, err = run(capsys, command.name, *log, *tests)
         assert code == 0, err
         found.append(json.loads(out))
-        for result in folder.glob("run.*.h5"):
+        for result in (*folder.glob("run.*.h5"), *folder.glob("other.*")):
             result.unlink()
     assert found[0] == found[1]
     code, _, err = run(capsys, command.name, "run.h5", "--log", "run.h5", *tests)
@@ -95,7 +100,8 @@ def test_the_main_job_has_a_name(folder, capsys):
 def test_a_log_in_the_place_of_a_command(folder, capsys):
     code, _, err = run(capsys, "run.h5", "--test", "ids.txt")
     assert code == 2
-    assert "there is no command 'run.h5', only influence, self, verify, inspect." in err
+    names = ", ".join(command.name for command in COMMANDS)
+    assert f"there is no command 'run.h5', only {names}." in err
     assert "tracin-replay --log run.h5 --test ids.txt" in err
 
 

@@ -48,7 +48,7 @@ def traced(request, tmp_path_factory):
     data = [(torch.randn(shape), torch.tensor(k % 500)) for k in range(count)]
     task, model = Task(build, loss, data, data), build()
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=momentum)
-    with TracingOptimizer(sgd, model, path) as optimizer:
+    with TracingOptimizer(sgd, model, path, snapshot_every=1) as optimizer:
         for t in range(2):
             ids = list(range(BATCH * t, BATCH * t + BATCH))
             optimizer.zero_grad()
@@ -87,7 +87,7 @@ def test_self_influence_of_long_texts_keeps_to_its_budget(tmp_path):
 
     task, model, path = Task(build, distance, data, data[:2]), build(), tmp_path / "run.h5"
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    with TracingOptimizer(sgd, model, path) as optimizer:
+    with TracingOptimizer(sgd, model, path, snapshot_every=1) as optimizer:
         distance(model, task.collate(data)).mean().backward()
         optimizer.step(batch_ids=range(16))
     run = Replay(path, task=task, memory="32MB")

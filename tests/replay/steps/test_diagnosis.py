@@ -242,7 +242,9 @@ class PutBack(Mistakes):
             self.best = {k: v.clone() for k, v in model.state_dict().items()}
 
     def settle(self, model, optimizer):
-        model.load_state_dict(self.best)
+        with torch.no_grad():  # load_state_dict is seen, and the step's own weights are kept
+            for name, tensor in model.state_dict().items():
+                tensor.copy_(self.best[name])
 
 
 class Averaged(Mistakes):

@@ -137,7 +137,8 @@ def test_smaller_and_readable_by_stock_tools(tmp_path):
         model = torch.nn.Linear(300, 300)
         torch.manual_seed(0)
         sgd = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9)
-        with TracingOptimizer(sgd, model, path, compression=compression) as optimizer:
+        how = {"compression": compression, "snapshot_every": 1}
+        with TracingOptimizer(sgd, model, path, **how) as optimizer:
             for _ in range(40):
                 optimizer.zero_grad()
                 model(torch.randn(16, 300)).square().mean().backward()
