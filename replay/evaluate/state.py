@@ -99,8 +99,13 @@ class States(Protocol):
         """Return step ``t`` as logged."""
         ...
 
-    def transition(self, t: int) -> Transition:
-        """Return step ``t`` with the states before and after it."""
+    def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
+        """Return step ``t`` with the states before and after it.
+
+        Args:
+            t: The step.
+            gradient: Of its objective at ``at(t)``, if it is known: it need not be computed again.
+        """
         ...
 
     def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:

@@ -128,18 +128,49 @@ class Execution:
             buffers: ``β_t``.
         """
         assert self._optimizer is not None
-        bound, optimizer = self._bound, self._optimizer
-        bound.load(bound.parameters, buffers)
-        bound.module.train()
-        for name, parameter in bound.parameters.items():
-            parameter.requires_grad_(parameter.is_floating_point() and name not in step.frozen)
-        self._set_groups(step, optimizer)
+        optimizer = self._optimizer
+        self._ready(step, optimizer, buffers)
         loss = self._gradients(step)
         if takes_closure(self._kind):
             known: list[Any] = [loss]  # the first evaluation is there already
             optimizer.step(lambda: known.pop() if known else self._gradients(step, first=False))
         else:
             optimizer.step()
+
+    def can_take(self, gradient: Mapping[str, Tensor]) -> bool:
+        """Return whether a step can be taken with a gradient that somebody else computed."""
+        own = self._bound.parameters
+        alike = all(
+            (g.dtype, g.device) == (own[n].dtype, own[n].device) for n, g in gradient.items()
+        )
+        return alike and not takes_closure(self._kind)
+
+    def take_with(
+        self, step: Step, gradient: Mapping[str, Tensor], after: Mapping[str, Tensor]
+    ) -> None:
+        """Take a step from where it stands, with the gradient of its objective.
+
+        Args:
+            step: As logged.
+            gradient: By parameter.
+            after: ``β_{t+1}``, which a forward pass would have led to.
+        """
+        assert self._optimizer is not None
+        self._ready(step, self._optimizer, after)
+        for name, parameter in self._bound.parameters.items():
+            found = gradient.get(name)
+            parameter.grad = None if found is None else found.clone()  # an optimizer writes into it
+        self._as_applied(step, first=True)
+        self._optimizer.step()
+
+    def _ready(self, step: Step, optimizer: Optimizer, buffers: Mapping[str, Tensor]) -> None:
+        """Give model and optimizer what the step found."""
+        bound = self._bound
+        bound.load(bound.parameters, buffers)
+        bound.module.train()
+        for name, parameter in bound.parameters.items():
+            parameter.requires_grad_(parameter.is_floating_point() and name not in step.frozen)
+        self._set_groups(step, optimizer)
 
     def _set_groups(self, step: Step, optimizer: Optimizer) -> None:
         """Give the optimizer the groups of the step, also those that were added or changed here."""

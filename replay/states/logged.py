@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from replay.evaluate.state import State, Transition
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
@@ -23,7 +25,7 @@ class LoggedStates:
 
     def __init__(self, log: RunLog) -> None:
         self.log = log
-        self._kept: dict[int, State] = {}  # both ends of the last transition
+        self._kept: dict[int, State] = {}  # both ends what was last asked for
 
     @property
     def last(self) -> int:
@@ -41,18 +43,25 @@ class LoggedStates:
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU, as logged."""
         known = self._kept.get(t)
-        return State(self.log.parameters(t), self.log.buffers(t)) if known is None else known
+        if known is not None:
+            return known
+        found = State(self.log.parameters(t), self.log.buffers(t))
+        self._keep({k: state for k, state in self._kept.items() if abs(k - t) == 1} | {t: found})
+        return found
 
     def step(self, t: int) -> Step:
         """Return step ``t`` as logged."""
         return self.log.step(t)
 
-    def transition(self, t: int) -> Transition:
+    def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
         """Return step ``t``; a state that the last one had is not read again."""
         before, after = self.at(t), self.at(t + 1)
-        # while training goes on, the final state's buffers may yet change
-        self._kept = {t: before} | ({t + 1: after} if t + 1 < self.last else {})
+        self._keep({t: before, t + 1: after})
         return Transition(self.step(t), before, after)
+
+    def _keep(self, states: dict[int, State]) -> None:
+        """Keep states, not the final one: while training goes on, its buffers may yet change."""
+        self._kept = {t: state for t, state in states.items() if t < self.last}
 
     def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
         """Return the optimizer's stored state before step ``t`` and its hyperparameters, by name.

@@ -7,6 +7,7 @@ threads), the drift is measured at the next snapshot, and the run goes on from w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -48,8 +49,10 @@ class ReExecutedStates:
         self.drift: dict[int, float] = {}
         self._joinings: dict[int, Joining] = {}  # that are right, by number of micro-batches
         self._tries = _TRIES
+        self._shares: bool | None = None  # whether the replay's gradients are the run's to the bit
+        self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
-        self._ends: dict[int, State] = {}  # of the last transition
+        self._ends: dict[int, State] = {}  # what was last asked for
         self._points: dict[int, Point] = {}
 
     @property
@@ -64,7 +67,9 @@ class ReExecutedStates:
 
     def step(self, t: int) -> Step:
         """Return step ``t`` as logged."""
-        return self._logged.step(t)
+        if self._step is None or self._step.index != t:
+            self._step = self.log.step(t)
+        return self._step
 
     def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
         """Return the optimizer's stored state before step ``t``; see ``LoggedStates``."""
@@ -79,9 +84,12 @@ class ReExecutedStates:
         if t in self._ends:
             return self._ends[t]
         if t in self.stored and t != self._now:
-            return self._logged.at(t)
-        self._reach(t)
-        return self._here(t)
+            found = self._logged.at(t)
+        else:
+            self._reach(t)
+            found = self._here(t)
+        self._ends = {k: end for k, end in self._ends.items() if abs(k - t) == 1} | {t: found}
+        return found
 
     def point(self, t: int) -> Point:
         """Return the full state before step ``t``, computed from the one before it."""
@@ -91,13 +99,15 @@ class ReExecutedStates:
             self._advance()
         return self._execution.point()
 
-    def transition(self, t: int) -> Transition:
+    def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
         """Return step ``t``, proved if its digest is met."""
         before = self.at(t)
-        if t + 1 in self._ends and t in self.proved | self.unproved:
+        if t + 1 in self._ends and (t in self.proved or t in self.unproved):
             return Transition(self.step(t), before, self._ends[t + 1])
         self._reach(t)
-        self._advance()
+        if gradient is None or not self._advance_with(gradient):
+            self._reach(t)
+            self._advance()
         after = self._here(t + 1)
         self._ends = {t: before, t + 1: after}
         return Transition(self.step(t), before, after)
@@ -146,6 +156,28 @@ class ReExecutedStates:
         (self.unproved if met else self.proved).discard(t)
         if not met and t + 1 in self.stored:
             self._resynchronise(t + 1)
+
+    def _advance_with(self, gradient: Mapping[str, Tensor]) -> bool:
+        """Take the next step with a gradient that is known; return whether its digest was met.
+
+        Where it was not, the step is still to be taken, and the others are not tried like this.
+        """
+        assert self._now is not None
+        t, run = self._now, self._execution
+        if self._shares is False or not run.can_take(gradient):
+            return False
+        start = run.point() if self._shares is None else None
+        run.take_with(self.step(t), gradient, self.log.buffers(t + 1))
+        self._shares = run.digest() == self.log.digest(t + 1)
+        if self._shares:
+            self._now = t + 1
+            self.proved.add(t)
+            self.unproved.discard(t)
+        elif start is not None:
+            run.restore(self.step(t), start)
+        else:  # what was kept came by the same way
+            self._now, self._points = None, {}
+        return self._shares
 
     def _other_joinings(self, step: Step, start: Point, digest: int | None) -> bool:
         """Try the other ways in which a loop may have joined its losses; return whether one did."""

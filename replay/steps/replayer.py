@@ -82,9 +82,9 @@ class Replayer:
             MismatchError: It is not the step that was logged.
         """
         optimizer = self.checked(optimizer, t)
-        now = self._states.transition(t)
         how = replay_step if keep else replay_gradient
-        trained = self._run(how, now.step, now.before)
+        trained = self._run(how, self._states.step(t), self._states.at(t))
+        now = self._states.transition(t, None if trained.penalty else trained.gradient)
         try:
             return self._divided(now, trained, optimizer, keep=keep)
         except Mismatch as found:

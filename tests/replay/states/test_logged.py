@@ -52,7 +52,7 @@ def test_so_a_replay_reads_each_once(tmp_path, read, name):
     run = trace(tmp_path / "run.h5", BY_NAME[name], steps=5)
     replay = Replay(run.path, task=run.task)
     replay.drops([0], progress=False)
-    assert all(read[t] <= 3 for t in range(1, 5))  # at 2, independence is looked at, too
+    assert all(read[t] <= 3 for t in range(1, 5))
     read.clear()
     replay.verify(progress=False)
     assert read == dict.fromkeys(range(6), 1)

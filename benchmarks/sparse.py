@@ -1,0 +1,244 @@
+"""What a sparse log saves and what it costs: bytes, a training step, a replay, opening it.
+
+One process, one torch thread, candidates in turns, medians of the ratios of each turn. Beside wall
+time stands processor time, of the training thread and of the process, which other work on the
+machine moves less. ``k = 100`` throughout.
+
+*Size*: the same run of AdamW, dense without compression and sparse. *Tracing*: as ``tracing.py``,
+in blocks of whole snapshots. *Replaying*: what one more step of ``tracin`` takes, as in
+``update_rules.py``, dense and sparse. *Opening*: a log of 100,000 steps that is written without
+training; and one random state of a run, beside plain steps of the same model.
+
+    python benchmarks/sparse.py [size|tracing|replaying|opening ...]
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import engine
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tracing import CASES, Case, adamw
+from update_rules import RULES, N, task_of
+
+from replay import Replay
+from replay.command.show.inspect import inspection
+from tracer import TracingOptimizer, open_log
+from tracer.codec.layout import pack
+from tracer.codec.nested import encode
+from tracer.log.write.creation import LogOptions, create_log, environment
+from tracer.records import MicroBatch, ParameterGroup, RandomState, Step
+
+K = 100
+SPARSE: dict[str, Any] = {"snapshot_every": K}
+DENSE: dict[str, Any] = {"snapshot_every": 1, "compression": "none"}
+CLOCKS = {"wall": time.perf_counter, "thread": time.thread_time, "process": time.process_time}
+
+
+class Run:
+    """A training run in blocks.
+
+    Args:
+        case: Model, batches and optimizer.
+        path: Its log; None is not traced.
+        how: Options of the log.
+    """
+
+    def __init__(self, case: Case, path: Path | None, **how: Any) -> None:
+        torch.manual_seed(0)
+        self.model = case.model()
+        self.batches = [case.batch() for _ in range(8)]
+        self.optimizer: Any = case.optimizer(self.model.parameters())
+        self.options: dict[str, Any] = {}
+        if path is not None:
+            with redirect_stderr(StringIO()):
+                self.optimizer = TracingOptimizer(self.optimizer, self.model, path, **how)
+            self.options = {"batch_ids": list(range(len(self.batches[0][0])))}
+
+    def block(self, steps: int) -> list[float]:
+        """Train; return seconds a step on each clock."""
+        began = [clock() for clock in CLOCKS.values()]
+        for t in range(steps):
+            x, y = self.batches[t % 8]
+            self.optimizer.zero_grad()
+            F.cross_entropy(self.model(x), y).backward()
+            self.optimizer.step(**self.options)
+        ended = [clock() for clock in CLOCKS.values()]
+        if self.options:
+            self.optimizer.flush()
+        return [(b - a) / steps for a, b in zip(began, ended, strict=True)]
+
+
+def size(folder: Path) -> None:
+    """Print how much smaller a sparse log is."""
+    for case, steps in ((CASES[0], 1000), (CASES[2], 400)):
+        found = []
+        for kind, how in (("dense", DENSE), ("sparse", SPARSE)):
+            path = folder / f"{kind} {case.name}.h5"
+            run = Run(Case(case.name, case.model, case.batch, adamw, 0), path, **how)
+            run.block(steps)
+            run.optimizer.close()
+            found.append(path.stat().st_size)
+            path.unlink()
+        dense, sparse = found
+        print(
+            f"{case.name}, AdamW, {steps} steps: {dense / 1e6:.0f} and {sparse / 1e6:.1f} MB, "
+            f"{dense / sparse:.1f} times smaller",
+            flush=True,
+        )
+
+
+def tracing(folder: Path) -> None:
+    """Print what tracing costs."""
+    for case, steps, turns in ((CASES[0], 400, 9), (CASES[1], K, 5), (CASES[2], K, 5)):
+        runs = {
+            "untraced": Run(case, None),
+            "untraced again": Run(case, None),
+            "sparse": Run(case, folder / f"sparse {case.name}.h5", **SPARSE),
+            "dense": Run(case, folder / f"dense {case.name}.h5", **DENSE),
+        }
+        for run in runs.values():
+            run.block(10)
+        times: dict[str, list[list[float]]] = {name: [] for name in runs}
+        for _ in range(turns):
+            for name, run in runs.items():
+                times[name].append(run.block(steps))
+        plain = times["untraced"]
+        print(f"{case.name}: {1e3 * statistics.median(t[0] for t in plain):.2f} ms a step untraced")
+        for name in list(runs)[1:]:
+            pairs = list(zip(times[name], plain, strict=True))
+            ratios = [
+                f"{clock} {statistics.median(a[k] / b[k] for a, b in pairs):.3f}"
+                for k, clock in enumerate(CLOCKS)
+            ]
+            print(f"  {name:16s} {', '.join(ratios)} x untraced", flush=True)
+        for run in list(runs.values())[2:]:
+            run.optimizer.close()
+
+
+def traced(task: Any, case: Any, rule: str, path: Path, steps: int, **how: Any) -> None:
+    """Train and trace a run."""
+    torch.manual_seed(0)
+    model = task.model()
+    inner = RULES[rule](model.parameters())
+    with redirect_stderr(StringIO()), TracingOptimizer(inner, model, path, **how) as optimizer:
+        for _ in range(steps):
+            ids = torch.randperm(N)[: case.b].tolist()
+            optimizer.zero_grad()
+            task.loss(model, task.collate([task.train[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+
+
+def scored(path: Path, task: Any, stop: int) -> float:
+    """Return the processor time of a replay of the first steps."""
+    run = Replay(path, task)
+    began = time.process_time()
+    run.influence(range(10), methods=("tracin",), steps=slice(0, stop), progress=False)
+    return time.process_time() - began
+
+
+def replaying(folder: Path) -> None:
+    """Print what one more step of a replay takes."""
+    for name, more, turns in (("MLP", 40, 5), ("GPT", 4, 3)):
+        case = engine.CASES[name]
+        task = task_of(case)
+        for rule in ("SGD", "AdamW"):
+            found: list[list[float]] = []
+            paths = [folder / f"{kind} {name} {rule}.h5" for kind in ("dense", "sparse")]
+            for path, how in zip(paths, (DENSE, SPARSE), strict=True):
+                traced(task, case, rule, path, 2 + more, **how)
+            for _ in range(turns):
+                found.append(
+                    [(scored(p, task, 2 + more) - scored(p, task, 2)) / more for p in paths]
+                )
+            dense, ratio = (
+                statistics.median(values)
+                for values in ([a for a, _ in found], [b / a for a, b in found])
+            )
+            print(
+                f"{name}, {rule}: {1e3 * dense:.1f} ms a step dense, sparse {ratio:.2f} x",
+                flush=True,
+            )
+
+
+def written(path: Path, steps: int) -> None:
+    """Write a log of a small model without training it."""
+    model = nn.Linear(4, 2)
+    adam = torch.optim.AdamW(model.parameters())
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    random = RandomState(torch.get_rng_state())
+    numbers = {"lr": 1e-3, "betas.0": 0.9, "betas.1": 0.999, "eps": 1e-8, "weight_decay": 0.01}
+    known = {"task": "", "model": "Linear", "optimizer": "torch.optim.AdamW", "reduction": "mean"}
+    known |= {"update_rule": "AdamW", "record": "ids", "cuda_devices": ""}
+    writer = create_log(
+        path,
+        parameters,
+        {},
+        hyperparameters=[*numbers, "gradient_norm"],
+        random_bytes=len(random.cpu),
+        attributes={**known, "snapshot_every": K, **environment()},
+        options=LogOptions(state_every=K),
+    )
+    row, none = pack(parameters), pack({})
+    state = {"parameters": parameters, "buffers": {}, "optimizer": adam.state_dict()}
+    data = encode({**state, "random": {"cpu": random.cpu, "cuda": {}}, "epoch": 0}, "the state")
+    weights = torch.tensor(1 / 32, dtype=torch.float64).expand(32)
+    group = ParameterGroup(tuple(parameters), numbers, 1.0, (0.5, 0.5))
+    writer.begin(row, 1)
+    for t in range(steps):
+        if t % K == 0:
+            writer.state(t, data, passing=False)
+        ids = tuple((7 * t + j) % 5000 for j in range(32))
+        batch = MicroBatch(ids, weights, random)
+        writer.append(Step(t, t // 1000, (batch,), (group,), 1.0), row, none, none)
+    writer.state(steps, data, passing=True)
+    writer.close()
+
+
+def timed(job: Callable[[], Any]) -> float:
+    """Return the processor time of a job."""
+    began = time.process_time()
+    job()
+    return time.process_time() - began
+
+
+def opening(folder: Path) -> None:
+    """Print what opening, ``inspect`` and one state take."""
+    path = folder / "long.h5"
+    written(path, 100_000)
+    opened = statistics.median(timed(lambda: open_log(path).close()) for _ in range(5))
+    with open_log(path) as log:
+        looked = statistics.median(timed(lambda: inspection(log)) for _ in range(5))
+    print(f"100,000 steps: opened in {opened:.3f} s, inspected in {looked:.3f} s")
+    case, path = engine.CASES["MLP"], folder / "run.h5"
+    task = task_of(case)
+    began = time.process_time()
+    traced(task, case, "AdamW", path, 10 * K, **SPARSE)
+    plain = (time.process_time() - began) / (10 * K)
+    chosen = torch.randperm(10 * K, generator=torch.Generator().manual_seed(0))[:9].tolist()
+    run = Replay(path, task)
+    ratios = [timed(lambda t=t: run.state_dict(t)) / plain for t in chosen]  # type: ignore[misc]
+    print(f"one state: {statistics.mean(ratios):.0f} traced steps, k/2 = {K // 2}")
+
+
+def main() -> None:
+    """Print what was asked for."""
+    torch.set_num_threads(1)
+    rooms = {"size": size, "tracing": tracing, "replaying": replaying, "opening": opening}
+    for name in sys.argv[1:] or rooms:
+        with tempfile.TemporaryDirectory() as folder:
+            rooms[name](Path(folder))
+
+
+if __name__ == "__main__":
+    main()
