@@ -9,6 +9,7 @@ import torch
 from replay import Replay
 from replay.command.program import run as program
 from tests.helpers.sparse import STEPS, task, trace
+from tests.helpers.training import script
 from tracer import open_log
 from tracer.errors import InputError, MismatchError
 
@@ -85,3 +86,23 @@ def test_the_command(dense, tmp_path, capsys):
     assert program(["convert", str(dense), "--snapshot-every", "x", "-o", str(sparse), *how]) == 2
     assert program(["verify", str(sparse), *how]) == 0
     assert f"{STEPS} steps taken again, each proved bit for bit" in capsys.readouterr().out
+
+
+def test_a_disk_that_fills_up(dense, tmp_path):
+    """In a process of its own: HDF5 would end it."""
+    target = tmp_path / "small.h5"
+    code = f"""
+        import resource
+        from replay import Replay
+        from tests.helpers.sparse import CNN
+        from tracer.errors import InputError
+        run = Replay({str(dense)!r}, CNN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY))
+        try:
+            run.convert({str(target)!r}, snapshot_every=1)
+        except InputError as error:
+            print("said", error)
+    """
+    done = script(code)
+    assert (done.returncode, done.stdout[:4]) == (0, "said"), done.stderr
+    assert not list(tmp_path.iterdir())

@@ -25,7 +25,7 @@ from tracer.log.parts.facts import Facts
 from tracer.log.write.abandoning import abandon
 from tracer.log.write.writer import LogWriter
 
-_LEAST = 1 << 16  # bytes, less than any log takes
+LEAST = 1 << 16  # bytes, less than any log takes
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def create_log(
     file = None
     try:
         with new.open("xb") as room:
-            room.write(bytes(_LEAST))  # where this fails, HDF5 would crash
+            room.write(bytes(LEAST))  # where this fails, HDF5 would crash
         file = open_hdf5(new, "w", fs_strategy="page", fs_page_size=4096, **schema.WRITING)
         facts = Facts(
             tuple(fields(parameters)),
