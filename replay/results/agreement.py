@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.arguments import listed, one_of
+from replay.results.bootstrap import mean_interval
 from replay.results.row import RankedRow, Row
 from replay.results.summary import summary
 from tracer.errors import InputError, shown
@@ -44,7 +45,7 @@ class Comparison:
 
     Attributes:
         pair: The two methods, x then y.
-        metric: One of ``METRICS``.
+        metric: One of ``METRICS``, or ``"lds"``.
         values: One for each test example, float64 ``(m,)``; NaN where undefined.
     """
 
@@ -67,6 +68,16 @@ class Comparison:
         """The median over test examples."""
         return self.quantile(0.5)
 
+    @property
+    def mean(self) -> float:
+        """The mean over the test examples where the metric is defined."""
+        defined = self.values[~np.isnan(self.values)]
+        return float(defined.mean()) if len(defined) else float("nan")
+
+    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
+        """Return a bootstrap interval of the mean over test examples; NaN of fewer than two."""
+        return mean_interval(self.values[~np.isnan(self.values)], confidence)
+
 
 @dataclass(frozen=True, repr=False)
 class Agreement:
@@ -75,10 +86,12 @@ class Agreement:
     Attributes:
         rows: One for each pair and metric.
         k: Size of the top-k overlaps.
+        protocol: Of the ground truth that methods were compared with; empty without one.
     """
 
     rows: list[Comparison]
     k: int
+    protocol: str = ""
 
     def __repr__(self) -> str:
         medians = {
@@ -111,7 +124,7 @@ class Agreement:
                 f"expected a pair of methods and a metric, {some or 'of a result with several'}; "
                 f"found the pair {shown(pair)}."
             )
-        one_of("metric", metric, METRICS)
+        one_of("metric", metric, dict.fromkeys(row.metric for row in self.rows))
         rows = {row.pair: row for row in self.rows if row.metric == metric}
         if names in rows:
             return rows[names]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,11 @@ from numpy.typing import NDArray
 from replay.arguments import flag, one_of, place, plain, whole
 from replay.progress import Progress
 from replay.results.agreement import Agreement, compare
+from replay.results.counterfactual import Counterfactual
 from replay.results.earlier import warn_of_change
 from replay.results.file import Content, open_result, write_result
 from replay.results.summary import said_of_checkpoints, summary
+from replay.results.truth import compare_with_truth
 from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS, VALUES
 from tracer.errors import InputError, shown
 from tracer.records import ID
@@ -92,16 +94,29 @@ class Influence:
         """Return the k strongest opponents of a test example, strongest first, as ``top``."""
         return self._ranked(test_id, method, k, 1.0)
 
-    def agreement(self, *, k: int = 10, progress: bool = True) -> Agreement:
-        """Compare every pair of methods, test example by test example.
+    def agreement(
+        self, *, truth: Counterfactual | None = None, k: int = 10, progress: bool = True
+    ) -> Agreement:
+        """Compare every pair of methods, or every method with the truth, by test example.
 
         Args:
+            truth: Counterfactual runs of the same run: what a method predicts of each is the sum
+                of the scores of the examples that it lacks. Over subsets, Spearman's correlation
+                is called ``"lds"``.
             k: Size of the top-k overlaps; all examples, if there are fewer.
             progress: Show progress on stderr.
+
+        Raises:
+            InputError: The truth is of another run, or of other examples.
         """
         k, count = whole("k", k), len(self.test_ids)
         with Progress(flag("progress", progress)) as bars:
-            return compare(self.scores, k=k, advance=bars.task("comparing methods", count))
+            advance = bars.task("comparing methods", count)
+            if truth is None:
+                return compare(self.scores, k=k, advance=advance)
+            _require_same_run(self.attributes, truth)
+            ids = self.test_ids, self.train_ids
+            return compare_with_truth(self.scores, *ids, truth, k=k, advance=advance)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.
@@ -193,3 +208,17 @@ class Influence:
                 f"beginning {', '.join(map(shown, self.test_ids[:3]))}."
             )
         return self.test_ids.index(found)
+
+
+def _require_same_run(attributes: Mapping[str, object], truth: Any) -> None:
+    if not isinstance(truth, Counterfactual):
+        raise InputError(
+            "truth must be what Replay.leave_one_out, subsets or counterfactual return, or "
+            f"Counterfactual.load; found {shown(truth)}."
+        )
+    ours, theirs = (str(facts.get("run_uuid")) for facts in (attributes, truth.attributes))
+    if ours != theirs:
+        raise InputError(
+            f"the scores are of the run {ours}, and the truth is of the run {theirs}; compute one "
+            "of them along the other's log."
+        )

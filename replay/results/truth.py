@@ -1,0 +1,99 @@
+"""How well methods foretell counterfactual runs, test example by test example.
+
+For each test example, x is what the runs measured, and y what a method predicts of each: the sum of
+the scores of the examples that the run lacks. Where each run lacks one example, x and y are scores
+of examples; else Spearman's correlation over runs is the linear datamodeling score, LDS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.results.agreement import METRICS, Agreement, Comparison
+from replay.results.counterfactual import Counterfactual
+from replay.results.row import RankedRow, Row
+from tracer.errors import InputError, shown
+from tracer.records import ID
+
+LDS = "lds"
+_OF_SUBSETS = {"pearson": "pearson", "spearman": LDS, "sign": "sign", "slope": "slope"}
+_OF_SUBSETS |= {"total_ratio": "total_ratio"}
+
+
+def compare_with_truth(
+    scores: Mapping[str, Row],
+    test_ids: Sequence[ID],
+    train_ids: Sequence[ID],
+    truth: Counterfactual,
+    *,
+    k: int,
+    advance: Callable[[], None] = lambda: None,
+) -> Agreement:
+    """Compare every method with counterfactual runs.
+
+    Args:
+        scores: By method, float64 ``(m, N)``.
+        test_ids: Their rows; those that the truth has are compared.
+        train_ids: Their columns.
+        truth: The runs.
+        k: Size of the top-k overlaps, where each run lacks one example.
+        advance: Called after each test example.
+
+    Raises:
+        InputError: The truth has none of the test examples, or changed others than are scored.
+    """
+    rows = {identity: row for row, identity in enumerate(truth.test_ids)}
+    both = [(j, rows[identity]) for j, identity in enumerate(test_ids) if identity in rows]
+    if not both:
+        raise InputError(
+            f"the scores are of the test examples {shown(list(test_ids[:3]))} ..., the truth is of "
+            f"{shown(truth.test_ids[:3])} ...; compute one of them for those of the other."
+        )
+    weights = _weights(truth, train_ids)
+    finite: NDArray[np.bool_] = np.all(np.isfinite(truth.change), axis=1)
+    metrics = dict(zip(METRICS, METRICS, strict=True)) if truth.is_leave_one_out else _OF_SUBSETS
+    k, name = min(k, int(finite.sum())), str(truth.attributes.get("protocol", "truth"))
+    found: dict[tuple[str, str], list[float]] = {(m, own): [] for m in scores for own in metrics}
+    for j, row in both if k else []:
+        measured = RankedRow(truth.change[finite, row], k)
+        for method, table in scores.items():
+            predicted = _predicted(table[j], weights)[finite]
+            values = measured.metrics(RankedRow(predicted, k))
+            for own in metrics:
+                found[method, own].append(values[own])
+        advance()
+    comparisons = [
+        Comparison((name, method), metrics[own], np.array(values))
+        for (method, own), values in found.items()
+    ]
+    return Agreement(comparisons, k, _told(truth, finite))
+
+
+def _weights(truth: Counterfactual, train_ids: Sequence[ID]) -> list[tuple[NDArray[np.int64], Row]]:
+    """Return for each run the columns that it changed, and by how much it lowered their weights."""
+    columns = {identity: column for column, identity in enumerate(train_ids)}
+    missing = [i for change in truth.changes for i in change if i not in columns]
+    if missing:
+        raise InputError(
+            f"the truth is of runs without the training example {shown(missing[0])}, and the "
+            "scores have no such column; compute them for all training examples (train_ids=None)."
+        )
+    return [
+        (
+            np.array([columns[i] for i in change], dtype=np.int64),
+            np.array([1 - factor for factor in change.values()]),
+        )
+        for change in truth.changes
+    ]
+
+
+def _predicted(row: Row, weights: list[tuple[NDArray[np.int64], Row]]) -> Row:
+    return np.array([row[columns] @ less for columns, less in weights])
+
+
+def _told(truth: Counterfactual, finite: NDArray[np.bool_]) -> str:
+    left_out = int((~finite).sum())
+    return truth.protocol + (f", {left_out} that diverged left out" if left_out else "")
