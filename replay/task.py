@@ -111,17 +111,18 @@ def collated(task: Task, examples: list[Any]) -> Any:
     return batch
 
 
-def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
+def parse_test_ids(lines: Iterable[str], test: Any, side: str = "test") -> list[ID]:
     """Read test IDs, one a line; ``#`` begins a comment, blank lines are skipped.
 
     Args:
         lines: The text, whole or line by line.
         test: The task's test set; its keys decide which IDs exist and of which type.
+        side: What messages call it; training IDs are read likewise.
 
     Raises:
         InputError: An ID is unknown or stands twice (with its line number), or there is none.
     """
-    known = ids_by_text(test)
+    known = ids_by_text(test, side)
     found: dict[ID, int] = {}
     for number, line in enumerate(_lines(lines), start=1):
         text = line.strip() if line.strip() in known else line.split("#", 1)[0].strip()
@@ -129,17 +130,17 @@ def parse_test_ids(lines: Iterable[str], test: Any) -> list[ID]:
             continue
         if text not in known:
             raise InputError(
-                f"line {number}: the test set has no example {shown(text)}; {beginning(known)}."
+                f"line {number}: the {side} set has no example {shown(text)}; {beginning(known)}."
             )
         identity = known[text]
         if identity in found:
             raise InputError(
-                f"line {number}: test ID {shown(text)} stands already on line {found[identity]}; "
+                f"line {number}: {side} ID {shown(text)} stands already on line {found[identity]}; "
                 "list each test example once."
             )
         found[identity] = number
     if not found:
-        raise InputError("expected one test ID a line, found none.")
+        raise InputError(f"expected one {side} ID a line, found none.")
     return list(found)
 
 
@@ -159,7 +160,7 @@ def described(task: Task, dataset: Any, identity: ID) -> str | None:
     return shown if isinstance(shown, str) else None
 
 
-def ids_by_text(dataset: Any) -> dict[str, ID]:
+def ids_by_text(dataset: Any, side: str = "test") -> dict[str, ID]:
     """Return a data set's IDs by what stands for them in a list or on the command line.
 
     Raises:
@@ -170,7 +171,7 @@ def ids_by_text(dataset: Any) -> dict[str, ID]:
     if len(known) < len(set(ids)):
         two = next(i for i in ids if isinstance(i, int) and known[str(i)] != i)
         raise InputError(
-            f"the test set has the IDs {two} and {shown(str(two))}, which no list of IDs tells "
+            f"the {side} set has the IDs {two} and {shown(str(two))}, which no list of IDs tells "
             "apart; ask from Python, or give its keys one type."
         )
     return known

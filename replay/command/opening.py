@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -11,7 +12,7 @@ import torch
 from replay.command.options import Settings, Tests
 from replay.results.output import check_inputs
 from replay.session.replay import Replay
-from replay.task import beginning, example_ids, ids_by_text
+from replay.task import beginning, example_ids, ids_by_text, parse_test_ids
 from tracer.errors import InputError, shown
 from tracer.records import ID
 
@@ -53,23 +54,36 @@ def chosen(run: Replay, tests: Tests) -> list[ID]:
         return example_ids(run.task.test)
     if tests.file is None:
         return _typed(tests.ids, ids_by_text(run.task.test))
+    return _listed(tests.file, run.task.test, "test")
+
+
+def chosen_training(run: Replay, file: str) -> list[ID]:
+    """Return the training IDs of a list, or all; as ``chosen``, with the same errors."""
+    if file == "all":
+        return example_ids(run.task.train)
+    return _listed(file, run.task.train, "training")
+
+
+def _listed(file: str, dataset: Any, side: str) -> list[ID]:
     try:
-        with click.open_file(tests.file, encoding="utf-8-sig") as lines:
-            return run.parse_test_ids(lines)
+        with click.open_file(file, encoding="utf-8-sig") as lines:
+            return parse_test_ids(lines, dataset, side)
     except InputError as error:
-        raise InputError(f"{tests.file}: {error}") from error
+        raise InputError(f"{file}: {error}") from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{shown(tests.file)} is not a text in UTF-8, but a list of test IDs is; write one ID "
-            "a line."
+            f"{shown(file)} is not a text in UTF-8, but a list of {side} IDs is; write one ID a "
+            "line."
         ) from error
     except OSError as error:
-        raise _unreadable(tests.file, error, ids_by_text(run.task.test)) from error
+        raise _unreadable(file, error, ids_by_text(dataset, side), side) from error
 
 
-def _unreadable(file: str, error: OSError, known: Mapping[str, ID]) -> InputError:
+def _unreadable(file: str, error: OSError, known: Mapping[str, ID], side: str) -> InputError:
     """Return the error for a list that cannot be read; it may be an ID that was meant."""
-    why = f"the list of test IDs {shown(file)} cannot be read: {error.strerror or error}"
+    why = f"the list of {side} IDs {shown(file)} cannot be read: {error.strerror or error}"
+    if side != "test":
+        return InputError(f"{why}; check the path, or say all.")
     if file in known:
         return InputError(f"{why}. {shown(file)} is a test ID: write --test-id {file}.")
     return InputError(f"{why}; check the path, or name examples with --test-id.")

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from replay.command.convert import convert, export_checkpoint
+from replay.command.counterfactual import counterfactual
 from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
 from replay.command.self_influence import self_influence
@@ -17,7 +18,10 @@ from replay.command.terminal import CLOSED, forget_unwritten
 from replay.command.verify import verify
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
-COMMANDS = (influence, self_influence, verify, inspect, convert, export_checkpoint)
+COMMANDS = (
+    *(influence, self_influence, counterfactual, verify, inspect),
+    *(convert, export_checkpoint),
+)
 _EXAMPLES = f"""\b
 Examples:
   tracin-replay --log run.h5 --test ids.txt
@@ -25,6 +29,7 @@ Examples:
   tracin-replay --log run.h5 --test - --task task.py:task --out study.h5 < ids.txt
   tracin-replay influence run.h5 --test all
   tracin-replay self run.h5
+  tracin-replay counterfactual run.h5 --test ids.txt --leave-one-out train.txt
   tracin-replay verify run.h5
   tracin-replay inspect run.h5
 

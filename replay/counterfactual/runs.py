@@ -6,6 +6,7 @@ gradients were clipped. Its values are those that others are compared with.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -75,22 +76,42 @@ class Runs:
     def _total(self) -> int:
         return len(self._log)
 
-    def walk(self, earliest: int) -> Table:
-        """Take the run again without a change; return its values, ``(marks, m)``.
+    def begin(self, earliest: int) -> int:
+        """Choose the state on file from which the run is taken again; return its number.
 
         Args:
             earliest: The first step that a change will alter.
+        """
+        self._from = self._at = max(
+            t for t in self._log.states() if t <= min([earliest, *self._marks])
+        )
+        known, buffers = self._log.state(self._from), self._log.buffers(self._from)
+        self._origin = self._point = {**known, "buffers": buffers}
+        return self._from
+
+    def timed(self, change: Change, most: int) -> tuple[float, float]:
+        """Return the seconds that a step and that values at one state take, from a few steps."""
+        self._execution.change = change
+        self._restore(self._from, self._origin)
+        steps = range(self._from, min(self._from + most + 1, self._total))
+        self._values()
+        for t in steps[:1]:
+            self._execution.advance(self._step(t))
+        began = time.perf_counter()
+        for t in steps[1:]:
+            self._execution.advance(self._step(t))
+        taken = time.perf_counter()
+        self._values()
+        done = time.perf_counter()
+        self._execution.change = None
+        return (taken - began) / max(1, len(steps) - 1), done - taken
+
+    def walk(self) -> Table:
+        """Take the run again without a change; return its values, ``(marks, m)``.
 
         Raises:
             MismatchError: A step does not come out as it was, to the last bit.
         """
-        stored = [t for t in self._log.states() if t <= min([earliest, *self._marks])]
-        self._from = max(stored)
-        self._origin = self._point = {
-            **self._log.state(self._from),
-            "buffers": self._log.buffers(self._from),
-        }
-        self._at = self._from
         missed: dict[tuple[int, str], Joining] = {}
         for joining in JOININGS:
             miss = self._walked(joining, stop=True)

@@ -21,6 +21,11 @@ from tracer.errors import InputError
 Table = NDArray[np.float64]
 
 
+def parts_of(target: Path) -> Path:
+    """Return where finished runs of a result are kept."""
+    return target.with_name(f"{target.name}.parts")
+
+
 class Parts:
     """Values of finished runs, in memory and, if there is a path, on file.
 

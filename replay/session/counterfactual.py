@@ -19,13 +19,15 @@ from replay.evaluate.state import State
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
-from replay.results.parts import Parts
+from replay.results.parts import Parts, parts_of
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
+from replay.session.estimate import Cost, peak_bytes
 from replay.session.provenance import measured_value, provenance
 from tracer.errors import PrecisionWarning
 
+_TIMED = 50  # steps, at most
 _LIMITS = (
     "the run clipped gradients to a norm that varies, so the limit is unknown at steps that were "
     "not clipped; changed gradients are not clipped there."
@@ -51,10 +53,11 @@ def taken(
         facts = {"log": str(run.log.path), "task": str(run.log.metadata.get("task") or "")}
         check_free(out, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs_of(facts))
     runs = runs_of(run, asked)
-    runs.advance = shown.task("the run as it was, steps", len(run.log))
     starts = [runs.start(change) for change in asked.changes]
-    baseline = runs.walk(min(starts))
-    place = None if out is None else out.with_name(f"{out.name}.parts")
+    began = runs.begin(min(starts))
+    runs.advance = shown.task("the run as it was, steps", len(run.log) - began)
+    baseline = runs.walk()
+    place = None if out is None else parts_of(out)
     with Parts(place, _question(run, asked, baseline), baseline.shape) as parts:
         _take(runs, asked, starts, parts, shown)
         found = _result(run, asked, runs, parts)
@@ -73,6 +76,18 @@ def _take(
     runs.advance = shown.task(f"{len(todo)} counterfactual runs, steps", steps)
     for number in todo:
         parts.add(number, runs.values(asked.changes[number]))
+
+
+def estimated_runs(run: BoundRun, asked: Alternatives) -> Cost:
+    """Return what taking the runs will cost, about, from some timed steps of one of them."""
+    runs = runs_of(run, asked)
+    total, starts = len(run.log), [runs.start(change) for change in asked.changes]
+    began = runs.begin(min(starts))
+    step, values = runs.timed(asked.changes[starts.index(min(starts))], _TIMED)
+    steps = 2 * (total - began) + sum(total - start for start in starts)
+    marks = len(asked.marks) * sum(start < total for start in (0, *starts))
+    table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
+    return Cost(step * steps + values * marks, peak_bytes() + table, table)
 
 
 def runs_of(run: BoundRun, asked: Alternatives) -> Runs:

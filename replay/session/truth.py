@@ -18,7 +18,8 @@ from replay.session.alternatives import (
     scales_of,
 )
 from replay.session.bound_run import BoundRun
-from replay.session.counterfactual import taken
+from replay.session.counterfactual import estimated_runs, taken
+from replay.session.estimate import Cost
 from tracer.records import ID
 
 
@@ -136,6 +137,28 @@ class GroundTruth:
         scales, facts = random_subsets(self._run.task, train_ids, count, fraction, seed)
         how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
         return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+
+    def estimate_counterfactual(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        remove: Sequence[Sequence[ID]] | None = None,
+        scale: Mapping[ID, float] | Sequence[Mapping[ID, float]] | None = None,
+        along: int | None = None,
+    ) -> Cost:
+        """Return the time and memory that such runs will take, about, from some timed steps.
+
+        Args:
+            test_ids: As for ``counterfactual``, with the same errors.
+            remove: Likewise.
+            scale: Likewise.
+            along: Likewise.
+        """
+        run, scales = self._run, scales_of(self._run.task, remove, scale)
+        how = {"renormalise": False, "along": along, "allow_mismatch": True}
+        asked = Alternatives.of(run.log, run.task, test_ids, scales, {}, **how)
+        with run.computing():
+            return estimated_runs(run, asked)
 
     def _taken(
         self,

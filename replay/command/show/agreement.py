@@ -17,9 +17,10 @@ from replay.results.influence import Influence
 
 _PAIRS = 3  # in a table that is 80 columns wide
 _RATIO = "total_ratio"
-_LABELS = {
+LABELS = {
     "pearson": "Pearson",
     "spearman": "Spearman",
+    "lds": "LDS",
     "kendall": "Kendall",
     "top_proponents": "top-{k} proponents",
     "top_opponents": "top-{k} opponents",
@@ -72,7 +73,7 @@ def _table(metrics: list[str], pairs: list[list[Comparison]], k: int) -> Table:
     for first, second in (rows[0].pair for rows in pairs):
         table.add_column(literal(f"{second}\nagainst {first}"), justify="right", no_wrap=True)
     for n, metric in enumerate(metrics):
-        table.add_row(_LABELS[metric].format(k=k), *(_cell(rows[n]) for rows in pairs))
+        table.add_row(LABELS[metric].format(k=k), *(_cell(rows[n]) for rows in pairs))
     return table
 
 

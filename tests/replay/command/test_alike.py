@@ -12,19 +12,18 @@ from replay.command.program import COMMANDS, cli
 from replay.methods.table import METHODS
 from tests.helpers.command import run, started
 
-ASKING = [command for command in COMMANDS if any(p.name == "test_ids" for p in command.params)]
-WRITING = {
-    "convert": ("--snapshot-every", "2", "--out", "other.h5"),
-    "export-checkpoint": ("--step", "1", "--out", "other.pt"),
-}
 ONE = ("--method", "tracin", "--json")
+TOLD = {  # beside the log
+    "influence": ("--test", "ids.txt", *ONE),
+    "counterfactual": ("--test", "ids.txt", "--subsets", 2, "--json"),
+    "convert": ("--snapshot-every", 2, "--out", "other.h5", "--json"),
+    "export-checkpoint": ("--step", 1, "--out", "other.pt", "--json"),
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
 def test_every_command_takes_the_log_in_two_ways(folder, capsys, command):
-    tests = ("--test", "ids.txt", *ONE) if command in ASKING else ("--json",)
-    tests += WRITING.get(command.name, ())
-    found = []
+    tests, found = TOLD.get(command.name, ("--json",)), []
     for log in (("run.h5",), ("--log", "run.h5")):
         code, out, err = run(capsys, command.name, *log, *tests)
         assert code == 0, err
