@@ -142,6 +142,11 @@ class Step:
         return {name: group.hyperparameters["lr"] for group in self.groups for name in group.names}
 
     @property
+    def numbers(self) -> dict[str, dict[str, float]]:
+        """The hyperparameters of each parameter, by name, in the order of the groups."""
+        return {name: group.hyperparameters for group in self.groups for name in group.names}
+
+    @property
     def moved(self) -> list[str]:
         """Names of the parameters that had a gradient, be it zero, in the order of the groups.
 

@@ -46,10 +46,12 @@ class TrainedStep:
 
     @property
     def nbytes(self) -> float:
-        """Bytes of the stored gradients; infinite where some are computed when asked for."""
+        """Bytes of what is stored; infinite where gradients are computed when asked for."""
         forms = [form for batch in self.batches for form in batch.forms.values()]
         tensors = len(self.batches) + sum(len(form.tensors) for form in forms)
-        return tensors * TENSOR + sum(batch.nbytes for batch in self.batches)
+        sums = [v for some in (self.gradient, self.penalty) for v in some.values()]
+        stored = sum(batch.nbytes for batch in self.batches) + sum(v.nbytes for v in sums)
+        return (tensors + len(sums)) * TENSOR + stored
 
     def examples_only(self) -> TrainedStep:
         """Return the same without the sums, which nobody needs once the step is divided."""
@@ -203,10 +205,17 @@ def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> di
     if task.penalty is None:
         return {}
     with torch.enable_grad():
-        value = task.penalty(bound.module)
+        value = penalty_of(task, bound)
+    return _gradients(value, parameters)
+
+
+def penalty_of(task: Task, bound: BoundModel) -> Tensor:
+    """Return the value of ``task.penalty``, which there is, at what is loaded."""
+    assert task.penalty is not None
+    value = task.penalty(bound.module)
     if not isinstance(value, Tensor) or value.dim() != 0:
         raise TaskError("task.penalty must return a scalar tensor, the term of the objective.")
-    return _gradients(value, parameters)
+    return value
 
 
 def _gradients(value: Tensor, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 A method walks the steps of the run or sums over its checkpoints. One that walks either *divides*
 each step by a gradient along it (an optimizer's memory then carries credit on to later steps), or
-credits the occurrences of each step by itself.
+credits the occurrences of each step by itself, or differentiates through all later ones.
 """
 
 from __future__ import annotations
@@ -16,23 +16,27 @@ from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms.per_example import PerExample
 from replay.path.step_path import Split, StepPath
+from replay.path.unrolling import Unrolling
 from replay.states.checkpoints import Checkpoint
 from replay.steps.replayed_step import ReplayedStep
+from replay.steps.tape import Tape
 
 Divide = Callable[[StepPath, float | None], Split]
 Credit = Callable[[ReplayedStep, TrainedStep, PerExample, frozenset[str] | None], Tensor]
+Unroll = Callable[[Tape, Examples], Unrolling]
 Score = Callable[[Checkpoint, PerExample, list[Examples]], Iterator[tuple[slice, Tensor]]]
 
 
 @dataclass(frozen=True)
 class Method:
-    """One method; exactly one of ``divide``, ``credit`` and ``score`` is given.
+    """One method; exactly one of ``divide``, ``credit``, ``unroll`` and ``score`` is given.
 
     Attributes:
         name: What users call it.
         summary: What it is, in one line.
         divide: Splits a step along its path, to a tolerance; needs a rule that can be split.
         credit: Credits the occurrences of a step, ``(b, m)``, from the test gradients before it.
+        unroll: Goes backwards through a tape's steps for some test examples, by their derivatives.
         score: Scores training examples at one checkpoint.
         refines: It takes gradients between the ends of a step, and says how many.
         measured: What it accounts for is each step's measured drop, not a prediction of it.
@@ -43,6 +47,7 @@ class Method:
     summary: str
     divide: Divide | None = None
     credit: Credit | None = None
+    unroll: Unroll | None = None
     score: Score | None = None
     refines: bool = False
     measured: bool = False
@@ -52,3 +57,8 @@ class Method:
     def walks(self) -> bool:
         """Whether it goes through every step; else it sums over checkpoints."""
         return self.score is None
+
+    @property
+    def accounts(self) -> bool:
+        """Whether its scores are parts of each step's drop, by the completeness identity."""
+        return self.walks and self.unroll is None

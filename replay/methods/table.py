@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from replay.methods import ideal, paper, tracin, tracincp
+from replay.methods import ideal, paper, tracin, tracincp, unrolled
 from replay.methods.method import Method
 
 METHODS: dict[str, Method] = {
-    method.name: method for method in (tracin.METHOD, ideal.METHOD, tracincp.METHOD, paper.METHOD)
+    one.METHOD.name: one.METHOD for one in (tracin, ideal, tracincp, paper, unrolled)
 }
 DEFAULT: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.default)

@@ -105,13 +105,13 @@ def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
     with run.computing(), Progress(enabled=False) as shown:
 
         def tape(count: int) -> Tape:
-            how = {"allow_mismatch": True, "splits": walk.divides}
+            how = {**walk.tape, "allow_mismatch": True}
             return run.tape(walk.steps[:count], shown, **how)
 
         whole, part = tape(len(walk.steps)).estimate(), tape(few).estimate()
         each = 0.0
         if whole.replays:
-            kept = 0 if tape(1).plain and walk.names is None else len(walk.methods)
+            kept = 0 if tape(1).plain and walk.names is None else walk.vectors
             chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
             each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
     return Cost(whole.replays * each, max(0, whole.nbytes - part.nbytes))

@@ -20,6 +20,7 @@ from tracer.identities import fault_of, plain_ids
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
+_UNROLLED = 8  # λ of parameters and two of the optimizer's tensors, before and after; two more
 Window = slice | range | tuple[int, int] | str
 
 
@@ -105,9 +106,16 @@ class Question:
         return min(self.checkpoints), max(self.checkpoints)
 
     @property
-    def divides(self) -> bool:
-        """Whether steps are divided among examples, which not every update rule allows."""
-        return any(method.divide is not None for method in self.methods)
+    def tape(self) -> dict[str, bool]:
+        """What the tape is to do: ``splits`` and ``unrolls`` are not possible for every rule."""
+        unrolls = any(method.unroll is not None for method in self.methods)
+        splits = unrolls or any(method.divide is not None for method in self.methods)
+        return {"allow_mismatch": self.allow_mismatch, "splits": splits, "unrolls": unrolls}
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of the parameters' size that a test example needs on a walk backwards."""
+        return sum(1 if method.unroll is None else _UNROLLED for method in self.walking)
 
     @property
     def refines(self) -> bool:

@@ -31,7 +31,9 @@ class RunPass:
     def __init__(self, tape: Tape, examples: Examples, question: Question) -> None:
         self._tape, self._examples, self._question = tape, examples, question
         self._values, self._ends = Values(examples), EndGradients(examples)
-        self._adjoints = {m.name: Adjoint(len(examples)) for m in question.walking if m.divide}
+        walking = question.walking
+        self._unrolled = {m.name: m.unroll(tape, examples) for m in walking if m.unroll}
+        self._adjoints = {m.name: Adjoint(len(examples)) for m in walking if m.divide}
 
     def steps(self) -> Iterator[StepResult]:
         """Yield every step, credited by every method that walks."""
@@ -46,6 +48,9 @@ class RunPass:
                 if method.credit is not None:
                     test = self._ends.get(0)
                     credited[method.name] = method.credit(replayed, trained, test, names)
+                if method.name in self._unrolled:
+                    unrolled = self._unrolled[method.name]
+                    credited[method.name] = unrolled.credits(replayed, trained, names)
             t = now.step.index
             states = {t} if t + 1 < self._tape.stop else {t, t + 1}
             snapshots = self._ends.known(states, wanted)
@@ -55,6 +60,8 @@ class RunPass:
         self, replayed: ReplayedStep, trained: TrainedStep, drop: Drop
     ) -> tuple[dict[str, Split], dict[str, Tensor]]:
         """Divide a step by each method that does, and carry credit on to later steps."""
+        if not self._adjoints:
+            return {}, {}
         line, tolerance = self._line(replayed, trained, drop), self._question.tolerance
         methods = self._question.walking
         splits = {m.name: m.divide(line, tolerance) for m in methods if m.divide is not None}

@@ -34,7 +34,7 @@ class ScoreTables:
         self.question = question
         self._column = {identity: k for k, identity in enumerate(question.train_ids)}
         steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
-        walking = [method.name for method in question.walking]
+        walking = [method.name for method in question.walking if method.accounts]
         terms = [term for term in TERMS if question.names is not None or term != "elsewhere"]
         self._scores = {method.name: np.zeros((m, n)) for method in question.methods}
         self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in walking}
@@ -60,6 +60,8 @@ class ScoreTables:
         for name, earned in step.credits.items():
             # np.add.at: an ID that stands twice in a batch counts twice
             np.add.at(self._scores[name].T[:, rows], columns, earned.numpy()[occurrences])
+            if not METHODS[name].accounts:
+                continue
             self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
             for term, values in step.terms(name).items():
                 self._terms[name][term][t, rows] = values.numpy()

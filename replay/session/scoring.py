@@ -147,9 +147,8 @@ class Scoring:
         Gradients of test examples that fall on a checkpoint serve there, too.
         """
         question, walking = self._question, self._question.walking
-        how = {"allow_mismatch": question.allow_mismatch, "splits": question.divides}
-        tape = self._run.tape(question.steps, self._shown, **how)
-        kept = 0 if tape.plain and question.names is None else len(walking)
+        tape = self._run.tape(question.steps, self._shown, **question.tape)
+        kept = 0 if tape.plain and question.names is None else question.vectors
         between = question.refines
         chunks = self._run.chunks.of(question.test_ids, "test", kept=kept, between=between)
         name = " + ".join(method.name for method in walking)

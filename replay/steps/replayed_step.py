@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from replay.evaluate.state import Transition
 from replay.evaluate.train_side import TENSOR, TrainedStep
 from replay.steps.displacement import Displacement
+from replay.steps.optimizer_state import OptimizerState
 from tracer.records import Step
 from tracer.rules.filter import Filter
 from tracer.rules.rule import Numbers
@@ -26,6 +27,7 @@ class ReplayedStep:
         factors: ``±κ`` of each: what its gradient was multiplied by.
         parts: What it was made of.
         trained: Gradients of its examples; None if they are to be computed again.
+        optimizer: Before the step; None where nobody needs it.
     """
 
     transition: Transition
@@ -33,16 +35,20 @@ class ReplayedStep:
     factors: dict[str, float]
     parts: Displacement
     trained: TrainedStep | None
+    optimizer: OptimizerState | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes that it takes, about, without its examples' gradients."""
         now = self.transition
         batches = now.step.micro_batches
+        optimizer = self.optimizer or OptimizerState()
         tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
         tensors += [v for part in self.parts.parts for v in part.values()]
         for rule in self.filters.values():
             tensors += [d for d in rule.diagonals if d is not None]
+        tensors += [v for state in optimizer.moments.values() for v in state.values()]
+        tensors += [v for b in optimizer.buffers.values() for v in b if v is not None]
         tensors += [batch.coefficients for batch in batches]
         random = [batch.random_state for batch in batches if batch.random_state is not None]
         tensors += [t for one in random for t in (one.cpu, *one.cuda.values())]

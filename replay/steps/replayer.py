@@ -41,6 +41,7 @@ class Replayer:
         audited: Steps whose per-example gradients are proven.
         budget: Bytes for complete gradients.
         allow_mismatch: Go on where a step does not reproduce.
+        whole: Return steps with the optimizer before them and the sums of their gradients.
 
     Attributes:
         factors: What finds how gradients were clipped.
@@ -57,7 +58,9 @@ class Replayer:
         audited: set[int],
         budget: int,
         allow_mismatch: bool,
+        whole: bool = False,
     ) -> None:
+        self._whole = whole
         self._states, self._task, self._models, self._rule = states, task, models, rule
         self._audited, self._budget = audited, budget
         known = str(states.log.path), models.test.dtype is None, allow_mismatch
@@ -96,7 +99,7 @@ class Replayer:
     ) -> tuple[ReplayedStep, OptimizerState]:
         total = partial(self._sum_of_norms, now.step, now.before, trained)
         logged, factors = settings(now.step, self.factors.of(now.step, trained, total))
-        examples = trained.examples_only() if keep else None
+        examples = (trained if self._whole else trained.examples_only()) if keep else None
         if self._rule is None:
             filters = dict.fromkeys(logged, Filter())
             nothing = Displacement({}, {}, {}, {})
@@ -113,7 +116,8 @@ class Replayer:
             noise=noise,
             unit=max(unit, optimizer.unit),
         )
-        return ReplayedStep(now, filters, factors, divided.parts, examples), after
+        before = optimizer.as_history() if self._whole else None
+        return ReplayedStep(now, filters, factors, divided.parts, examples, before), after
 
     def _split(
         self,

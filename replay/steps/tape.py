@@ -38,9 +38,12 @@ class Tape:
         allow_mismatch: Go on where a step does not reproduce.
         splits: Whether optimizer steps are divided among examples; if not, only per-example
             gradients are computed.
+        unrolls: Whether steps are differentiated: they come backwards, each with the optimizer
+            before it and the sums of its gradients.
         report: Gets a description and a total, returns what to call at each step replayed.
 
     Attributes:
+        task, models, rule, window: As given, and how steps are split; None is not at all.
         plain: Whether no step remembers another: SGD without momentum throughout, or no split.
         splits: Whether the rule can be split: steps are divided, and their moves compared.
         stop: The window's end.
@@ -59,6 +62,7 @@ class Tape:
         budget: int,
         allow_mismatch: bool,
         splits: bool = True,
+        unrolls: bool = False,
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         log = states.log
@@ -71,9 +75,10 @@ class Tape:
                 "(Replay.drops) work for every optimizer, and verify compares its gradients."
             )
         self._states = states
-        self._window, self._budget, self.stop = window, budget, window.stop
+        self.task, self.models, self.rule, self.window = task, models, rule, window
+        self._budget, self.stop = budget, window.stop
         self.splits = rule is not None
-        self.plain = rule is None or not rule.remembers(log.ever_used)
+        self.plain = rule is None or not (unrolls or rule.remembers(log.ever_used))
         ends = {window[0], window[-1]}  # examples that are seen first and last are proven
         if len({_sizes(states, t) for t in window[-2:]}) > 1:  # the last batch is a short one
             ends.add(window[-2])
@@ -85,6 +90,7 @@ class Tape:
             audited=ends,
             budget=budget,
             allow_mismatch=allow_mismatch,
+            whole=unrolls,
         )
         self._test = models.test.engine
         self._report, self._furthest = report, -1
@@ -97,13 +103,18 @@ class Tape:
         """What found how gradients were clipped."""
         return self._replayer.factors
 
+    def trained(self) -> list[str]:
+        """Return the parameters that any step of the window trains, in the model's order."""
+        found = {name for t in self.window for name in self._states.step(t).trained}
+        return [name for name in self.models.train.parameters if name in found]
+
     def proof(self) -> Proof | None:
         """Return how much of what was computed is the run's to the bit; see ``States``."""
         return self._states.proof()
 
     def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
-        last = self._window[-1 if self.plain else 0]
+        last = self.window[-1 if self.plain else 0]
         for replayed in self.forwards() if self.plain else self._backwards():
             if replayed.transition.step.index == last:
                 self._test.audit()
@@ -112,15 +123,15 @@ class Tape:
     def forwards(self) -> Iterator[ReplayedStep]:
         """Yield every step with its examples' gradients, forwards."""
         optimizer = self._before_window()
-        for t in self._window:
+        for t in self.window:
             replayed, optimizer = self._replay(t, optimizer, keep=True)
             yield replayed
 
     def check(self) -> None:
         """Compare every step with the log, forwards, by its whole gradient alone."""
         optimizer = self._before_window()
-        advance = self._report("verifying", len(self._window))
-        for t in self._window:
+        advance = self._report("verifying", len(self.window))
+        for t in self.window:
             _, optimizer = self._replay(t, optimizer, keep=False)
             advance()
 
@@ -133,20 +144,20 @@ class Tape:
         if self.plain:
             return Estimate(0, 0)
         size, examples = self._measured(self._before_window())
-        whole = (size + examples) * len(self._window)
+        whole = (size + examples) * len(self.window)
         if whole <= self._budget:
             return Estimate(0, int(whole))
         capacity = capacity_of(self._budget, size, examples)
-        return estimate(len(self._window), size, examples, capacity)
+        return estimate(len(self.window), size, examples, capacity)
 
     def _before_window(self) -> OptimizerState:
         """Return the optimizer before the window, all of its buffers history."""
         if self.plain:
             return OptimizerState()
-        start = self._window.start
+        start = self.window.start
         assert self._replayer.stored is not None
         at, optimizer = self._replayer.stored.before(start)
-        self._advance = self._report("replaying", self._window.stop - at)
+        self._advance = self._report("replaying", self.window.stop - at)
         for t in range(at, start):
             _, optimizer = self._replay(t, optimizer, keep=False)
         return optimizer.as_history()
@@ -159,23 +170,23 @@ class Tape:
             yield from reversed(self._kept)
             return
         assert self._first is not None
-        yield from self._by_segments(self._window.start, self._window.stop, *self._first)
+        yield from self._by_segments(self.window.start, self.window.stop, *self._first)
 
     def _begin(self) -> None:
         """Find out what the budget holds; replay the window if it holds all of it."""
         optimizer = self._before_window()
         size, examples = self._measured(optimizer)
-        if (size + examples) * len(self._window) > self._budget:
+        if (size + examples) * len(self.window) > self._budget:
             self._first = optimizer, capacity_of(self._budget, size, examples)
             return
         self._kept = []
-        for t in self._window:
+        for t in self.window:
             replayed, optimizer = self._replay(t, optimizer, keep=True)
             self._kept.append(replayed)
 
     def _measured(self, optimizer: OptimizerState) -> tuple[int, float]:
         """Return the bytes of a replayed step and of its examples' gradients, of the first."""
-        replayed, _ = self._replay(self._window.start, optimizer, keep=True)
+        replayed, _ = self._replay(self.window.start, optimizer, keep=True)
         return replayed.nbytes, math.inf if replayed.trained is None else replayed.trained.nbytes
 
     def _by_segments(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, no_steps, used
+from tracer.rules.rule import Numbers, State, no_steps, root, used
 
 
 class Adagrad:
@@ -38,5 +38,5 @@ class Adagrad:
         k = float(state["step"])
         return Filter(
             direct=float(used(numbers, "lr") / (1 + (k - 1) * used(numbers, "lr_decay"))),
-            pre=state["sum"].sqrt().add_(float(numbers["eps"])).double().reciprocal_(),
+            pre=root(state["sum"]).add_(float(numbers["eps"])).double().reciprocal_(),
         )

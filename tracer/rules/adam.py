@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, is_on, no_steps, used
+from tracer.rules.rule import Numbers, State, is_on, no_steps, root, used
 
 
 class Adam:
@@ -61,18 +61,18 @@ _DECOUPLED = "decoupled_weight_decay"
 
 def _move(state: State, numbers: Numbers) -> tuple[float, Tensor]:
     """Return by what ``b'`` is multiplied and by what it is divided."""
-    v = state["max_exp_avg_sq" if is_on(numbers, "amsgrad") else "exp_avg_sq"].sqrt()
+    v = root(state["max_exp_avg_sq" if is_on(numbers, "amsgrad") else "exp_avg_sq"])
     lr, b1, b2 = (used(numbers, name) for name in ("lr", "betas.0", "betas.1"))
     eps = float(numbers["eps"])
     if is_on(numbers, "fused") or not is_on(numbers, "capturable"):
         count = float(state["step"])
         return float(lr / (1 - b1**count)), (v / (1 - b2**count) ** 0.5).add_(eps)
     k = state["step"].to(v.device)
-    first, root = 1 - b1**k, (1 - b2**k).sqrt()
+    first, second = 1 - b1**k, (1 - b2**k).sqrt()
     if numbers.get("foreach") != 0:
-        return float((first / lr).reciprocal()), (v / root).add_(eps)
+        return float((first / lr).reciprocal()), (v / second).add_(eps)
     size = lr / first
-    return 1.0, (v / (root * size)).add_(eps / size)
+    return 1.0, (v / (second * size)).add_(eps / size)
 
 
 def _shrinkage(numbers: Numbers) -> float:

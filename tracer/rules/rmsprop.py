@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, no_steps
+from tracer.rules.rule import Numbers, State, no_steps, root
 
 
 class RMSprop:
@@ -51,4 +51,4 @@ def _denominator(state: State, numbers: Numbers) -> Tensor:
     v = state["square_avg"]
     if numbers.get("centered"):
         v = v.addcmul(state["grad_avg"], state["grad_avg"], value=-1)
-    return v.sqrt().add_(numbers["eps"])
+    return root(v).add_(numbers["eps"])

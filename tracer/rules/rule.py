@@ -31,6 +31,27 @@ def used(numbers: Numbers, name: str) -> Any:
     return float(value) if is_on(numbers, "fused") else value
 
 
+class _Root(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, v: Tensor) -> Tensor:
+        ctx.save_for_backward(v)
+        return v.sqrt()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (v,) = ctx.saved_tensors
+        return torch.where(v == 0, 0.0, gradients[0] / (2 * v.sqrt()))
+
+
+def root(v: Tensor) -> Tensor:
+    """Return the root of a second moment, which can be differentiated.
+
+    Where it is 0, so is the buffer that is divided by it: then the quotient is the buffer over
+    ``ε`` to first order, and the root has no part in it.
+    """
+    return _Root.apply(v) if v.requires_grad else v.sqrt()  # type: ignore[no-untyped-call]
+
+
 class UpdateRule(Protocol):
     """How one class of ``torch.optim`` moves a parameter, given the gradient that it applies."""
 

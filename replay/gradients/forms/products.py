@@ -34,6 +34,17 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
     return result
 
 
+def with_vectors(examples: PerExample, vectors: dict[str, Tensor]) -> Tensor:
+    """Return ``Σ_p ⟨g_i, v_j⟩_p`` with vectors ``(m, numel)`` by parameter, float64 ``(n, m)``."""
+    m = len(next(iter(vectors.values()))) if vectors else 0
+    result = examples.losses.new_zeros(examples.count, m, dtype=torch.float64)
+    for name, vector in vectors.items():
+        if name in examples.forms:
+            result += examples.forms[name].with_vectors(vector)
+    rest = {name: v for name, v in vectors.items() if name in examples.complete}
+    return result + complete_with_vectors(examples, rest) if rest else result
+
+
 def complete_with_vectors(examples: PerExample, vectors: dict[str, Tensor]) -> Tensor:
     """Return products with vectors ``(m, numel)``, float64 ``(n, m)``, of what is computed anew.
 
