@@ -147,4 +147,5 @@ METHOD = Method(
     divide=divide,
     refines=True,
     measured=True,
+    claim="accounts for the path that was taken, as measured",
 )

@@ -41,6 +41,7 @@ class Method:
         refines: It takes gradients between the ends of a step, and says how many.
         measured: What it accounts for is each step's measured drop, not a prediction of it.
         default: It is computed if no methods are named.
+        claim: What kind of statement its scores are, as results say it.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Method:
     refines: bool = False
     measured: bool = False
     default: bool = True
+    claim: str = ""
 
     @property
     def walks(self) -> bool:

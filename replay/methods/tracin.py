@@ -30,4 +30,5 @@ METHOD = Method(
     name="tracin",
     summary="the exact first order of every step that happened, whatever the optimizer",
     divide=divide,
+    claim="accounts for the path that was taken, to first order",
 )

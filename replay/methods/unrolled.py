@@ -20,4 +20,5 @@ METHOD = Method(
     summary="the exact first derivative of what would have happened without an example",
     unroll=Unrolling,
     default=False,
+    claim="the first derivative of the counterfactual run; its scores do not add up to a drop",
 )

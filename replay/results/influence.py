@@ -62,6 +62,7 @@ class Influence:
         rows = {
             "methods": ", ".join(self.scores),
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
+            "claims": facts.get("claims") if "unrolled" in self.scores else "",
             "run": facts.get("log"),
             "sign": facts.get("sign"),
         }

@@ -127,6 +127,7 @@ class Question:
         """The choices, as attributes of the result."""
         return {
             "methods": " ".join(method.name for method in self.methods),
+            "claims": "; ".join(f"{m.name}: {m.claim}" for m in self.methods if m.claim),
             "window": f"{self.steps.start}:{self.steps.stop}",
             "checkpoints": " ".join(map(str, self.checkpoints)),
             "checkpoints_asked": self.asked,

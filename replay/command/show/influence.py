@@ -63,13 +63,14 @@ def header(influence: Influence) -> RenderableType:
         "unit": facts.get("unit"),
         "scores": f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
         f"{facts.get('methods')}",
+        "claims": facts.get("claims") if "unrolled" in influence.scores else "",
         "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
         f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        if name != "checkpoints" or text:
+        if text or name not in ("checkpoints", "claims"):
             table.add_row(name, literal(text))
     return table
 
