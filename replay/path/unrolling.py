@@ -9,13 +9,16 @@ whose coefficient is scaled by ``s_i``, moves ``φ(w_T)`` by ``⟨ā_t, c_i g_i�
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from replay.evaluate.running_statistics import Statistics
 from replay.evaluate.second_derivatives import SecondDerivatives
 from replay.evaluate.second_pass import Vectors
-from replay.evaluate.state import State
+from replay.evaluate.second_proof import prove
+from replay.evaluate.state import State, Transition
 from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
@@ -39,6 +42,7 @@ class Unrolling:
         self._rule, self._steps, self._examples = tape.rule, tape.window, examples
         self._names, self._test = tape.trained(), examples.models.test
         models = tape.models
+        self._task, self._value, self._device = tape.task, models.value, models.device
         self._second = SecondDerivatives(tape.task, models.train, self._names, models.device)
         self._parameters: dict[str, Vectors] = {}  # by parameter: of itself, of its state
         self._buffers: Vectors = {}
@@ -66,12 +70,22 @@ class Unrolling:
                 "  2. or compute in float64 (dtype=torch.float64, --dtype float64)."
             )
         if now.step.index > self._steps.start:
+            self._prove(now)
             parts = self._second.pulled_back(now, cotangent, self._buffers)
             for name in self._names:
                 if name in parts:
                     self._parameters[name][W] += parts.pop(name)
             self._buffers = parts
         return found.cpu()
+
+    def _prove(self, now: Transition) -> None:
+        """Compare second derivatives with differences, at the first and the last step of a walk."""
+        if now.step.index not in (self._steps[-1], self._steps.start + 1):
+            return
+        if self._value.dtype == torch.float64:  # differences in less say little
+            names = self._names
+            job = partial(prove, self._task, self._value, names, now, self._device)
+            self._examples.in_float64(now.name, job)
 
     def _begin(self, final: State, where: str) -> None:
         """Take the gradients of the test values at the end of the window."""
