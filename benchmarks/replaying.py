@@ -66,6 +66,7 @@ def main() -> None:
             "ideal, tolerance 1e-3": lambda: replay(("ideal",), 1e-3),
             "tracin + ideal, no refinement": lambda: replay(("tracin", "ideal")),
             "tracincp, 10 checkpoints": lambda: replay(("tracincp",)),
+            "unrolled": lambda: replay(("unrolled",)),
             "all three, no refinement": lambda: replay(three),
             "all three, tolerance 1e-3": lambda: replay(three, 1e-3),
         }

@@ -138,8 +138,9 @@ class Replay(GroundTruth):
 
         Args:
             test_ids: m test examples: the rows.
-            methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"`` and ``"tracin-sgd"``, the
-                paper's formula whatever the optimizer.
+            methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"``, ``"tracin-sgd"``, the paper's
+                formula whatever the optimizer, and ``"unrolled"``, the derivative of what would
+                have happened.
             checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``.
             train_ids: N training examples: the columns; default: all of ``task.train``.
             steps: A window of consecutive steps, ``slice(a, b)`` or ``"a:b"``: their moves and
@@ -153,6 +154,7 @@ class Replay(GroundTruth):
         Raises:
             InputError: An ID, method, checkpoint, step or pattern is unknown.
             UnsupportedRuleError: A step's update rule cannot be split.
+            GradientError: A layer or a buffer cannot be differentiated as ``unrolled`` needs.
             MismatchError: A replayed step does not reproduce the logged one.
             NonFiniteError: A loss or a gradient is NaN or infinite.
             TaskError: The task's functions or data do not fit the log.

@@ -19,9 +19,9 @@ from tracer import TracingOptimizer, open_log
 ONE = torch.ones(TRAIN, dtype=torch.float64)
 
 
-def unrolled(run, path, *, methods=("unrolled",), **how):
-    replay = Replay(path, task=run.task(), **how)
-    return replay.influence(list(range(TEST)), methods=methods, progress=False)
+def unrolled(run, path, *, methods=("unrolled",), memory="2GiB", dtype=None, **how):
+    replay = Replay(path, task=run.task(), memory=memory, dtype=dtype)
+    return replay.influence(list(range(TEST)), methods=methods, progress=False, **how)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: run.name)

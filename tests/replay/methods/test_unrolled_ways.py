@@ -1,0 +1,173 @@
+"""Unrolling by segments, windows and blocks, and what it refuses by name."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from replay import Influence
+from tests.helpers import rules
+from tests.helpers.rerun import RUNS, SGD, TRAIN, Rerun
+from tests.helpers.rules import BY_NAME
+from tests.replay.methods.test_unrolled import ONE, unrolled
+from tracer import TracingOptimizer, open_log
+from tracer.errors import GradientError, UnsupportedRuleError
+
+BY = {run.name: run for run in RUNS}
+
+
+@pytest.mark.parametrize("name", ["adam-decay-clip", "heavy-ball-batchnorm", "sgd-mlp"])
+def test_small_memory_and_sparse_logs(tmp_path, name):
+    run = BY[name]
+    run.trained(ONE, tmp_path / "run.h5")
+    run.trained(ONE, tmp_path / "sparse.h5", snapshot_every=3)
+    expected = unrolled(run, tmp_path / "run.h5").scores["unrolled"]
+    for path, memory in (("run.h5", 40_000), ("run.h5", 1), ("sparse.h5", "2GiB")):
+        found = unrolled(run, tmp_path / path, memory=memory).scores["unrolled"]
+        assert np.abs(found - expected).max() <= 1e-12 * np.abs(expected).max()
+
+
+def test_windows_and_blocks(tmp_path):
+    run, path = BY["adam-decay-clip"], tmp_path / "run.h5"
+    run.trained(ONE, path)
+    whole = unrolled(run, path)
+    with open_log(path) as log:
+        early = {z for t in (0, 1) for z in log.batch_ids(t)}
+    late = [z for z in range(TRAIN) if z not in early]
+    window = unrolled(run, path, steps=(2, 4)).scores["unrolled"]
+    assert late
+    assert np.abs(window[:, late]).max() > 0
+    assert np.array_equal(window[:, late], whole.scores["unrolled"][:, late])
+    blocks = [unrolled(run, path, parameters=some) for some in (["0.*"], ["2.*", "4.*"])]
+    total = sum(block.scores["unrolled"] for block in blocks)
+    assert np.allclose(total, whole.scores["unrolled"], rtol=0, atol=1e-14)
+
+
+def test_a_result_says_what_it_is(tmp_path):
+    run, path = BY["sgd-mlp"], tmp_path / "run.h5"
+    run.trained(ONE, path)
+    both = unrolled(run, path, methods=("unrolled", "tracin"))
+    assert list(both.terms) == list(both.drops) == ["tracin"]
+    claim = "unrolled: the first derivative of the counterfactual run; its scores do not add up"
+    assert claim in str(both.attributes["claims"])
+    assert claim in repr(both)
+    alone = unrolled(run, path)
+    assert alone.completeness == alone.drops == {}
+    alone.save(tmp_path / "alone.h5")
+    loaded = Influence.load(tmp_path / "alone.h5")
+    assert np.array_equal(loaded.scores["unrolled"], both.scores["unrolled"])
+
+
+def test_float32(tmp_path):
+    run = BY["sgd-mlp"]
+    task = run.task()
+    cut = replace(
+        task, model=lambda: task.model().float(), train=halves(task.train), test=halves(task.test)
+    )
+    model = cut.model()
+    inner = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
+    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+        for t in range(5):
+            ids = [t, t + 1, t + 1]
+            optimizer.zero_grad()
+            cut.loss(model, cut.collate([cut.train[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+    run = type("Run", (), {"task": lambda _: cut})()
+    found, expected = (
+        unrolled(run, tmp_path / "run.h5", dtype=dtype).scores["unrolled"]
+        for dtype in (None, "float64")
+    )
+    assert 1e-9 < np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
+
+
+def halves(examples):
+    return [(x.float(), y) for x, y in examples]
+
+
+class Squares(torch.autograd.Function):
+    """Squares, with a backward function that says that it works once."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+class Failing(Squares):
+    """The same, with a backward function that fails where it is to be differentiated."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        if torch.is_grad_enabled():
+            raise RuntimeError("derivative of squares_backward is not implemented")
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+class Layer(nn.Module):
+    """One layer through a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.inside, self.function = nn.Linear(4, 4), function
+
+    def forward(self, x):
+        return self.function(self.inside(x))
+
+
+class Average(nn.Module):
+    """Takes off a moving average."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("average", torch.zeros(4))
+
+    def forward(self, x):
+        if self.training:
+            self.average.lerp_(x.detach().mean(0), 0.1)
+        return x - self.average
+
+
+def below(layer):
+    return lambda: nn.Sequential(nn.Linear(4, 4), layer(), nn.Tanh(), nn.Linear(4, 3))
+
+
+REFUSED = {
+    "named": (below(lambda: Layer(Failing.apply)), "step 3: layer '1' (Layer) cannot be diff"),
+    "detach": (below(lambda: Layer(lambda x: x * x.detach())), "differences of its gradient. Some"),
+    "once": (below(lambda: Layer(Squares.apply)), "has the custom functions SquaresBackward)"),
+    "buffer": (below(Average), "step 3: the buffer '1.average' changes with the parameters"),
+}
+
+
+@pytest.mark.parametrize(("build", "message"), REFUSED.values(), ids=REFUSED)
+def test_what_cannot_be_differentiated_is_named(tmp_path, build, message):
+    run = Rerun("", SGD, build)
+    run.trained(ONE, tmp_path / "run.h5")
+    with pytest.raises(GradientError, match=re.escape(message)):
+        unrolled(run, tmp_path / "run.h5")
+
+
+def scaled(t, optimizer, model):
+    for p in model.parameters():
+        p.grad *= 0.377123
+
+
+def clipped_otherwise(t, optimizer, model):
+    optimizer.clip_grad_norm_(0.1, norm_type=float("inf"))
+
+
+@pytest.mark.parametrize("hook", [scaled, clipped_otherwise])
+def test_a_factor_that_is_no_euclidean_limit(tmp_path, hook):
+    run = rules.trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2, hook=hook)
+    with pytest.raises(UnsupportedRuleError, match="step 1: the gradient was multiplied by 0"):
+        unrolled(type("Run", (), {"task": lambda _: run.task})(), run.path)
