@@ -62,7 +62,7 @@ class Influence:
         rows = {
             "methods": ", ".join(self.scores),
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
-            "claims": facts.get("claims") if "unrolled" in self.scores else "",
+            "claims": facts.get("claims"),
             "run": facts.get("log"),
             "sign": facts.get("sign"),
         }

@@ -30,6 +30,6 @@ def test_only_its_file_spells_a_method(name):
 def test_rows():
     assert DEFAULT == ("tracin", "ideal", "tracincp")
     for method in METHODS.values():
-        ways = [method.divide, method.credit, method.score]
+        ways = [method.divide, method.credit, method.unroll, method.score]
         assert sum(way is not None for way in ways) == 1
         assert method.walks == (method.score is None)

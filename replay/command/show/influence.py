@@ -63,7 +63,7 @@ def header(influence: Influence) -> RenderableType:
         "unit": facts.get("unit"),
         "scores": f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
         f"{facts.get('methods')}",
-        "claims": facts.get("claims") if "unrolled" in influence.scores else "",
+        "claims": facts.get("claims"),
         "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
         f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
