@@ -1,9 +1,9 @@
 r"""The derivative of clipping: ``κ = limit / (‖G‖ + 1e-6)`` falls as the gradient grows.
 
-    d(κ G) = κ (dG − G ⟨G, dG⟩ / (‖G‖ (‖G‖ + 1e-6)))
+    d(κ G) = κ (dG − G ⟨n, dG⟩ / (‖G‖ + 1e-6)),      n = ∂‖G‖/∂G
 
-A log has ``κ`` and not the limit, which the derivative does not need; but it must be a limit of the
-Euclidean norm that made ``κ``, and not a number of its own.
+A log has ``κ`` and not the limit, which the derivative does not need; but it must be a limit that
+made ``κ``, and of which norm: the one for which the limit is a round number.
 """
 
 from __future__ import annotations
@@ -33,11 +33,13 @@ def through_clipping(
         UnsupportedRuleError: Whether the factor depends on the gradient is unknown.
     """
     for names in _clipped(replayed, gradient):
-        norm = math.hypot(*(float(torch.linalg.vector_norm(gradient[n])) for n in names))
-        products = torch.stack([cotangent[n] @ gradient[n] for n in names]).sum(0)
-        share = products / (norm * (norm + _TINY))
-        for name in names:
-            cotangent[name].addr_(share, gradient[name], alpha=-1)
+        known = {name: gradient[name] for name in names}
+        kind = _kind(replayed, known)
+        norm = _norm(known, kind)
+        share = torch.stack([cotangent[n] @ g for n, g in known.items()]).sum(0) / (norm + _TINY)
+        for name, g in known.items():
+            normal = g / norm if kind == 2 else g.sign() * (g.abs() == norm)
+            cotangent[name].addr_(share, normal, alpha=-1)
 
 
 def _clipped(replayed: ReplayedStep, gradient: dict[str, Tensor]) -> list[list[str]]:
@@ -52,32 +54,29 @@ def _clipped(replayed: ReplayedStep, gradient: dict[str, Tensor]) -> list[list[s
     values = [factors[names[0]] for names in groups]
     if max(values) - min(values) <= 1e-5 * max(values):
         found = [list(gradient)]
-    for names in found:
-        _require_limit(replayed, names, factors[names[0]], gradient)
     return found
 
 
-def _require_limit(
-    replayed: ReplayedStep, names: list[str], kappa: float, gradient: dict[str, Tensor]
-) -> None:
-    step = replayed.transition.step
-    parts = [gradient[name] for name in names]
-    norms = {
-        p: float(torch.stack([torch.linalg.vector_norm(g, p) for g in parts]).norm(p))
-        for p in (2.0, math.inf, 1.0)
-    }
-    limits = {p for p, norm in norms.items() if _is_round(kappa * (norm + _TINY))}
+def _kind(replayed: ReplayedStep, known: dict[str, Tensor]) -> float:
+    """Return by which norm some gradients were clipped: 2, or infinity for the largest element."""
+    step, kappa = replayed.transition.step, abs(replayed.factors[next(iter(known))])
+    kinds = [p for p in (2.0, math.inf, 1.0) if _is_round(kappa * (_norm(known, p) + _TINY))]
     recorded = math.isclose(kappa, step.clip_factor, rel_tol=1e-9)
-    if 2.0 in limits or (recorded and not limits):
-        return
+    if (kinds and kinds[0] != 1) or (recorded and not kinds):
+        return kinds[0] if kinds else 2.0
     raise UnsupportedRuleError(
         f"{replayed.transition.name}: the gradient was multiplied by {kappa:.6g}, and nothing says "
-        "that this is clipping to a Euclidean norm, so how it depends on the gradient is unknown; "
-        "unrolled differentiates it.\n"
+        "that this was clipping: no limit of its norm, or of its largest element, is a round "
+        "number. unrolled needs to know how the factor depends on the gradient.\n"
         "  1. Clip with optimizer.clip_grad_norm_(max_norm), which records it;\n"
         "  2. or, if it is a factor of the loss, return it from task.loss;\n"
         "  3. or ask for tracin or ideal, which take the factor as it was."
     )
+
+
+def _norm(gradient: dict[str, Tensor], kind: float) -> float:
+    parts = torch.stack([torch.linalg.vector_norm(g, kind) for g in gradient.values()])
+    return float(torch.linalg.vector_norm(parts, kind))
 
 
 def _is_round(limit: float) -> bool:

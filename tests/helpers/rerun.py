@@ -43,6 +43,7 @@ class Rerun:
         rule: The optimizer.
         build: The model.
         clip: Norm to which gradients are clipped: by the wrapper in odd steps, else by torch.
+        norm: Which norm.
         parts: Sizes of a step's micro-batches.
     """
 
@@ -52,6 +53,7 @@ class Rerun:
     loss: Callable = cross_entropy
     width: int = 4
     clip: float | None = None
+    norm: float = 2.0
     parts: tuple[int, ...] = (3,)
     scheduled: bool = True
     penalty: Callable | None = None
@@ -104,9 +106,9 @@ class Rerun:
                     optimizer.observe(ids)
             recorded = path is not None and t % 2
             if self.clip and recorded:
-                optimizer.clip_grad_norm_(self.clip)
+                optimizer.clip_grad_norm_(self.clip, self.norm)
             elif self.clip:
-                nn.utils.clip_grad_norm_(model.parameters(), self.clip)
+                nn.utils.clip_grad_norm_(model.parameters(), self.clip, self.norm)
             optimizer.step()
         if path is not None:
             optimizer.close()
@@ -151,6 +153,7 @@ RUNS = [
           parts=two),
     Rerun("adamw-attention", smooth(O.AdamW, lr=0.02, weight_decay=0.2, eps=1e-2), Fused,
           next_token, width=5),
+    Rerun("sgd-clip-largest", SGD, clip=0.1, norm=float("inf")),
     Rerun("amsgrad", smooth(O.AdamW, lr=0.02, amsgrad=True, betas=(0.7, 0.6), eps=1e-3)),
     Rerun("rmsprop-batchnorm", smooth(O.RMSprop, lr=0.01, eps=1e-2), normalised, parts=(4, 4)),
     Rerun("rmsprop-centered", smooth(O.RMSprop, lr=0.01, momentum=0.8, centered=True, eps=1e-2)),
