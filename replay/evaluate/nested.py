@@ -76,9 +76,12 @@ def _mapped(batch: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def _holds_tensors(batch: Any) -> bool:
-    """Return whether an object is a batch of a class of its own: a dataclass, or it has ``to``."""
-    own = not isinstance(batch, (Tensor, nn.Module, type, *_PLAIN))
-    return own and (is_dataclass(batch) or callable(getattr(batch, "to", None)))
+    """Return whether an object is a batch of a class of its own."""
+    if isinstance(batch, (Tensor, nn.Module, type, *_PLAIN)):
+        return False
+    if is_dataclass(batch) or callable(getattr(batch, "to", None)):
+        return True
+    return any(isinstance(value, Tensor) for value in getattr(batch, "__dict__", {}).values())
 
 
 def _fields(batch: Any) -> list[tuple[str, Any]]:
@@ -87,13 +90,11 @@ def _fields(batch: Any) -> list[tuple[str, Any]]:
 
 
 def _rebuilt(original: Mapping[Any, Any], items: dict[Any, Any]) -> Any:
-    if type(original) is dict:
+    if type(original) is dict or not hasattr(original, "update"):
         return items
     clone = copy.copy(original)
-    if hasattr(clone, "update"):
-        clone.update(items)
-        return clone
-    return items
+    clone.update(items)
+    return clone
 
 
 def shape(example: Any) -> Any:

@@ -206,7 +206,15 @@ def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> di
         return {}
     with torch.enable_grad():
         value = penalty_of(task, bound)
-    return _gradients(value, parameters)
+    try:
+        return _gradients(value, parameters)
+    except RuntimeError as error:
+        raise TaskError(
+            f"task.penalty cannot be differentiated once the losses were: {error}\n"
+            "  1. If it reads what a forward left in the model (the weight of "
+            "torch.nn.utils.spectral_norm), compute it from the parameters (weight_orig).\n"
+            "  2. Or let the layer compute it anew: torch.nn.utils.parametrizations.spectral_norm."
+        ) from error
 
 
 def penalty_of(task: Task, bound: BoundModel) -> Tensor:

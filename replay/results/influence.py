@@ -65,6 +65,7 @@ class Influence:
             "claims": facts.get("claims"),
             "run": facts.get("log"),
             "sign": facts.get("sign"),
+            "gradients": str(facts.get("gradient_dtype", "")).removeprefix("torch."),
         }
         return summary(f"Influence of {n} training on {m} test examples over {steps} steps", rows)
 

@@ -18,6 +18,7 @@ _TASK = "the task: the same loss, model, data, keys, order and collate as in tra
 _OF_GRADIENTS = (
     _TASK,
     "reduction= and the weights passed to observe(), once for each micro-batch",
+    'random augmentation, which a replay draws anew: trace with record="batches"',
     "what changes gradients between backward and step (value clipping, noise, hooks)",
 )
 _OF_MOVES = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -114,13 +114,12 @@ def penalty(case: Case) -> Cause | None:
     if task.penalty is None:
         return None
     without = case.replayed(replace(task, penalty=None))
-    alone = _penalty_first(case)
     if case.fits(without):
         text, remedy = "the loop added no penalty", "Leave penalty= out of the task"
     elif k > 1 and case.fits(added(without, *([added(case.plain, _negative(without))] * k))):
         text = f"the loop added the penalty in each of {k} micro-batches"
         remedy = "Divide it by their number in the loop"
-    elif case.fits(added(without, alone)):
+    elif any(case.fits(added(without, alone)) for alone in _penalty_first(case)):
         text = (
             "the loop evaluated the penalty before the model's forward, which changes what it reads"
         )
@@ -145,9 +144,26 @@ def _negative(gradient: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: -g for name, g in gradient.items()}
 
 
-def _penalty_first(case: Case) -> dict[str, Tensor]:
-    """Return the penalty's gradient before any forward of the step."""
-    return case.replayed(step=replace(case.step, micro_batches=()))
+def _penalty_first(case: Case) -> Iterator[dict[str, Tensor]]:
+    """Yield the penalty's gradient before any forward, also if reading it moves what it reads.
+
+    The log has buffers as the first forward finds them: as that reading left them. In eval mode
+    they stay.
+    """
+    penalty, step = case.task.penalty, replace(case.step, micro_batches=())
+    assert penalty is not None
+
+    def at_rest(model: nn.Module) -> Tensor:
+        training = [module for module in model.modules() if module.training]
+        model.eval()
+        try:
+            return penalty(model)
+        finally:
+            for module in training:
+                module.training = True
+
+    yield case.replayed(step=step)
+    yield case.replayed(replace(case.task, penalty=at_rest), step)
 
 
 def _in_eval_mode(kinds: tuple[type, ...]) -> Callable[[Loss], Loss]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import UserDict, namedtuple
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,6 +101,7 @@ KINDS = {
     "BatchEncoding": lambda x, y: Encoding({"x": x, "y": y}),
     "graphs": lambda x, y: Graphs(x=x, y=y),
     "object": Plain,
+    "namespace": lambda x, y: SimpleNamespace(x=x, y=y),
 }
 
 
@@ -131,6 +133,11 @@ def test_batches_of_any_class(known, kind):
     collate = lambda examples: KINDS[kind](*default_collate(examples))  # noqa: E731
     found = scores(path, Task(linear, of_parts, DATA, DATA[:4], collate=collate))
     assert all(np.array_equal(found[name], expected[name]) for name in METHODS)
+
+
+def test_a_mapping_that_cannot_be_copied():
+    found = moved(MappingProxyType({"x": torch.ones(2)}), torch.device("cpu"), torch.float64)
+    assert found["x"].dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", [*KINDS.values(), Frame], ids=[*KINDS, "mapping"])

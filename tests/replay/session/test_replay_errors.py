@@ -16,6 +16,7 @@ from tracer import TracingSGD
 from tracer.errors import InputError, LogError, MismatchError, NonFiniteError, TaskError
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 def test_log_without_steps(path):
     trained(path, TASK, steps=0)
     with pytest.raises(LogError, match="run.h5 holds no complete step"):
@@ -70,6 +71,15 @@ def test_a_collate_without_a_batch(path):
     for ask in (lambda: run.verify(progress=False), lambda: run.drops([0], progress=False)):
         with pytest.raises(TaskError, match="task.collate returned None for a list of . example"):
             ask()
+
+
+def test_a_penalty_that_reads_what_a_forward_left(path):
+    """As the older spectral_norm leaves a weight, with its graph."""
+    model = lambda: nn.Sequential(nn.utils.spectral_norm(nn.Linear(4, 3)))  # noqa: E731
+    task = Case("norm", model, dtype=torch.float32).trace(path)
+    task = changed(task, penalty=lambda m: m[0].weight.square().sum())
+    with pytest.raises(TaskError, match="task.penalty cannot be .*\n  1. .*weight_orig"):
+        Replay(path, task).verify(progress=False)
 
 
 def test_own_losses_that_depend_on_whether_gradients_are_taken(path):

@@ -331,7 +331,19 @@ class Reparametrized(Mistakes):
 
     def objective(self, task, model, batch):
         penalty = task.penalty(model)
-        return super().objective(task, model, batch) + penalty
+        return Mistakes.objective(self, task, model, batch) + penalty
+
+
+class Reread(Mistakes):
+    """The log has what that reading left; two parameters do not tell a term of the loss."""
+
+    rules, said, parts = ("sgd",), Reparametrized.said, Reparametrized.parts
+    objective = Reparametrized.objective
+
+    @staticmethod
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)))
 
 
 class Masked(Mistakes):
