@@ -35,7 +35,7 @@ def shown(tmp_path_factory):
         "<RunLog ": run.log,
         "Influence of 300 training on 300 test examples over 2 steps\n  methods ": found,
         "checkpoints  3 (1000 asked for)\n": found,
-        "\n  gradients    float64": found,
+        "\n  gradients    float32": found,
         "SelfInfluence of 300 training examples\n": run.self_influence(progress=False),
         "Agreement: medians over test examples, top 10\n": agreement,
         "pearson, median ": agreement.get(("tracin", "ideal"), "pearson"),

@@ -330,13 +330,10 @@ class Reparametrized(Mistakes):
         return model
 
     def objective(self, task, model, batch):
-        penalty = task.penalty(model)
-        return Mistakes.objective(self, task, model, batch) + penalty
+        return task.penalty(model) + Mistakes.objective(self, task, model, batch)
 
 
-class Reread(Mistakes):
-    """The log has what that reading left; two parameters do not tell a term of the loss."""
-
+class Reread(Mistakes):  # the log has what that reading left; two parameters tell no other term
     rules, said, parts = ("sgd",), Reparametrized.said, Reparametrized.parts
     objective = Reparametrized.objective
 
