@@ -16,12 +16,19 @@ class Proof:
         drift: The largest distance from a snapshot that was missed, relative to the way from the
             snapshot before; 0 if none was.
         causes: How this process differs from the one that trained.
+        shows: What the first step that is not proved shows; empty if there is none.
     """
 
     proved: int
     unproved: tuple[int, ...]
     drift: float
     causes: tuple[str, ...]
+    shows: str = ""
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why bits differ, the likeliest reason first."""
+        return [*self.causes, *([self.shows] if self.unproved and self.shows else [])]
 
     @property
     def facts(self) -> dict[str, int | float]:
@@ -42,7 +49,7 @@ class Proof:
             f"{len(self.unproved)} of {self.proved + len(self.unproved)} steps taken again are not "
             f"the run's to the last bit, from step {self.unproved[0]} on. The snapshots were "
             f"missed by at most {self.drift:.2g} of the way between two of them. This process: "
-            f"{why}."
+            f"{why}.{f' {self.shows.capitalize()}.' if self.shows else ''}"
         )
 
 
@@ -51,7 +58,8 @@ def proof_of(
     unproved: Collection[int],
     drift: Mapping[int, float],
     causes: Collection[str],
+    shows: str = "",
 ) -> Proof:
     """Return what was found of some steps."""
     largest = max(drift.values(), default=0.0)
-    return Proof(len(proved), tuple(sorted(unproved)), largest, tuple(causes))
+    return Proof(len(proved), tuple(sorted(unproved)), largest, tuple(causes), shows)

@@ -113,7 +113,7 @@ def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
         if whole.replays:
             kept = 0 if tape(1).plain and walk.names is None else walk.vectors
             chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
-            each = len(chunks) * _timed(lambda count: tape(count).check(), few)[1]
+            each = len(chunks) * _timed(lambda count: list(tape(count).checks()), few)[1]
     return Cost(whole.replays * each, max(0, whole.nbytes - part.nbytes))
 
 

@@ -22,10 +22,10 @@ from replay.session.plan import ParameterPath, paths_of_run
 from replay.session.question import Question, Window, known_ids, window
 from replay.session.scoring import answered, measured_drops, self_influence
 from replay.session.truth import GroundTruth
-from replay.steps.verify import Verification, verified
+from replay.session.verification import compared
+from replay.steps.verify import Verification
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
-from tracer.rules.table import RULES
 
 
 class Replay(GroundTruth):
@@ -227,20 +227,23 @@ class Replay(GroundTruth):
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return self_influence(self._run, chosen, looked_at, bars, allow_mismatch=mismatch)
 
-    def verify(self, *, steps: Window | None = None, progress: bool = True) -> Verification:
+    def verify(
+        self, *, steps: Window | None = None, sample: int | None = None, progress: bool = True
+    ) -> Verification:
         """Replay each step's gradient and compare the step with the log.
 
         Of an optimizer whose update is not split, the gradients are compared.
 
         Args:
             steps: As for ``influence``, with the same errors.
-            progress: Likewise.
+            sample: So many of them, drawn at random, the same each time; default: all.
+            progress: As for ``influence``.
+
+        Raises:
+            MismatchError: Names the first step that does not reproduce.
         """
-        chosen = window(steps, len(self.log))
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
-            splits = self.log.metadata["update_rule"] in RULES
-            tape = self._run.tape(chosen, bars, allow_mismatch=False, splits=splits)
-            return verified(tape, self._run.states, chosen)
+            return compared(self._run, window(steps, len(self.log)), sample, bars)
 
     def plan(self) -> list[ParameterPath]:
         """Return how gradients of each parameter are computed, as proven on the first step."""

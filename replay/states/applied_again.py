@@ -34,15 +34,26 @@ class AppliedGradients:
 
     def __init__(self) -> None:
         self.apart, self._left = False, _TRIES
+        self._last: tuple[Gradients, Mapping[str, float]] = {}, {}
         self._clip: Clip | None = None  # by a limit, of the last step
 
     def first(self, step: Step, gradients: Gradients) -> Gradients:
         """Return the gradients of a step's only evaluation, or of its first one, as applied."""
         self._clip, self.apart = None, False
         wanted = _logged(step)
+        found = self._as_run(step, gradients, wanted)
+        self._last = found, wanted
+        return found
+
+    @property
+    def met(self) -> bool:
+        """Whether the last step's gradients have the norms of the run's, to the last bit."""
+        return _meet(*self._last)
+
+    def _as_run(self, step: Step, gradients: Gradients, wanted: Mapping[str, float]) -> Gradients:
         if step.clip_factor != 1:
             return scaled(gradients, step.clip_factor)
-        if all(wanted[name] == norm for name, norm in _norms(gradients).items()):
+        if _meet(gradients, wanted):
             return gradients
         found = self._found(step, gradients, wanted) if self._left else None
         if found is not None:

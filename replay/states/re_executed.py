@@ -23,6 +23,14 @@ from tracer.records import Step
 
 _LEAST = 8  # states that memory holds whatever the budget is
 _TRIES = 3  # steps on which all joinings of losses are tried, in vain
+_SAME_GRADIENT = (
+    "that step's gradients are the run's, as their norms say to the last bit, so something beside "
+    "them moved parameters: a write between two steps, or another state of the optimizer"
+)
+_OTHER_GRADIENT = (
+    "that step's gradients differ already: other numbers, or the same ones added up in another "
+    "order (threads, the order of a batch, how the loss is written)"
+)
 
 
 class ReExecutedStates:
@@ -48,7 +56,7 @@ class ReExecutedStates:
         self.unproved: set[int] = set()
         self.drift: dict[int, float] = {}
         self._joinings: dict[int, Joining] = {}  # that are right, by number of micro-batches
-        self._tries = _TRIES
+        self._tries, self._shows = _TRIES, ""
         self._shares: bool | None = None  # whether the replay's gradients are the run's to the bit
         self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
@@ -77,7 +85,8 @@ class ReExecutedStates:
 
     def proof(self) -> Proof:
         """Return what was found so far."""
-        return proof_of(self.proved, self.unproved, self.drift, differences(self.log.metadata))
+        found = self.proved, self.unproved, self.drift
+        return proof_of(*found, differences(self.log.metadata), self._shows)
 
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU."""
@@ -154,6 +163,8 @@ class ReExecutedStates:
         self._now = t + 1
         (self.proved if met else self.unproved).add(t)
         (self.unproved if met else self.proved).discard(t)
+        if not met and t == min(self.unproved):
+            self._shows = _SAME_GRADIENT if run.applied.met else _OTHER_GRADIENT
         if not met and t + 1 in self.stored:
             self._resynchronise(t + 1)
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from replay.evaluate.proof import Proof
 from replay.evaluate.state import Transition
 from replay.steps.displacement import Division
-from replay.steps.mismatch import Mismatch, explained, state_causes, tolerance
+from replay.steps.mismatch import (
+    Mismatch,
+    explained,
+    gradient_causes,
+    state_causes,
+    tolerance,
+)
 from tracer.errors import MismatchError
 from tracer.rules.filter import Filter
 
@@ -157,7 +163,7 @@ def _too_far(path: Path | str, drift: float) -> MismatchError:
         f"the steps of {path} do not reproduce: taken again, they missed a snapshot by {drift:.2g} "
         "of the way between two of them"
     )
-    return Mismatch(finding, same_dtype=True)
+    return MismatchError(explained(finding, gradient_causes()))  # no one step has a cause
 
 
 def _beyond_last_places(rest: Tensor, w: Tensor, moved: Tensor) -> Tensor:

@@ -51,12 +51,14 @@ class ClipFactors:
         same_dtype: Whether the replay computes in the run's dtype.
         allow_mismatch: Go on where a step does not reproduce.
         inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
+        deviation: The largest gap between a parameter's norm and the logged one, of the whole norm.
     """
 
     path: str
     same_dtype: bool
     allow_mismatch: bool
     inferred: dict[int, float] = field(default_factory=dict)
+    deviation: float = 0.0
 
     def scaled(self, steps: range) -> int:
         """Return how many of some steps had gradients scaled outside the optimizer."""
@@ -117,6 +119,8 @@ class ClipFactors:
             if name in applied
         }
         name = max(gaps, key=lambda name: gaps[name], default="")
+        if gaps and found.whole and kappa:
+            self.deviation = max(self.deviation, gaps[name] / (kappa * found.whole))
         if not gaps or found.is_rounding(gaps[name], kappa, times=10):
             return
         expected = kappa * found.groups[g][name]

@@ -55,6 +55,11 @@ def state_causes(same_dtype: bool) -> list[str]:
     return [cause, _TASK] if same_dtype else [_ANOTHER_DTYPE, cause, _TASK]
 
 
+def gradient_causes() -> Sequence[str]:
+    """Return what to check where gradients differ, likeliest first."""
+    return _OF_GRADIENTS
+
+
 def explained(finding: str, causes: Sequence[str]) -> str:
     """Return a finding of one sentence, then what to check, numbered, and how to go on.
 

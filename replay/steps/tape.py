@@ -127,13 +127,14 @@ class Tape:
             replayed, optimizer = self._replay(t, optimizer, keep=True)
             yield replayed
 
-    def check(self) -> None:
-        """Compare every step with the log, forwards, by its whole gradient alone."""
+    def checks(self) -> Iterator[int]:
+        """Compare every step with the log, forwards, by its whole gradient alone; yield each."""
         optimizer = self._before_window()
         advance = self._report("verifying", len(self.window))
         for t in self.window:
             _, optimizer = self._replay(t, optimizer, keep=False)
             advance()
+            yield t
 
     def train(self, step: Step, state: State) -> TrainedStep:
         """Compute the gradients of a step's examples at a state."""

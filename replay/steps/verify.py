@@ -3,36 +3,58 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from replay.evaluate.proof import Proof
 from replay.evaluate.state import States
 from replay.steps.tape import Tape
-from tracer.errors import UnsupportedRuleError
+from tracer.errors import MismatchError, UnsupportedRuleError
+from tracer.rules.table import RULES
 
 _ALIKE = 1e-3  # by which factors may differ that are one and the same
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Steps that reproduced, all of them.
+    """What comparing steps with the log has found.
 
     Attributes:
-        steps: The steps.
+        steps: The steps that reproduce.
         scaled_outside: Those whose gradient was scaled by one factor outside the optimizer
             (clipping that was not logged), with the factor.
         unsplit: The update rule, where only gradients were compared because no replay splits it;
             else None.
         proof: Of steps that were taken again between snapshots; None where all are on file.
+        deviation: The largest gap between the norm of a parameter's gradient and the one in the
+            log, of the norm of the whole.
+        asked: The steps that were to be compared; those that reproduce if there is no ``finding``.
+        finding: How the error begins that a step caused; None if all reproduce.
     """
 
-    steps: range
+    steps: Sequence[int]
     scaled_outside: dict[int, float]
     unsplit: str | None = None
     proof: Proof | None = None
+    deviation: float = math.nan
+    asked: Sequence[int] = ()
+    finding: str | None = None
+
+    @property
+    def first(self) -> int | None:
+        """The first step that differs, in a bit of its parameters or beyond tolerance."""
+        missed = [] if self.finding is None else [self.asked[len(self.steps)]]
+        return min([*missed, *(self.proof.unproved[:1] if self.proof else ())], default=None)
+
+    @property
+    def where(self) -> str:
+        """The steps that were compared, in words."""
+        if isinstance(self.asked, range) and isinstance(self.steps, range):
+            return f"steps {self.asked.start}:{self.asked.stop}"
+        return f"{len(self.asked)} steps from {self.asked[0]} to {self.asked[-1]}, drawn at random"
 
     def __str__(self) -> str:
-        where = f"steps {self.steps.start}:{self.steps.stop}"
+        where = self.where
         found = f"{where} reproduce"
         if self.proof is not None:
             found += f"\n{self.proof}"
@@ -53,19 +75,58 @@ class Verification:
         )
 
 
-def verified(tape: Tape, states: States, steps: range) -> Verification:
-    """Compare the steps of a tape with the log.
+class NotVerified(MismatchError):
+    """A step does not reproduce.
+
+    Attributes:
+        found: What was found up to it.
+    """
+
+    def __init__(self, text: str, found: Verification) -> None:
+        super().__init__(text)
+        self.found = found
+
+
+def verified(tapes: Iterable[Tape], states: States, steps: Sequence[int]) -> Verification:
+    """Compare the steps of some tapes with the log.
+
+    Args:
+        tapes: One for each window of consecutive steps.
+        states: The run's states.
+        steps: All of these steps, in order.
 
     Raises:
-        MismatchError: Names the first step that does not reproduce.
+        NotVerified: Names the first step that does not reproduce.
         UnsupportedRuleError: The steps cannot be split, and the log has no norms of gradients.
     """
-    unsplit = None if tape.splits else str(states.log.metadata["update_rule"])
-    if unsplit and all(math.isnan(g.gradient_norm) for g in states.step(steps.start).groups):
+    rule = str(states.log.metadata["update_rule"])
+    unsplit = None if rule in RULES else rule
+    if unsplit and all(math.isnan(g.gradient_norm) for g in states.step(steps[0]).groups):
         raise UnsupportedRuleError(
             f"the steps of {states.log.path} were made by {unsplit}, whose update cannot be split, "
             "and this log, of an early version, has no norms of gradients to compare."
         )
-    tape.check()
-    inside = {t: factor for t, factor in tape.factors.inferred.items() if t in steps}
-    return Verification(steps, inside, unsplit, states.proof())
+    inside: dict[int, float] = {}
+    found = Verification(steps[:0], inside, unsplit, states.proof(), 0.0, steps)
+    for tape in tapes:
+        try:
+            for t in tape.checks():
+                found = replace(found, steps=steps[: len(found.steps) + 1])
+                if t in tape.factors.inferred:
+                    inside[t] = tape.factors.inferred[t]
+        except MismatchError as error:
+            proof = states.proof()
+            found = replace(found, proof=proof, finding=str(error).partition("\n")[0])
+            raise NotVerified(_with_first(error, proof), found) from error
+        finally:
+            found = replace(found, deviation=max(found.deviation, tape.factors.deviation))
+    return replace(found, proof=states.proof())
+
+
+def _with_first(error: MismatchError, proof: Proof | None) -> str:
+    if proof is None or not proof.unproved:
+        return str(error)
+    return (
+        f"{error}\nThe first step that is not the run's to the last bit is step "
+        f"{proof.unproved[0]}: {'; '.join(proof.reasons)}."
+    )

@@ -98,8 +98,19 @@ def task(model="mlp"):
     return Task(model=MODELS[model], loss=loss, train=train, test=train[:5])
 
 
-def trace(path, model="mlp", optimizer="sgd", *, steps=STEPS, parts=1, clip=None, size=6, **how):
-    """Train and trace a run: it is the same whatever ``how`` its log is written."""
+def trace(
+    path,
+    model="mlp",
+    optimizer="sgd",
+    *,
+    steps=STEPS,
+    parts=1,
+    clip=None,
+    size=6,
+    after=None,
+    **how,
+):
+    """Train and trace a run; it is the same whatever ``how`` its log is written."""
     torch.manual_seed(7)
     net, (x, y) = MODELS[model](), data()
     inner = OPTIMIZERS[optimizer](list(net.parameters()))
@@ -118,6 +129,8 @@ def trace(path, model="mlp", optimizer="sgd", *, steps=STEPS, parts=1, clip=None
                 nn.utils.clip_grad_norm_(net.parameters(), 0.3)
             tracing.step()
             scheduler.step()
+            if after is not None:
+                after(t, net)
     return net
 
 

@@ -125,14 +125,24 @@ def test_verify(folder, capsys):
     before = sorted(folder.iterdir())
     code, out, err = run(capsys, "verify", "run.h5")
     assert code == 0, err
-    assert out == "run.h5: steps 0:4 reproduce\n"
+    rows = [line.split(maxsplit=1)[0] for line in out.splitlines()]
+    assert rows == ["log", "compared", "reproduce", "proved", "largest", "first"]
+    assert re.search(r"compared +steps 0:4 *\nreproduce +all 4 *\n", out)
+    assert max(map(len, out.splitlines())) <= 80
     code, out, err = run(capsys, "verify", "run.h5", "--json", "--steps", "1:3")
     assert code == 0, err
-    assert json.loads(out) == {
+    found = json.loads(out)
+    assert found.pop("largest_deviation") < 1e-6
+    assert found == {
         "log": "run.h5",
         "steps": [1, 3],
+        "compared": 2,
+        "reproduce": True,
+        "finding": None,
+        "first_step_that_differs": None,
         "scaled_outside": {},
         "update_checked": True,
+        "proof": None,
     }
     assert [p for p in sorted(folder.iterdir()) if p.suffix] == [p for p in before if p.suffix]
 

@@ -123,5 +123,6 @@ def test_a_log_that_training_still_writes_is_verified(folder, capsys):
             optimizer.step(batch_ids=ids)
         optimizer.flush()
         code, out, err = run(capsys, "verify", "live.h5", "--steps", "0:5")
-        assert (code, out) == (0, "live.h5: steps 0:5 reproduce\n"), err
+        assert code == 0, err
+        assert "steps 0:5" in out
         assert run(capsys, "verify", "live.h5", "--steps", "0:9")[0] == 2

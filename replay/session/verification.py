@@ -1,0 +1,31 @@
+"""Whether a run reproduces: all of some steps, or a sample of them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from replay.arguments import whole
+from replay.progress import Progress
+from replay.session.bound_run import BoundRun
+from replay.steps.verify import Verification, verified
+from tracer.rules.table import RULES
+
+
+def compared(run: BoundRun, steps: range, sample: int | None, shown: Progress) -> Verification:
+    """Compare some steps with the log, or so many of them, drawn at random.
+
+    Raises:
+        MismatchError: Names the first step that does not reproduce.
+    """
+    splits = run.log.metadata["update_rule"] in RULES
+    chosen, windows = _windows(steps, sample)
+    tapes = (run.tape(one, shown, allow_mismatch=False, splits=splits) for one in windows)
+    return verified(tapes, run.states, chosen)
+
+
+def _windows(steps: range, sample: int | None) -> tuple[Sequence[int], list[range]]:
+    if sample is None or whole("sample", sample) >= len(steps):
+        return steps, [steps]
+    some = tuple(sorted(random.Random(0).sample(steps, sample)))
+    return some, [range(t, t + 1) for t in some]
