@@ -230,9 +230,7 @@ class Replay(GroundTruth):
     def verify(
         self, *, steps: Window | None = None, sample: int | None = None, progress: bool = True
     ) -> Verification:
-        """Replay each step's gradient and compare the step with the log.
-
-        Of an optimizer whose update is not split, the gradients are compared.
+        """Compare each step with the log; see ``compared``.
 
         Args:
             steps: As for ``influence``, with the same errors.

@@ -13,7 +13,15 @@ from tracer.rules.table import RULES
 
 
 def compared(run: BoundRun, steps: range, sample: int | None, shown: Progress) -> Verification:
-    """Compare some steps with the log, or so many of them, drawn at random.
+    """Replay the gradients of some steps and compare the steps with the log.
+
+    Of an optimizer whose update is not split, the gradients are compared.
+
+    Args:
+        run: The run.
+        steps: Consecutive steps.
+        sample: So many of them, drawn at random, the same each time; None is all.
+        shown: Where progress is shown.
 
     Raises:
         MismatchError: Names the first step that does not reproduce.

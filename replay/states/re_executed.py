@@ -85,8 +85,8 @@ class ReExecutedStates:
 
     def proof(self) -> Proof:
         """Return what was found so far."""
-        found = self.proved, self.unproved, self.drift
-        return proof_of(*found, differences(self.log.metadata), self._shows)
+        why = differences(self.log.metadata)
+        return proof_of(self.proved, self.unproved, self.drift, why, self._shows)
 
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU."""
@@ -151,8 +151,7 @@ class ReExecutedStates:
         assert self._now is not None
         t, run = self._now, self._execution
         step, buffers, digest = self.step(t), self.log.buffers(t), self.log.digest(t + 1)
-        count = len(step.micro_batches)
-        run.joining = self._joinings.get(count, JOININGS[0])
+        run.joining = self._joinings.get(count := len(step.micro_batches), JOININGS[0])
         start = run.point() if count not in self._joinings and self._tries else None
         run.take(step, buffers)
         met = run.digest() == digest
@@ -205,8 +204,8 @@ class ReExecutedStates:
     def _resynchronise(self, t: int) -> None:
         """Measure how far the execution is from a snapshot, and go on from that."""
         before = max((k for k in self.stored if k < t), default=0)
-        snapshot, earlier = self.log.parameters(t), self.log.parameters(before)
-        moved = _distance(snapshot, earlier)
+        snapshot = self.log.parameters(t)
+        moved = _distance(snapshot, self.log.parameters(before))
         gap = _distance(self._execution.parameters(), snapshot)
         self.drift[t] = gap / moved if moved else float(gap > 0)
         self._points = {k: point for k, point in self._points.items() if k < t}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 
 import pytest
@@ -13,7 +14,8 @@ from replay.states.opening import taken_again
 from replay.task import Task
 from tests.helpers.sparse import data, loss, mlp
 from tracer import TracingOptimizer, open_log
-from tracer.errors import TracingError, TracingWarning, UnsupportedRuleError
+from tracer.errors import LogError, TracingError, TracingWarning, UnsupportedRuleError
+from tracer.log.write.writer import LogWriter
 
 X, Y = data()
 STEPS = 7
@@ -316,3 +318,28 @@ def test_a_run_resumes_with_its_own_snapshots(tmp_path):
     for every in (1, 3, "auto"):
         with pytest.raises(TracingError, match="its snapshot_every is 4, now it is [13]"):
             trace(tmp_path / "run.h5", mlp, sgd, plain, every=every, resume=True)
+
+
+@pytest.mark.filterwarnings("ignore::tracer.errors.LogWarning")
+def test_a_kill_between_a_step_and_its_state_leaves_no_state_there(tmp_path, monkeypatch):
+    """Flushed twice, with other parameters, and killed before the second flush wrote the state."""
+    torch.manual_seed(7)
+    model = mlp()
+    with TracingOptimizer(sgd(model), model, tmp_path / "run.h5", snapshot_every=4) as tracing:
+        for t in range(4):
+            plain(tracing, model, t)
+        tracing.flush()
+        assert open_log(tmp_path / "run.h5").states() == [0, 4]
+        with torch.no_grad():
+            model[0].weight.add_(1)
+        monkeypatch.setattr(LogWriter, "state", lambda *_, **__: None)
+        tracing.flush()
+        shutil.copy(tmp_path / "run.h5", tmp_path / "killed.h5")
+        monkeypatch.undo()
+    with open_log(tmp_path / "killed.h5") as log:
+        assert (len(log), log.states()) == (4, [0])
+        with pytest.raises(LogError, match="no snapshot of the parameters before step 4"):
+            log.parameters(4)
+    states = states_of(tmp_path / "killed.h5", mlp)
+    states.at(4)  # a change beside the step is not known
+    assert (states.proved, states.unproved) == ({0, 1, 2}, {3})

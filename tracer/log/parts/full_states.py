@@ -81,6 +81,11 @@ class FullStates:
     def __init__(self, tables: Readable) -> None:
         self._tables = tables
 
+    @property
+    def closed(self) -> bool:
+        """Whether the log was ended cleanly."""
+        return bool(self._tables.status()["closed"])
+
     def rows(self) -> dict[int, Any]:
         """Return a row for each state on file, by its number.
 

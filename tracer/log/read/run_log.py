@@ -195,9 +195,10 @@ class RunLog:
 
     def states(self) -> list[int]:
         """Return the steps before which the full state is on file, in order."""
-        return [
-            int(row["step"]) for row in self.full_states.rows().values() if row["step"] <= len(self)
-        ]
+        last = len(self)
+        if isinstance(self.snapshots, StateSnapshots) and last:
+            return self.snapshots.numbers(last, self._parameters_crc(last))
+        return [int(row["step"]) for row in self.full_states.rows().values() if row["step"] <= last]
 
     def state(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``, one of ``states()``.
