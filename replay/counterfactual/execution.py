@@ -59,14 +59,14 @@ class ChangedExecution(Execution):
         Raises:
             UnsupportedRuleError: The run clipped groups, parameters or elements by themselves.
         """
-        before = norms_of(gradients)
         if self.change is None:
+            before = norms_of(gradients)
             found = super().clip(step, gradients, first=first)
             if self.applied.apart:
                 raise _clipped_apart(step)
             self.clips.observe(step, before, norms_of(found))
             return found
-        factor = self.clips.factor(step, before) if self.clips.found else 1.0
+        factor = self.clips.factor(step, norms_of(gradients)) if self.clips.found else 1.0
         return scaled(gradients, factor) if factor < 1 else gradients
 
 
