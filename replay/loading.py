@@ -166,7 +166,10 @@ def _run(reference: str, file: str, job: Callable[[], T]) -> T:
 def _meant(place: str, name: str, folders: list[Path]) -> str:
     """Return the file that was meant by what names none, as a message ends."""
     file = place.removesuffix(".py").replace(".", "/") + ".py"
-    there = any((folder / file).is_file() for folder in folders)
+    try:
+        there = any((folder / file).is_file() for folder in folders)
+    except OSError:  # no file has such a name
+        return ""
     return f" Did you mean {file}:{name}?" if there and place != file else ""
 
 

@@ -152,7 +152,7 @@ class Chunks:
     def _check(self, chunks: list[Examples], side: str) -> bool:
         """Compare chunks with their examples alone: a gate may be closed at first, or at last."""
         last = self._states.last
-        middle = min(self._states.stored or {last // 2}, key=lambda t: abs(2 * t - last))
+        middle = self._states.nearest(last // 2)
         for t in sorted({0, middle, last}):
             now, where = self._states.at(t), f"{side} set, step {t}"
             try:

@@ -91,6 +91,10 @@ class States(Protocol):
         """Return how much of what was computed is the run's to the bit; None if nothing was."""
         ...
 
+    def nearest(self, t: int) -> int:
+        """Return the number of the state nearest to ``t`` that costs no more than reading it."""
+        ...
+
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``."""
         ...

@@ -40,6 +40,10 @@ class LoggedStates:
     def proof(self) -> None:
         """Return None: nothing is computed."""
 
+    def nearest(self, t: int) -> int:
+        """Return ``t``: all states are on file."""
+        return t
+
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU, as logged."""
         known = self._kept.get(t)

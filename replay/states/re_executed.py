@@ -88,6 +88,10 @@ class ReExecutedStates:
         why = differences(self.log.metadata)
         return proof_of(self.proved, self.unproved, self.drift, why, self._shows)
 
+    def nearest(self, t: int) -> int:
+        """Return the number of the nearest snapshot."""
+        return min(self.stored, key=lambda k: abs(k - t))
+
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU."""
         if t in self._ends:
