@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from replay.evaluate.proof import Proof, proof_of
@@ -18,10 +17,10 @@ from replay.evaluate.state import State, Transition
 from replay.states.environment import differences
 from replay.states.execution import JOININGS, Execution, Joining, Point
 from replay.states.logged import LoggedStates
+from replay.states.points import Points, distance, halves
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
-_LEAST = 8  # states that memory holds whatever the budget is
 _TRIES = 3  # steps on which all joinings of losses are tried, in vain
 _SAME_GRADIENT = (
     "that step's gradients are the run's, as their norms say to the last bit, so something beside "
@@ -50,7 +49,7 @@ class ReExecutedStates:
     """
 
     def __init__(self, log: RunLog, execution: Execution, budget: int) -> None:
-        self.log, self._execution, self._budget = log, execution, budget
+        self.log, self._execution = log, execution
         self._logged = LoggedStates(log)
         self.proved: set[int] = set()
         self.unproved: set[int] = set()
@@ -61,7 +60,7 @@ class ReExecutedStates:
         self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
         self._ends: dict[int, State] = {}  # what was last asked for
-        self._points: dict[int, Point] = {}
+        self._points = Points(budget)
 
     @property
     def last(self) -> int:
@@ -137,11 +136,11 @@ class ReExecutedStates:
         if self._now is None or not start <= self._now <= t:
             self._go(start)
         assert self._now is not None
-        for k in _halves(self._now, t):
+        for k in halves(self._now, t):
             while self._now < k:
                 self._advance()
             if k < t:
-                self._keep(k)
+                self._points.keep(k, self._execution.point())
 
     def _go(self, t: int) -> None:
         """Take up a state that is known."""
@@ -190,7 +189,8 @@ class ReExecutedStates:
         elif start is not None:
             run.restore(self.step(t), start)
         else:  # what was kept came by the same way
-            self._now, self._points = None, {}
+            self._now = None
+            self._points.clear()
         return self._shares
 
     def _other_joinings(self, step: Step, start: Point, digest: int | None) -> bool:
@@ -209,46 +209,10 @@ class ReExecutedStates:
         """Measure how far the execution is from a snapshot, and go on from that."""
         before = max((k for k in self.stored if k < t), default=0)
         snapshot = self.log.parameters(t)
-        moved = _distance(snapshot, self.log.parameters(before))
-        gap = _distance(self._execution.parameters(), snapshot)
+        moved = distance(snapshot, self.log.parameters(before))
+        gap = distance(self._execution.parameters(), snapshot)
         self.drift[t] = gap / moved if moved else float(gap > 0)
-        self._points = {k: point for k, point in self._points.items() if k < t}
+        self._points.forget_from(t)
         self._now = None
         self._execution.restore(self.step(min(t, self.last - 1)), self.log.state(t))
         self._now = t
-
-    def _keep(self, t: int) -> None:
-        """Keep a state in memory; of too many, the latest goes: a walk backwards has passed it."""
-        point = self._execution.point()
-        self._points[t] = point
-        most = max(_LEAST, self._budget // max(1, _bytes(point)))
-        while len(self._points) > most:
-            del self._points[max(self._points)]
-
-
-def _halves(start: int, stop: int) -> list[int]:
-    """Return where states are kept on the way to ``stop``: half of what is left, again and again.
-
-    A walk backwards over n steps then takes about n log n steps, and log n states.
-
-    >>> _halves(0, 16)
-    [8, 12, 14, 15, 16]
-    """
-    found = []
-    while start < stop:
-        start += -(-(stop - start) // 2)
-        found.append(start)
-    return found
-
-
-def _distance(left: dict[str, Tensor], right: dict[str, Tensor]) -> float:
-    gaps = [torch.linalg.vector_norm(left[n].double() - right[n].double()) for n in left]
-    return float(torch.linalg.vector_norm(torch.stack(gaps))) if gaps else 0.0
-
-
-def _bytes(value: Any) -> int:
-    if isinstance(value, Tensor):
-        return value.nbytes
-    if isinstance(value, dict):
-        return sum(map(_bytes, value.values()))
-    return sum(map(_bytes, value)) if isinstance(value, (list, tuple)) else 0
