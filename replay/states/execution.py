@@ -86,6 +86,7 @@ class Execution:
     def __init__(self, log: RunLog, task: Task, bound: BoundModel, device: torch.device) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
         self._kind = optimizer_class(log.path, str(log.metadata["optimizer"]), task)
+        self._takes_closure = takes_closure(self._kind)
         self._optimizer: Optimizer | None = None
         self.applied = AppliedGradients()
         self.joining = JOININGS[0]
@@ -131,7 +132,7 @@ class Execution:
         optimizer = self._optimizer
         self._ready(step, optimizer, buffers)
         loss = self._gradients(step)
-        if takes_closure(self._kind):
+        if self._takes_closure:
             known: list[Any] = [loss]  # the first evaluation is there already
             optimizer.step(lambda: known.pop() if known else self._gradients(step, first=False))
         else:
@@ -143,7 +144,7 @@ class Execution:
         alike = all(
             (g.dtype, g.device) == (own[n].dtype, own[n].device) for n, g in gradient.items()
         )
-        return alike and not takes_closure(self._kind)
+        return alike and not self._takes_closure
 
     def take_with(
         self, step: Step, gradient: Mapping[str, Tensor], after: Mapping[str, Tensor]

@@ -7,7 +7,6 @@ import inspect
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -114,7 +113,6 @@ def _like(value: Any, number: Any) -> Any:
     return bool(number) if isinstance(value, bool) else number
 
 
-@cache
 def takes_closure(kind: type[Optimizer]) -> bool:
     """Return whether the class's step cannot do without a closure."""
     with torch.no_grad():
