@@ -135,6 +135,13 @@ would have been larger without the examples: where they were proponents.
 )
 @click.option("--along", type=click.IntRange(min=1), help="Take values every so many steps, too.")
 @click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes; the result is the same, bit for bit.",
+)
+@click.option(
     "--influence",
     "scores",
     type=click.Path(path_type=Path),
@@ -155,6 +162,7 @@ def counterfactual(
     tests: Tests,
     renormalise: bool,
     along: int | None,
+    workers: int,
     scores: Path | None,
     dry_run: bool,
     settings: Settings,
@@ -182,10 +190,15 @@ def counterfactual(
     target = beside(log, _ENDING) if out is None else out
     inputs: list[str | Path] = [log, *tests.inputs, *choice.inputs]
     check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
-    how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
+    how: dict[str, Any] = {
+        "renormalise": renormalise,
+        "along": along,
+        "allow_mismatch": allow_mismatch,
+    }
     with reserved(target), _said_what_is_kept(target):
         run = opened(log, settings, target)
-        found = choice.asked(run, chosen(run, tests), out=target, overwrite=overwrite, **how)
+        how |= {"out": target, "overwrite": overwrite, "workers": workers}
+        found = choice.asked(run, chosen(run, tests), **how)
     click.echo(f"wrote {target}", err=True)
     known = _scores(scores, beside(log, _INFLUENCE))
     agreement = None if known is None else known.agreement(truth=found)

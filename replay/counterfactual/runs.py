@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -26,6 +27,16 @@ from tracer.log.read.run_log import RunLog
 Table = NDArray[np.float64]
 _STEP = 1 << 14  # bytes of a step, most of them random states
 Measure = Callable[[State, str], Table]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What taking the run again without a change has shown; see ``Runs``."""
+
+    earliest: int
+    baseline: Table
+    joining: Joining
+    clips: Clips
 
 
 class Runs:
@@ -88,6 +99,17 @@ class Runs:
         known, buffers = self._log.state(self._from), self._log.buffers(self._from)
         self._origin = self._point = {**known, "buffers": buffers}
         return self._from
+
+    @property
+    def known(self) -> Known:
+        """What taking the run again has shown, for other processes."""
+        return Known(self._from, self.baseline, self._execution.joining, self.clips)
+
+    def adopt(self, known: Known) -> None:
+        """Begin with what another process has found."""
+        self.begin(known.earliest)
+        self.baseline = known.baseline
+        self._execution.joining, self._execution.clips = known.joining, known.clips
 
     def timed(self, change: Change, most: int) -> tuple[float, float]:
         """Return the seconds that a step and that values at one state take, from a few steps."""

@@ -56,6 +56,7 @@ class BoundRun:
         models: Private copies of the task's model.
         chunks: Cuts examples into chunks that fit into memory.
         computing: How; a context.
+        source: The task as it was given: itself, its name, or None for the one that the log names.
     """
 
     states: States
@@ -63,6 +64,7 @@ class BoundRun:
     models: Models
     chunks: Chunks
     computing: Surroundings
+    source: Task | str | None = None
 
     @property
     def budget(self) -> int:

@@ -11,11 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from replay.counterfactual.execution import ChangedExecution
 from replay.counterfactual.runs import Runs, Table
-from replay.evaluate.binding import BoundModel
-from replay.evaluate.copies import models
-from replay.evaluate.state import State
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
@@ -23,8 +19,10 @@ from replay.results.parts import Parts, parts_of
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
+from replay.session.counterfactual_runs import runs_of
 from replay.session.estimate import Cost, peak_bytes
 from replay.session.provenance import measured_value, provenance
+from replay.session.workers import Work, taken_apart
 from tracer.errors import PrecisionWarning
 
 _TIMED = 50  # steps, at most
@@ -35,7 +33,13 @@ _LIMITS = (
 
 
 def taken(
-    run: BoundRun, asked: Alternatives, shown: Progress, out: Path | None, *, overwrite: bool
+    run: BoundRun,
+    asked: Alternatives,
+    shown: Progress,
+    out: Path | None,
+    *,
+    overwrite: bool,
+    workers: int,
 ) -> Counterfactual:
     """Take the runs that are asked for.
 
@@ -45,6 +49,7 @@ def taken(
         shown: Where progress is shown.
         out: Where the result goes, and beside it, until then, each finished run.
         overwrite: Whether it may replace a file.
+        workers: On how many processes.
 
     Raises:
         MismatchError: The run, taken again without a change, is not the run.
@@ -59,7 +64,7 @@ def taken(
     baseline = runs.walk()
     place = None if out is None else parts_of(out)
     with Parts(place, _question(run, asked, baseline), baseline.shape) as parts:
-        _take(runs, asked, starts, parts, shown)
+        _take(run, runs, asked, parts, shown, workers)
         found = _result(run, asked, runs, parts)
         if out is not None:
             found.save(out, overwrite=overwrite)
@@ -68,14 +73,21 @@ def taken(
 
 
 def _take(
-    runs: Runs, asked: Alternatives, starts: list[int], parts: Parts, shown: Progress
+    run: BoundRun, runs: Runs, asked: Alternatives, parts: Parts, shown: Progress, workers: int
 ) -> None:
     """Take the runs that are missing, in the order in which they leave the run."""
+    starts, total = [runs.start(change) for change in asked.changes], asked.marks[-1]
     todo = sorted((n for n in range(len(starts)) if n not in parts.done), key=starts.__getitem__)
-    steps = sum(asked.marks[-1] - starts[n] for n in todo)
+    steps = sum(total - starts[n] for n in todo)
     runs.advance = shown.task(f"{len(todo)} counterfactual runs, steps", steps)
-    for number in todo:
-        parts.add(number, runs.values(asked.changes[number]))
+    if workers == 1 or not todo:
+        for number in todo:
+            parts.add(number, runs.values(asked.changes[number]))
+        return
+    for number, values in taken_apart(Work.of(run, asked, runs), todo, workers):
+        parts.add(number, values)
+        for _ in range(total - starts[number]):
+            runs.advance()
 
 
 def estimated_runs(run: BoundRun, asked: Alternatives) -> Cost:
@@ -88,26 +100,6 @@ def estimated_runs(run: BoundRun, asked: Alternatives) -> Cost:
     marks = len(asked.marks) * sum(start < total for start in (0, *starts))
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
     return Cost(step * steps + values * marks, peak_bytes() + table, table)
-
-
-def runs_of(run: BoundRun, asked: Alternatives) -> Runs:
-    """Return what takes the runs."""
-    device = run.models.device
-    own = models(run.task, 2)[0]  # of two, so that one that is handed out again is copied
-    bound = BoundModel(own, run.log, device=device, dtype=None)
-    chunks = run.chunks.of(asked.test_ids, "test", between=False)
-
-    def measure(state: State, where: str) -> Table:
-        return np.concatenate([chunk.values(state, where).cpu().numpy() for chunk in chunks])
-
-    return Runs(
-        run.log,
-        ChangedExecution(run.log, run.task, bound, device),
-        measure,
-        asked.marks,
-        budget=run.budget // 8,
-        allow_mismatch=asked.allow_mismatch,
-    )
 
 
 def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def bound(
         models = bind(chosen, opened, where, kinds, audit=audit)
         states = states_of(opened, chosen, where, budget // 8)
     chunks = Chunks(chosen, models, states, budget)
-    return BoundRun(states, chosen, models, chunks, how)
+    return BoundRun(states, chosen, models, chunks, how, task)
 
 
 def gradient_dtype(dtype: Any) -> torch.dtype | None:

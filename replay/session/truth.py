@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from replay.arguments import flag, place
+from replay.arguments import flag, place, whole
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.session.alternatives import (
@@ -43,6 +43,7 @@ class GroundTruth:
         allow_mismatch: bool = False,
         out: str | Path | None = None,
         overwrite: bool = False,
+        workers: int = 1,
         progress: bool = True,
     ) -> Counterfactual:
         """Take the run again with other weights of some training examples.
@@ -61,6 +62,8 @@ class GroundTruth:
             out: Write the result there. Finished runs are kept beside it until then: a job that
                 was killed goes on where it was when the same is asked again.
             overwrite: Whether that may replace a file.
+            workers: On how many processes; the result is the same, bit for bit. Each needs
+                memory for a replay, and the task must have a name or be picklable.
             progress: Show progress on stderr.
 
         Raises:
@@ -71,7 +74,7 @@ class GroundTruth:
         scales = scales_of(self._run.task, remove, scale)
         facts = {"protocol": "scale" if remove is None else "remove"}
         how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
-        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
 
     def leave_one_out(
         self,
@@ -83,6 +86,7 @@ class GroundTruth:
         allow_mismatch: bool = False,
         out: str | Path | None = None,
         overwrite: bool = False,
+        workers: int = 1,
         progress: bool = True,
     ) -> Counterfactual:
         """Take the run again without each of some training examples.
@@ -97,12 +101,13 @@ class GroundTruth:
             allow_mismatch: Likewise.
             out: Likewise.
             overwrite: Likewise.
+            workers: Likewise.
             progress: Likewise.
         """
         scales = left_out_one_by_one(self._run.task, train_ids)
         how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
         facts = {"protocol": LEAVE_ONE_OUT}
-        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
 
     def subsets(
         self,
@@ -117,6 +122,7 @@ class GroundTruth:
         allow_mismatch: bool = False,
         out: str | Path | None = None,
         overwrite: bool = False,
+        workers: int = 1,
         progress: bool = True,
     ) -> Counterfactual:
         """Take the run again without random subsets of the training examples.
@@ -132,11 +138,12 @@ class GroundTruth:
             allow_mismatch: Likewise.
             out: Likewise.
             overwrite: Likewise.
+            workers: Likewise.
             progress: Likewise.
         """
         scales, facts = random_subsets(self._run.task, train_ids, count, fraction, seed)
         how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
-        return self._taken(test_ids, scales, facts, how, out, overwrite, progress)
+        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
 
     def estimate_counterfactual(
         self,
@@ -166,12 +173,12 @@ class GroundTruth:
         scales: Sequence[Mapping[ID, float]],
         protocol: Facts,
         how: dict[str, Any],
-        out: str | Path | None,
-        overwrite: bool,
+        work: tuple[str | Path | None, bool, int],
         progress: bool,
     ) -> Counterfactual:
-        run, target = self._run, None if out is None else place("a result", out)
+        run, (out, overwrite, workers) = self._run, work
+        target = None if out is None else place("a result", out)
         asked = Alternatives.of(run.log, run.task, test_ids, scales, protocol, **how)
-        replaces = flag("overwrite", overwrite)
+        replaces, count = flag("overwrite", overwrite), whole("workers", workers)
         with run.computing(), Progress(flag("progress", progress)) as bars:
-            return taken(run, asked, bars, target, overwrite=replaces)
+            return taken(run, asked, bars, target, overwrite=replaces, workers=count)

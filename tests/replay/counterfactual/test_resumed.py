@@ -5,13 +5,19 @@ import shutil
 import numpy as np
 import pytest
 
-from replay import Counterfactual, Replay
+from replay import Counterfactual, Replay, Task
 from replay.counterfactual.runs import Runs
-from tests.helpers.alternatives import Loop
+from tests.helpers.alternatives import Loop, losses
+from tests.helpers.sparse import cnn
 from tracer.errors import InputError, OutputExistsError
 
 LOOP = Loop("cnn", "heavy-ball")
 ASKED = {"train_ids": [3, 1, 20, 7], "along": 2, "progress": False}
+
+
+def build():
+    """Return the model, by a function that other processes find."""
+    return cnn().double()
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +101,16 @@ def test_a_file_holds_what_was_found(folder, replay):
     for name in ("values_along", "baseline_along", "change"):
         assert np.array_equal(getattr(loaded, name), getattr(found, name))
     assert "4 runs, 2 test examples" in repr(found)
+
+
+def test_two_workers_end_in_the_same_file(tmp_path, folder):
+    test = {"out": tmp_path / "two.h5", "workers": 2}
+    task = Task(build, losses, train=LOOP.task().train, test=LOOP.task().test)
+    Replay(folder / "run.h5", task).leave_one_out([0, 2], **test, **ASKED)
+    assert test["out"].read_bytes() == (folder / "whole.h5").read_bytes()
+    assert not list(tmp_path.glob("*.parts"))
+
+
+def test_a_task_that_cannot_be_sent_is_said(folder, replay):
+    with pytest.raises(InputError, match=r"task in other processes.*\n1. Name it.*\n2. Or use one"):
+        replay.leave_one_out([0, 2], workers=2, **ASKED)
