@@ -27,8 +27,10 @@ class Proof:
 
     @property
     def reasons(self) -> list[str]:
-        """Why bits differ, the likeliest reason first."""
-        return [*self.causes, *([self.shows] if self.unproved and self.shows else [])]
+        """Why bits differ; what a step shows counts where the environment is the run's."""
+        if not self.unproved:
+            return []
+        return [*self.causes] or [self.shows]
 
     @property
     def facts(self) -> dict[str, int | float]:
@@ -49,7 +51,7 @@ class Proof:
             f"{len(self.unproved)} of {self.proved + len(self.unproved)} steps taken again are not "
             f"the run's to the last bit, from step {self.unproved[0]} on. The snapshots were "
             f"missed by at most {self.drift:.2g} of the way between two of them. This process: "
-            f"{why}.{f' {self.shows.capitalize()}.' if self.shows else ''}"
+            f"{why}.{f' {self.shows.capitalize()}.' if self.shows and not self.causes else ''}"
         )
 
 

@@ -28,11 +28,15 @@ def differences(metadata: Mapping[str, Any]) -> list[str]:
         "onednn": (bool(torch.backends.mkldnn.enabled), "oneDNN was {} in the run and is {} here"),
         "python": (platform.python_version(), "the run had Python {}, here it is {}"),
     }
-    return [
+    known = [
         text.format(metadata[name], here)
         for name, (here, text) in found.items()
         if name in metadata and metadata[name] != here
     ]
+    precision = torch.get_float32_matmul_precision()
+    if precision != "highest":
+        known.append(f"products have the precision {precision!r} here; the log has not the run's")
+    return known
 
 
 @contextmanager

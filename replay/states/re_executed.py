@@ -23,8 +23,8 @@ from tracer.records import Step
 
 _TRIES = 3  # steps on which all joinings of losses are tried, in vain
 _SAME_GRADIENT = (
-    "that step's gradients are the run's, as their norms say to the last bit, so something beside "
-    "them moved parameters: a write between two steps, or another state of the optimizer"
+    "that step's gradients are the run's, as far as their norms tell, so something beside them "
+    "may have moved parameters: a write between two steps, or another state of the optimizer"
 )
 _OTHER_GRADIENT = (
     "that step's gradients differ already: other numbers, or the same ones added up in another "

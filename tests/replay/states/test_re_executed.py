@@ -38,7 +38,7 @@ def test_every_state_is_that_of_the_log_with_all_of_them(tmp_path, model, rule, 
     trace(tmp_path / "dense.h5", model, rule, snapshot_every=1, **LOOPS[loop])
     with open_log(tmp_path / "dense.h5") as log:
         expected = [log.parameters(t) for t in range(STEPS + 1)]
-    for every in EVERY[1:]:
+    for every in EVERY[1:] if rule == "sgd" else (5,):  # the other places are the same code
         path = tmp_path / f"{every}.h5"
         trace(path, model, rule, snapshot_every=every, **LOOPS[loop])
         run = Replay(path, task=task(model))
@@ -197,6 +197,11 @@ def test_the_environment_is_compared_and_matched(tmp_path):
         f"torch used {threads + 1} threads in the run and uses {threads} here",
         f"the run had torch 9.9, here it is {torch.__version__}",
     ]
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert differences(known)[-1].startswith("products have the precision 'high' here")
+    finally:
+        torch.set_float32_matmul_precision("highest")
     with matched(known):
         assert torch.get_num_threads() == threads + 1
     assert torch.get_num_threads() == threads
