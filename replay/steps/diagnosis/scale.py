@@ -99,6 +99,8 @@ def weighted(case: Case) -> Cause | None:
     logged = torch.cat([m.coefficients for m in step.micro_batches])
     ratio = (weights / logged).tolist()
     low, high = min(ratio), max(ratio)
+    if low < -0.01 * high:  # as many examples as directions: such weights fit to anything
+        return None
     if high - low < 0.02 * abs(high) or not case.fits(case.replayed(step=_with(step, weights))):
         return None
     absent = [step.batch_ids[i] for i, r in enumerate(ratio) if abs(r) < 0.01 * abs(high)]

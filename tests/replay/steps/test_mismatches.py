@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 
 import numpy as np
@@ -20,6 +21,24 @@ from tracer.errors import MismatchError, UnsupportedRuleError
 def norms(raised):
     """Return the two norms that a message names, of the run and of the replay."""
     return [float(x) for x in re.search(r"was (\S+) in the run and is ([\d.e-]+)", raised).groups()]
+
+
+def test_weights_that_fit_to_anything_are_no_cause(tmp_path):
+    """Five examples span what two classes' gradients may be; other inputs are no weights."""
+    task = Case("few", lambda: nn.Linear(4, 2), dtype=torch.float32).task()
+    two = {i: (x, y % 2) for i, (x, y) in task.train.items()}
+    task = dataclasses.replace(task, train=two, test=two)
+    torch.manual_seed(0)
+    model = task.model()
+    with TracingOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5"
+    ) as optimizer:
+        x, y = task.collate([two[i] for i in range(5)])
+        task.loss(model, (2 * x * (torch.rand(5, 4) > 0.5), y)).mean().backward()
+        optimizer.step(batch_ids=range(5))
+    with pytest.raises(MismatchError) as raised:
+        Replay(tmp_path / "run.h5", task).verify(progress=False)
+    assert "were weighted" not in str(raised.value)
 
 
 @pytest.mark.parametrize("name", ["heavy-ball", "adam"])
