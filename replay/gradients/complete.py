@@ -16,7 +16,7 @@ from torch import Tensor
 
 from replay.gradients.forms.form import is_finite
 from replay.gradients.forms.per_example import Blocks
-from replay.gradients.proof.agreement import SHARE, allowed, coarsest, repeats, size_of_parts
+from replay.gradients.proof.agreement import SHARE, allowed, coarsest, dense, repeats, size_of_parts
 from replay.gradients.proof.forward_pass import Pass, SpentGraph
 from replay.gradients.proof.layout import deviation
 from tracer.errors import GradientError
@@ -45,7 +45,7 @@ class Complete:
             SpentGraph: The only block does not add up, which a forward pass for each may mend.
             GradientError: Neither does it then; or several blocks do not.
         """
-        sums = {name: torch.zeros_like(self.total[name]).flatten() for name in self.names}
+        sums = {n: torch.zeros_like(dense(self.total[n])).flatten() for n in self.names}
         norms: dict[str, list[Tensor]] = {name: [] for name in self.names}
         count = len(self.found.losses)
         for start in range(0, count, self.size):
@@ -66,7 +66,7 @@ class Complete:
         rounding, gaps, sizes = coarsest(self.found), {}, {}
         for name in filter(lambda name: is_finite(self.total[name]), self.names):
             tolerance = max(rounding, allowed(self.found.parameters[name], ()))
-            whole = self.total[name].flatten()
+            whole = dense(self.total[name]).flatten()
             gaps[name] = float(deviation(sums[name], whole).norm())
             sizes[name] = tolerance * (size_of_parts(norms[name], tolerance) + float(whole.norm()))
         off = [name for name, gap in gaps.items() if not gap <= sizes[name]]

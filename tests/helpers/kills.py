@@ -50,6 +50,7 @@ def kill_one(path, rng, expected, **options):
     if child == 0:
         os.close(read)
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123
+        warnings.simplefilter("ignore")  # of the parameters that are changed between two steps
         run = Run(path, width=WIDTH, **options)
         for _ in range(STEPS):
             run.step()

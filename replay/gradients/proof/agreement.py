@@ -37,6 +37,7 @@ def coarsest(found: Pass) -> float:
 
 def agree(found: Tensor, expected: Tensor, tolerance: float, *scales: Scale) -> bool:
     """Return whether two gradients differ by no more than rounding, of theirs or of a scale."""
+    found, expected = dense(found), dense(expected)
     size, off = float(expected.norm()), float(deviation(found, expected).norm())
     if not math.isfinite(size):
         size = float(expected.masked_fill(~expected.isfinite(), 0).norm())
@@ -95,7 +96,7 @@ def not_adding_up(
     gaps, sizes = [], []
     for name, tolerance in tolerances.items():
         form = forms[name]
-        whole = for_products(total[name]).reshape(form.shape)
+        whole = for_products(dense(total[name])).reshape(form.shape)
         left, right = _directions(form.shape, whole.dtype, whole.device)
         parts = form.sketch(left, right)
         gaps.append((left @ (whole @ right) - parts.sum()).abs())
@@ -104,6 +105,11 @@ def not_adding_up(
         return []
     small = torch.stack(gaps) <= torch.stack(sizes)
     return [name for name, right in zip(tolerances, small.tolist(), strict=True) if not right]
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """Return a gradient that may be sparse as one that can be compared."""
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
 
 
 @lru_cache(256)
