@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from replay import Influence
+from replay import Influence, Replay
 from tests.helpers import rules
 from tests.helpers.rerun import RUNS, SGD, TRAIN, Rerun
 from tests.helpers.rules import BY_NAME
@@ -171,3 +171,17 @@ def test_a_factor_that_is_no_euclidean_limit(tmp_path, hook):
     run = rules.trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2, hook=hook)
     with pytest.raises(UnsupportedRuleError, match="step 1: the gradient was multiplied by 0"):
         unrolled(type("Run", (), {"task": lambda _: run.task})(), run.path)
+
+
+@pytest.mark.parametrize("name", ["adam-decay-clip", "heavy-ball-batchnorm"])
+def test_it_is_the_derivative_of_counterfactual_runs(tmp_path, name):
+    run, path, h = BY[name], tmp_path / "run.h5", 4e-4
+    run.trained(ONE, path)
+    scores = unrolled(run, path).scores["unrolled"]
+    direction = np.random.default_rng(1).normal(size=TRAIN)
+    factors = (1 + k * h * direction for k in (-2, -1, 1, 2))
+    scales = [dict(enumerate(some.tolist())) for some in factors]
+    replay = Replay(path, task=run.task())
+    change = replay.counterfactual([0, 1], scale=scales, progress=False).change
+    expected = -(change[0] - 8 * change[1] + 8 * change[2] - change[3]) / (12 * h)
+    assert np.all(np.abs(scores @ direction - expected) <= 1e-6 * np.abs(expected))
