@@ -11,7 +11,7 @@ from torch import Tensor
 
 from replay.vectors.workspace import room
 
-_LARGE = 1 << 26  # elements that it may have at once
+_LARGE = 1 << 22  # elements that it may have at once; taking more together saves no time
 
 Vectors = dict[str, Tensor]  # by name, (m, numel)
 
