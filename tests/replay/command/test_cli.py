@@ -227,7 +227,7 @@ def test_messages_and_exit_codes(folder, capsys, arguments, code, message):
     found, out, err = run(capsys, *arguments)
     assert found == code, err
     assert message in err
-    assert out == ""
+    assert out == "" or (arguments[0], code) == ("verify", 1)  # whose table is printed all the same
     assert not list(folder.glob("*.influence.h5*"))
 
 

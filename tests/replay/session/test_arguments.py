@@ -141,7 +141,7 @@ def refused(call, value):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_wrong_values(asked, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    for work in ("answered", "self_influence", "verified", "measured_drops"):
+    for work in ("answered", "self_influence", "compared", "measured_drops"):
         monkeypatch.setattr(f"replay.session.replay.{work}", lambda *_, **__: None)
     for label, value in VALUES.items():
         message = refused(asked[name], value)

@@ -110,6 +110,7 @@ def test_a_full_state_is_not_lost_without_a_word(original):
             file["snap/states"][:] = rows
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 def test_the_parameters_of_a_log_without_steps(tmp_path):
     path = tmp_path / "run.h5"
     trace(path, range(0), resume=False)

@@ -314,7 +314,7 @@ def test_what_compresses_best_is_read(tmp_path, monkeypatch, extra):
     model, batch = torch.nn.Linear(1500, 1500), torch.zeros(1500, 1500)
     torch.nn.init.zeros_(model.weight)
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    options = {"record": "batches", "compression": "delta"}
+    options = {"record": "batches", "compression": "delta", "snapshot_every": 1}
     with TracingSGD(sgd, model, tmp_path / "run.h5", **options) as optimizer:
         optimizer.step(batch_ids=[0], batch=batch)
         optimizer.flush()

@@ -53,6 +53,7 @@ def test_it_says_whose_class_it_is_and_what_to_wrap(path, kind, name, base, reme
     assert not path.exists()
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 def test_others(path):
     model = nn.Linear(2, 1)
     inner = torch.optim.SGD(model.parameters(), lr=0.1)

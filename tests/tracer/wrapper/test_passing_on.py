@@ -193,6 +193,7 @@ def test_a_traced_run_is_bitwise_the_untraced_one(tmp_path, kind, loop):
     assert all(map(torch.equal, found, expected))
 
 
+@pytest.mark.filterwarnings("ignore:.*is closed without a step")
 def test_others_see_the_parameters_of_its_methods(path):
     """GradScaler and accelerate look for a name before they pass it."""
 
