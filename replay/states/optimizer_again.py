@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -115,6 +114,5 @@ def _like(value: Any, number: Any) -> Any:
 
 def takes_closure(kind: type[Optimizer]) -> bool:
     """Return whether the class's step cannot do without a closure."""
-    with torch.no_grad():
-        known = list(inspect.signature(kind.step).parameters.values())
+    known = list(inspect.signature(kind.step).parameters.values())
     return len(known) > 1 and known[1].default is inspect.Parameter.empty
