@@ -30,6 +30,7 @@ def test_there_and_back(dense, tmp_path):
         run.convert(sparse, snapshot_every=every)
         found = Replay(sparse, task("cnn"))
         assert found.log.states() == states
+        assert [found.log.state(t)["epoch"] for t in states[1:-1]] == [0, 1][: len(states) - 2]
         for method, scores in found.influence([0, 3], progress=False).scores.items():
             assert np.array_equal(scores, expected[method])
         found.convert(again, snapshot_every=1)
