@@ -18,6 +18,7 @@ from tracer.errors import LogWarning
 from tracer.hdf5 import superblock
 from tracer.hdf5.repair import RepairedView
 from tracer.log import schema
+from tracer.log.parts import full_states
 from tracer.log.write.writer import LogWriter
 
 
@@ -109,6 +110,23 @@ def test_a_last_step_whose_buffers_are_torn_is_left_out(tmp_path):
         file["snap/buf"][-1, 0] ^= 1
     with pytest.warns(LogWarning, match="1 torn step.* It holds 8 whole"), open_log(path) as log:
         assert log.buffers(8)
+
+
+@pytest.mark.parametrize("options", [SPARSE, DENSE], ids=["sparse", "dense"])
+def test_a_last_state_that_is_torn_is_not_there(tmp_path, options):
+    """A step that changes after a flush has its state written again, in place."""
+    path = unclosed(tmp_path / "run.h5", steps=40, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_log(path) as log:
+            assert log.states() == [0, 20, 40]
+        with h5py.File(path, "r+") as file:
+            file[full_states.SNAP_STATE][-3] ^= 1
+        with open_log(path) as log:
+            assert (len(log), log.states()) == (40, [0, 20])
+        run = Run(path, resume=True, **options)
+    assert run.t == 20
+    run.close()
 
 
 @pytest.mark.parametrize("seed", range(12))

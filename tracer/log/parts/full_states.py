@@ -80,6 +80,7 @@ class FullStates:
 
     def __init__(self, tables: Readable) -> None:
         self._tables = tables
+        self._whole = b""  # the row of the last state that was found whole
 
     @property
     def closed(self) -> bool:
@@ -99,6 +100,16 @@ class FullStates:
         if len(found) < count and self._tables.status()["closed"]:
             raise self._tables.damage(STATES, "does not match its checksum")
         return found
+
+    def steps(self) -> list[int]:
+        """Return the steps before which a full state is on file, in order.
+
+        The last one's bytes make place for those of the next; a kill in between leaves none.
+        """
+        rows = list(self.rows().values())
+        if rows and not self.closed and not self._is_whole(rows[-1]):
+            rows.pop()
+        return [int(row["step"]) for row in rows]
 
     def decode(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``.
@@ -143,3 +154,14 @@ class FullStates:
             if rows[k]["state_crc"] == zlib.crc32(data):
                 return k, data
         raise self._tables.damage(SNAP_STATE, f"does not match its checksum for {where}")
+
+    def _is_whole(self, row: Any) -> bool:
+        if row.tobytes() != self._whole:
+            try:
+                data = self._tables.rows(SNAP_STATE, row["offset"], row["bytes"], "the last state")
+            except LogError:
+                return False
+            if row["state_crc"] != zlib.crc32(data.tobytes()):
+                return False
+            self._whole = row.tobytes()
+        return True

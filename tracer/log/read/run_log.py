@@ -198,7 +198,7 @@ class RunLog:
         last = len(self)
         if isinstance(self.snapshots, StateSnapshots) and last:
             return self.snapshots.numbers(last, self._parameters_crc(last))
-        return [int(row["step"]) for row in self.full_states.rows().values() if row["step"] <= last]
+        return [t for t in self.full_states.steps() if t <= last]
 
     def state(self, t: int) -> dict[str, Any]:
         """Return the full state before step ``t``, one of ``states()``.

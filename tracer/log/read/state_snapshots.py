@@ -40,7 +40,7 @@ class StateSnapshots:
             last: The number of the final state.
             crc: Checksum of its parameters; None if there is no step.
         """
-        found = [int(row["step"]) for row in self._states.rows().values() if row["step"] <= last]
+        found = [t for t in self._states.steps() if t <= last]
         if crc is None or last not in found or self._states.closed:
             return found
         if (last, crc) not in self._known:
