@@ -52,7 +52,6 @@ test-oldest: $(OLDEST)/.installed
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200
-	OMP_NUM_THREADS=1 TRACIN_PROCESSES=1 $(RUN) -m pytest -q tests/replay/counterfactual/test_resumed.py
 
 lint: $(STAMP)
 	$(VENV)/bin/pre-commit run --all-files

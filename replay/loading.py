@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
@@ -173,6 +174,27 @@ def _meant(place: str, name: str, folders: list[Path]) -> str:
     return f" Did you mean {file}:{name}?" if there and place != file else ""
 
 
+_FIRST: list[str] = []  # on the path, for tasks
+
+
 def _first_on_path(directory: Path) -> None:
     if str(directory) not in sys.path:
         sys.path.insert(0, str(directory))
+        _FIRST.append(str(directory))
+
+
+@contextmanager
+def tasks_last_on_path() -> Iterator[None]:
+    """Start processes in here: what lies beside a task does not shadow what they begin with.
+
+    A folder that came first on the path after this program had imported torch hides nothing from
+    it. A process that is spawned takes the path and imports torch again: with a ``numbers.py``
+    beside the task, not torch's.
+    """
+    before = sys.path[:]
+    behind = [one for one in before if one in _FIRST]
+    sys.path[:] = [one for one in before if one not in _FIRST] + behind
+    try:
+        yield
+    finally:
+        sys.path[:] = before

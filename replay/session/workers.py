@@ -5,8 +5,8 @@ A run comes out the same in whichever process it is taken: all have the same num
 
 from __future__ import annotations
 
-import multiprocessing
 import pickle
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -18,11 +18,18 @@ from typing import Any
 import torch
 
 from replay.counterfactual.runs import Known, Runs, Table
+from replay.loading import tasks_last_on_path
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
 from replay.session.counterfactual_runs import runs_of
 from replay.session.opening import bound
+from replay.session.started import Started
 from tracer.errors import InputError
+
+_INSTEAD = (
+    '1. Name it: Replay(log, "file.py:task"), or the log\'s own: Replay(log).\n'
+    "2. Or use one process: workers=1."
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +45,7 @@ class Work:
 
     @classmethod
     def of(cls, run: BoundRun, asked: Alternatives, runs: Runs) -> Work:
-        """Return the work on some runs.
-
-        Raises:
-            InputError: The task cannot be sent to other processes.
-        """
+        """Return the work on some runs."""
         own = run.models
         how = {
             "device": own.device,
@@ -55,15 +58,35 @@ class Work:
             "announce": None,
         }
         threads = torch.get_num_threads()
-        work = cls(run.log.path.resolve(), run.source, how, threads, asked, runs.known)
+        return cls(run.log.path.resolve(), run.source, how, threads, asked, runs.known)
+
+    def packed(self) -> bytes:
+        """Return it as bytes.
+
+        Raises:
+            InputError: The task cannot be sent to other processes.
+        """
         try:
-            pickle.dumps(work)
+            return pickle.dumps(self)
         except Exception as error:
             raise InputError(
                 f"several workers need the task in other processes, and it cannot be sent there "
-                f"({str(error)[:100]}).\n"
-                '1. Name it: Replay(log, "file.py:task"), or the log\'s own: Replay(log).\n'
-                "2. Or use one process: workers=1."
+                f"({str(error)[:100]}).\n{_INSTEAD}"
+            ) from error
+
+    @staticmethod
+    def unpacked(data: bytes) -> Work:
+        """Return what was packed in another process.
+
+        Raises:
+            InputError: The task cannot be found here.
+        """
+        try:
+            work: Work = pickle.loads(data)
+        except Exception as error:
+            raise InputError(
+                f"a worker cannot find the task that it was sent ({type(error).__name__}: "
+                f"{str(error)[:100]}).\n{_INSTEAD}"
             ) from error
         return work
 
@@ -72,43 +95,44 @@ def taken_apart(work: Work, numbers: list[int], workers: int) -> Iterator[tuple[
     """Yield the number and the values of each run, in the order in which they are done.
 
     Raises:
-        InputError: A process was ended from outside.
+        InputError: A process ended before its work was done; says how it ended.
     """
-    context = multiprocessing.get_context("spawn")
+    started, known = Started(), (work.packed(), sys.path[:])
     count = min(workers, len(numbers))
-    pool = ProcessPoolExecutor(count, context, initializer=_begin, initargs=(work,))
-    try:
+    with tasks_last_on_path():
+        pool = ProcessPoolExecutor(count, started, initializer=_begin, initargs=known)
         futures = {pool.submit(_values, number): number for number in numbers}
+    try:
         for future in as_completed(futures):
             yield futures[future], future.result()
     except BrokenProcessPool as error:
-        raise InputError(
-            "a worker was ended from outside, perhaps for want of memory; ask again with fewer "
-            "workers, and finished runs are not taken again."
-        ) from error
+        pool.shutdown()
+        raise started.ended() from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-_WORK: list[Work] = []  # of this process
+_DATA: list[bytes] = []  # of this process
 
 
-def _begin(work: Work) -> None:
-    _WORK.append(work)
+def _begin(data: bytes, path: list[str]) -> None:
+    """Look for the task where the program does, now that torch is imported."""
+    sys.path[:] = path
+    _DATA.append(data)
 
 
 def _values(number: int) -> Table:
-    run, runs = _opened()
+    run, runs, asked = _opened()
     with run.computing():
-        return runs.values(_WORK[0].asked.changes[number])
+        return runs.values(asked.changes[number])
 
 
 @cache
-def _opened() -> tuple[BoundRun, Runs]:
-    work = _WORK[0]
+def _opened() -> tuple[BoundRun, Runs, Alternatives]:
+    work = Work.unpacked(_DATA[0])
     torch.set_num_threads(work.threads)
     run = bound(work.log, work.task, **work.how)
     with run.computing():
         runs = runs_of(run, work.asked)
         runs.adopt(work.known)
-    return run, runs
+    return run, runs, work.asked

@@ -2,12 +2,18 @@
 
 import os
 import shutil
+import signal
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
 
 from replay import Counterfactual, Replay, Task
 from replay.counterfactual.runs import Runs
+from replay.session.started import Started
+from replay.session.workers import Work
 from tests.helpers.alternatives import Loop, losses
 from tests.helpers.sparse import cnn
 from tracer.errors import InputError, OutputExistsError
@@ -105,13 +111,51 @@ def test_a_file_holds_what_was_found(folder, replay):
     assert "4 runs, 2 test examples" in repr(found)
 
 
-@pytest.mark.skipif("TRACIN_PROCESSES" not in os.environ, reason="starts processes of its own")
-def test_two_workers_end_in_the_same_file(tmp_path, folder):
-    test = {"out": tmp_path / "two.h5", "workers": 2}
-    task = Task(build, losses, train=LOOP.task().train, test=LOOP.task().test)
-    Replay(folder / "run.h5", task).leave_one_out([0, 2], **test, **ASKED)
-    assert test["out"].read_bytes() == (folder / "whole.h5").read_bytes()
+BESIDE = """
+from tests.helpers.alternatives import Loop
+task = Loop("cnn", "heavy-ball").task()
+"""
+
+
+def test_two_workers_end_in_the_same_file(tmp_path, folder, monkeypatch):
+    """Also where a file beside the task is named like a library."""
+    (tmp_path / "work.py").write_text(BESIDE)
+    for name in ("torch", "numbers"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('not the library')")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    run, out = Replay(folder / "run.h5", f"{tmp_path / 'work.py'}:task"), tmp_path / "two.h5"
+    assert sys.path[0] == str(tmp_path)
+    run.leave_one_out([0, 2], out=out, workers=2, **ASKED)
+    assert out.read_bytes() == (folder / "whole.h5").read_bytes()
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.parametrize(
+    ("job", "with_", "said"),
+    [
+        (os._exit, 3, "exit code 3 before it could work; .*\n1. Put what starts workers under"),
+        (signal.raise_signal, signal.SIGKILL, "ended by SIGKILL.\n1. .* short of memory: take few"),
+        (signal.raise_signal, signal.SIGTERM, "ended from outside.\n1. "),
+    ],
+    ids=["import", "killed", "stopped"],
+)
+def test_how_a_worker_ended_is_said(job, with_, said):
+    started = Started()
+    pool = ProcessPoolExecutor(1, started, initializer=job, initargs=(with_,))
+    with pytest.raises(BrokenProcessPool):
+        pool.submit(abs, 1).result()
+    pool.shutdown()
+    with pytest.raises(InputError, match=said):
+        raise started.ended()
+
+
+def test_a_task_that_a_worker_cannot_find_is_said(folder, monkeypatch):
+    run = Replay(folder / "run.h5", Task(build, losses, train=[], test=[]))
+    work = Work(run.log.path, run.task, {}, 1, *[None] * 2).packed()
+    assert Work.unpacked(work).task.model is build
+    monkeypatch.delattr(f"{__name__}.build")
+    with pytest.raises(InputError, match=r"cannot find the task.*build.*\n1. Name it"):
+        Work.unpacked(work)
 
 
 def test_a_task_that_cannot_be_sent_is_said(folder, replay):
