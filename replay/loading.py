@@ -1,15 +1,17 @@
 """Loading a task by its name, ``"package.module:name"`` or ``"file.py:name"``.
 
 That runs its code, so a file that a log names is only looked for in the current directory and
-beside the log.
+beside the log. One that lies where the run was made is only named in the error: whoever wrote the
+log chose that folder.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -24,7 +26,7 @@ T = TypeVar("T")
 
 def resolved(
     task: Task | str | None,
-    named: Any,
+    metadata: Mapping[str, Any],
     log: Path,
     announce: Callable[[str], None] | None = None,
 ) -> Task:
@@ -32,8 +34,8 @@ def resolved(
 
     Args:
         task: A task or its name; None for the log's.
-        named: What the log names.
-        log: Its path, for the message.
+        metadata: Of the log, which may name one, and the directory where the run was made.
+        log: Its path.
         announce: Told the file before its code runs.
 
     Raises:
@@ -41,11 +43,17 @@ def resolved(
     """
     if isinstance(task, Task):
         return task
+    named = metadata.get("task")
     if task is None and not named:
         raise TaskError(f"{log} names no task; pass one: task= (--task module:name).")
     reference = str(named if task is None else task)
-    beside = log.absolute().parent
-    return load_task(reference, trusted=task is not None, announce=announce, beside=beside)
+    return load_task(
+        reference,
+        trusted=task is not None,
+        announce=announce,
+        beside=log.absolute().parent,
+        made=str(metadata.get("directory") or ""),
+    )
 
 
 def load_task(
@@ -54,6 +62,7 @@ def load_task(
     trusted: bool,
     announce: Callable[[str], None] | None = None,
     beside: Path | None = None,
+    made: str = "",
 ) -> Task:
     """Import a task by name, looked for in the current directory first.
 
@@ -63,6 +72,7 @@ def load_task(
             directories that are looked in is refused.
         announce: Told the file before its code runs; its InputError passes through.
         beside: A directory to look in next, the log's.
+        made: A directory that a log names: what lies there is only named, in the error.
 
     Raises:
         TaskError: It does not import, is not a Task, or lies where it may not.
@@ -76,9 +86,12 @@ def load_task(
             + _meant(reference.rstrip(":"), "task", folders)
         )
     if place.endswith(".py"):
-        module = _load_file(_found(place, reference, folders, trusted=trusted), reference, announce)
+        there = _where_made(place, name, made)
+        file = _found(place, reference, folders, there, trusted=trusted)
+        module = _load_file(file, reference, announce)
     else:
-        module = _load_module(place, reference, folders, announce)
+        there = _where_made(place.replace(".", "/") + ".py", "", made)
+        module = _load_module(place, reference, folders, there, announce)
     found = getattr(module, name, None)
     if found is None:
         meant = _meant(place, name, folders)
@@ -90,7 +103,7 @@ def load_task(
     return found
 
 
-def _found(place: str, reference: str, folders: list[Path], *, trusted: bool) -> Path:
+def _found(place: str, reference: str, folders: list[Path], there: str, *, trusted: bool) -> Path:
     """Return the file that a reference names."""
     named = {folder: (folder / place).resolve() for folder in folders}
     where = " or ".join(map(str, folders))
@@ -105,8 +118,26 @@ def _found(place: str, reference: str, folders: list[Path], *, trusted: bool) ->
             return path
     raise TaskError(
         f"task {reference!r}: there is no file {place} in {where}; run from the directory that "
-        "holds it, put it beside the log, or name another task with --task (Python: task=)."
+        f"holds it, put it beside the log, or name another task with --task (Python: task=).{there}"
     )
+
+
+def _where_made(file: str, name: str, made: str) -> str:
+    """Return what an error says of a file in the directory where the run was made.
+
+    Args:
+        file: Its path in there.
+        name: Of the task in it; without one, it is a module's.
+        made: That directory as the log has it, whose code nobody has asked for.
+    """
+    path = Path(made) / file
+    try:
+        if not (made.isprintable() and Path(made).is_absolute() and path.is_file()):
+            return ""
+    except (OSError, ValueError):  # no file has such a name
+        return ""
+    do = f"pass --task {shlex.quote(f'{path}:{name}')}" if name else f"run from {shlex.quote(made)}"
+    return f" The log says that the run was made in {made}, which has one: if you trust it, {do}."
 
 
 def _load_file(path: Path, reference: str, announce: Callable[[str], None] | None) -> ModuleType:
@@ -132,11 +163,18 @@ def _load_file(path: Path, reference: str, announce: Callable[[str], None] | Non
 
 
 def _load_module(
-    place: str, reference: str, folders: list[Path], announce: Callable[[str], None] | None
+    place: str,
+    reference: str,
+    folders: list[Path],
+    there: str,
+    announce: Callable[[str], None] | None,
 ) -> ModuleType:
     _first_on_path(folders[0])
     sys.path += [str(one) for one in folders[1:] if str(one) not in sys.path]  # it shadows nothing
-    origin = _run(reference, place, lambda: _origin(place))
+    try:
+        origin = _run(reference, place, lambda: _origin(place))
+    except TaskError as error:
+        raise TaskError(f"{error}{there}") from error
     if announce is not None:
         announce(origin)
     return _run(reference, origin, lambda: importlib.import_module(place))

@@ -43,7 +43,7 @@ def bound(
     opened = open_log(place("a run log", log))
     if len(opened) == 0:
         raise LogError(f"{log} holds no complete step; nothing can be replayed.")
-    chosen = resolved(task, opened.metadata.get("task"), opened.path, announce)
+    chosen = resolved(task, opened.metadata, opened.path, announce)
     kinds = (kind, kind, torch.float64 if values == "float64" else kind)
     how = Surroundings(budget, where, allow_tf32, opened.metadata if match else None)
     with how():

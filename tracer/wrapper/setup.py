@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +109,7 @@ def _log_file(
     )
     attributes: Mapping[str, Any] = {
         "task": settings.task or "",
+        "directory": _directory() if settings.task else "",
         "reduction": settings.reduction,
         "snapshot_every": snapshots.every,
         "record": settings.record,
@@ -117,6 +119,14 @@ def _log_file(
         "cuda_devices": " ".join(map(str, devices)),
     }
     return LogFile(path, attributes, options, snapshots)
+
+
+def _directory() -> str:
+    """Return the working directory, in which a task's file is named; nothing where it is gone."""
+    try:
+        return os.fsencode(Path.cwd()).decode(errors="replace")
+    except FileNotFoundError:
+        return ""
 
 
 def _go_back(log: StepLogger, *, resume: bool) -> None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from replay import Replay, load_task
 from tests.helpers.command import TASK, run, trace
-from tracer import TracingSGD
+from tracer import TracingSGD, open_log
 from tracer.errors import TaskError, TracingError
 
 GUARD = 'put the training, with the wrapper, under: if __name__ == "__main__":'
@@ -84,3 +84,40 @@ def test_a_task_beside_the_log(folder, capsys, monkeypatch, name):
         Replay("../run.h5", "none.py:task")
     with pytest.raises(TaskError, match=r"no file work.py in .*elsewhere; run from"):
         load_task("work.py:task", trusted=True)
+
+
+@pytest.mark.parametrize("name", ["made.py:task", "made_too:task"])
+def test_a_task_where_the_run_was_made_is_named_and_not_run(
+    folder, tmp_path_factory, capsys, monkeypatch, name
+):
+    """Whoever wrote the log chose that folder."""
+    away = tmp_path_factory.mktemp("an other")
+    file = f"{name.removesuffix(':task').removesuffix('.py')}.py"
+    (folder / file).write_text(f"print('it runs')\n{TASK}")
+    trace(folder / "there.h5", name)
+    (away / "run.h5").write_bytes((folder / "there.h5").read_bytes())
+    monkeypatch.chdir(away)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(folder))])
+    code, out, err = run(capsys, "verify", "run.h5")
+    assert code == 2
+    assert "it runs" not in out
+    assert f"made in {folder}, which has one: if you trust it, " in " ".join(err.split())
+    if name == "made_too:task":
+        assert f"trust it, run from {folder}." in " ".join(err.split())
+        return
+    assert f"trust it, pass --task {folder}/made.py:task." in " ".join(err.split())
+    assert run(capsys, "verify", "run.h5", "--task", f"{folder}/made.py:task")[0] == 0
+
+
+@pytest.mark.parametrize("made", ["", "elsewhere", "/none", "/a\x1b[2J", "/" + "a" * 5000])
+def test_a_directory_of_which_nothing_is_said(folder, made):
+    with pytest.raises(TaskError, match=r"\(Python: task=\)\.$"):
+        load_task("none.py:task", trusted=False, made=made)
+
+
+def test_only_a_log_that_names_a_task_has_the_directory(folder):
+    for name, expected in (("work.py:task", str(folder)), (None, "")):
+        trace(folder / "named.h5", name)
+        with open_log(folder / "named.h5") as log:
+            assert log.metadata["directory"] == expected
+        (folder / "named.h5").unlink()
