@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -35,6 +36,28 @@ class RandomState:
         return [self.cpu, *self.cuda.values()]
 
 
+@dataclass(frozen=True)
+class Seeds:
+    """What the random numbers of examples are drawn from, in one epoch.
+
+    Attributes:
+        base: The run's seed.
+        epoch: From 0 on.
+    """
+
+    base: int
+    epoch: int
+
+    def of(self, identity: ID) -> int:
+        """Return an example's seed, below ``2**63``: the same in every process.
+
+        >>> Seeds(7, 0).of(3)
+        7327666515775513178
+        """
+        text = f"{self.base}/{self.epoch}/{identity}".encode(errors="surrogatepass")
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little") >> 1
+
+
 @dataclass(frozen=True, repr=False)
 class MicroBatch:
     """The examples of one forward pass, in order, with repeats.
@@ -46,6 +69,7 @@ class MicroBatch:
             that the pass counts as deterministic.
         payload: Gives the recorded batch, encoded; None unless ``record="batches"``.
         place: Log and step, for messages.
+        seeds: What the data set drew its examples from; None unless ``record="seeds"``.
     """
 
     ids: tuple[ID, ...]
@@ -53,6 +77,7 @@ class MicroBatch:
     random_state: RandomState | None
     payload: Callable[[], bytes] | None = field(default=None, compare=False)
     place: str = field(default="", compare=False, kw_only=True)
+    seeds: Seeds | None = field(default=None, kw_only=True)
 
     def __repr__(self) -> str:
         some = ", ".join(map(repr, self.ids[:3])) + (", ..." if len(self.ids) > 3 else "")

@@ -8,6 +8,7 @@ a copy of its own.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet, ref
 
@@ -17,7 +18,8 @@ from torch.utils.data import default_collate
 from replay.evaluate.nested import checksum, fresh, moved, nbytes_of, shape
 from replay.task import Task, collated
 from tracer.errors import TaskError, shown
-from tracer.records import ID
+from tracer.records import ID, Seeds
+from tracer.seeds import example
 
 
 class Shelf:
@@ -52,16 +54,24 @@ class Batches:
         side: ``"test"`` or ``"train"``.
         device: Where batches go.
         shelf: What is kept.
+        seeds: What training examples are drawn from in the first epoch, if they are.
     """
 
     def __init__(
-        self, task: Task, ids: Sequence[ID], side: str, device: torch.device, shelf: Shelf
+        self,
+        task: Task,
+        ids: Sequence[ID],
+        side: str,
+        device: torch.device,
+        shelf: Shelf,
+        seeds: Seeds | None = None,
     ) -> None:
         self.side, self.nbytes = side, 0
         self._dataset = task.test if side == "test" else task.train
         self._task, self._ids, self._device, self._shelf = task, ids, device, shelf
         self._examples: list[Any] = []
         self._raw = 0  # bytes of them
+        self._seeds = seeds if side == "train" else None
         self._whole: dict[torch.dtype | None, Any] = {}
         self._seen: list[int] = []
 
@@ -90,7 +100,7 @@ class Batches:
             TaskError: The data are others.
         """
         before = self.of([j], None)
-        again = self._dataset[self._ids[j]]
+        again = self._fetched(self._ids[j])
         if checksum(again) != checksum(self._examples[j]):
             raise self._drawn(j)
         if checksum(self._batch([again], None)) != checksum(before):
@@ -101,10 +111,19 @@ class Batches:
                 '  2. If training data are augmented there, trace with record="batches".'
             )
 
+    def begin_epoch(self, epoch: int | None) -> None:
+        """Take the examples of another epoch, if they are drawn from seeds."""
+        if self._seeds is not None and self._seeds.epoch != (epoch or 0):
+            self.drop()
+            self._seeds, self._seen = replace(self._seeds, epoch=epoch or 0), []
+
     def drop(self) -> None:
         """Forget examples and batches; they are loaded when they are used again."""
         self._seen = self._seen or [checksum(example) for example in self._examples]
         self._examples, self._whole, self.nbytes = [], {}, 0
+
+    def _fetched(self, identity: ID) -> Any:
+        return example(self._dataset, identity, self._seeds, identity)
 
     def _collated(self, columns: Sequence[int], dtype: torch.dtype | None) -> Any:
         """Collate copies, which a collate function may change and its batch be views of."""
@@ -117,7 +136,7 @@ class Batches:
 
     def _load(self) -> None:
         self._shelf.use(self)  # before loading: what was used before goes first
-        self._examples = [self._dataset[identity] for identity in self._ids]
+        self._examples = [self._fetched(identity) for identity in self._ids]
         self._raw = nbytes_of(self._examples)
         self._measure()
         for j, seen in enumerate(self._seen):

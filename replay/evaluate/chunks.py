@@ -24,7 +24,7 @@ from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError, shown
-from tracer.records import ID
+from tracer.records import ID, Seeds
 
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ENDS = 2  # gradients of one test example alive at once: at both ends of a step
@@ -116,7 +116,9 @@ class Chunks:
         return [self._some(ids[k : k + size], side) for k in range(0, len(ids), size)]
 
     def _some(self, ids: Sequence[ID], side: str) -> Examples:
-        return Examples(self._task, ids, side, self._models, self._shelf)
+        base = self._states.log.facts.data_seed
+        seeds = None if base is None else Seeds(base, 0)
+        return Examples(self._task, ids, side, self._models, self._shelf, seeds)
 
     def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
         first = self._states.at(0)

@@ -22,7 +22,7 @@ from replay.gradients.proof.forward_pass import run
 from replay.gradients.proof.independence import differ, some_of
 from replay.task import Task
 from tracer.errors import GradientError, TaskError
-from tracer.records import ID
+from tracer.records import ID, Seeds
 
 T = TypeVar("T")
 
@@ -36,16 +36,23 @@ class Examples:
         side: ``"test"`` (measured by ``task.measure``) or ``"train"`` (by ``task.loss``).
         models: The bound copies.
         shelf: Where their batches are kept; by default as long as they are.
+        seeds: As ``Batches`` takes them.
 
     Attributes:
         compares: Compare them in other company at every state (see ``company``).
     """
 
     def __init__(
-        self, task: Task, ids: Sequence[ID], side: str, models: Models, shelf: Shelf | None = None
+        self,
+        task: Task,
+        ids: Sequence[ID],
+        side: str,
+        models: Models,
+        shelf: Shelf | None = None,
+        seeds: Seeds | None = None,
     ) -> None:
         self.ids = list(ids)
-        self.batches = Batches(task, self.ids, side, models.device, shelf or Shelf(0))
+        self.batches = Batches(task, self.ids, side, models.device, shelf or Shelf(0), seeds)
         self.models = models
         self.compares, self._turn = False, 0
         self._compared: list[tuple[State, list[int]]] = []

@@ -24,6 +24,7 @@ from replay.task import Task, collated, unknown_ids
 from replay.vectors.fused import together
 from tracer.errors import TaskError, UnsupportedRuleError, shown
 from tracer.records import ID, MicroBatch, Step
+from tracer.seeds import example
 
 TENSOR = 1 << 10  # bytes that a tensor takes besides its elements, about, with its place in a dict
 
@@ -198,7 +199,13 @@ def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
             f"{where} used the training example {shown(missing[0])}, which task.train does not "
             "have; give the task the data (and the keys) of the traced run."
         )
-    return collated(task, [task.train[identity] for identity in micro.ids])
+    return fetched(task, micro)
+
+
+def fetched(task: Task, micro: MicroBatch) -> Any:
+    """Return the batch that the task has for a micro-batch's IDs."""
+    found = [example(task.train, identity, micro.seeds, identity) for identity in micro.ids]
+    return collated(task, found)
 
 
 def _penalty(task: Task, bound: BoundModel, parameters: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@ r"""TracInCP: the checkpoint heuristic, for every training example.
     tracincp(z, z') = Σ_k η_{t_k} ⟨∇φ(w_{t_k}, z'), ∇ℓ(w_{t_k}, z)⟩,
 
 both sides in eval mode with the buffers of the checkpoint, no visit indicator, no ``1/b``.
+With ``record="seeds"``, examples are those of the checkpoint's epoch.
 Source: Pruthi et al. (arXiv 2002.08484), section 3.3; Captum's ``TracInCP`` computes the same.
 """
 
@@ -34,6 +35,7 @@ def score(
         The columns of a block, and the block, float64 ``(m, ...)``.
     """
     for columns, block in placed(train):
+        block.batches.begin_epoch(checkpoint.epoch)
         found = block.gradients(checkpoint.state, checkpoint.name, names=checkpoint.scale.keys())
         yield columns, products.inner(test, found, checkpoint.scale).cpu()
 

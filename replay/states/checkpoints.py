@@ -21,11 +21,13 @@ class Checkpoint:
         index: ``k``: the parameters before step ``k``; ``len(log)`` the final ones.
         state: Parameters and buffers.
         scale: Learning rate of each parameter at step ``min(k, T − 1)``.
+        epoch: That of this step; None if it was not set.
     """
 
     index: int
     state: State
     scale: dict[str, float]
+    epoch: int | None = None
 
     @property
     def name(self) -> str:
@@ -38,7 +40,8 @@ def checkpoint_at(states: States, k: int, names: frozenset[str] | None = None) -
     step = states.step(min(k, states.last - 1))
     state = states.at(k)
     chosen = {n for n in state.parameters if n not in step.frozen and (names is None or n in names)}
-    return Checkpoint(k, state, learning_rates(step, chosen, "a sum over checkpoints (tracincp)"))
+    scale = learning_rates(step, chosen, "a sum over checkpoints (tracincp)")
+    return Checkpoint(k, state, scale, step.epoch)
 
 
 def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

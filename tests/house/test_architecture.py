@@ -17,6 +17,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.codec",
         "tracer.full_state",
         "tracer.records",
+        "tracer.seeds",
         "tracer.identities",
         "tracer.rules",
         "tracer.hdf5",
@@ -33,7 +34,7 @@ ORDER = [  # each may import what stands before it, and its own room
     "replay.__main__",
 ]
 SHARED = (
-    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records"),
+    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records", "tracer.seeds"),
     *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
     *("tracer.full_state", "tracer.watch.gradients", "tracer.log.write.conversion"),
     *("tracer.log.read.run_log", "tracer.log.read.summary"),

@@ -122,6 +122,7 @@ def facts_of(
         tuple(buffers),
         tuple(decode_names(str(attributes["hyperparameters"]))),
         tuple(int(k) for k in str(attributes["cuda_devices"]).split()),
+        data_seed=int(attributes["data_seed"]) if "data_seed" in attributes else None,
     )
 
 

@@ -148,10 +148,10 @@ class ForwardWatch:
         self.captures.gradients_dropped()
         self.clip_factor = 1.0
 
-    def clipped(self, factor: float) -> None:
-        """Note that the gradient was multiplied."""
+    def clipped(self, limit: float, norm: Tensor) -> None:
+        """Note that a gradient was clipped; the factor is as torch rounds it, to the bit."""
         self.begin_step()
-        self.clip_factor *= factor
+        self.clip_factor *= float(torch.clamp(limit / (norm + 1e-6), max=1.0))
 
     def begin_step(self) -> None:
         """Begin anew if a GradScaler skipped the last step."""

@@ -43,8 +43,8 @@ def check_arguments(
         raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
     if reduction not in ("mean", "sum"):
         raise TracingError(f'reduction must be "mean" or "sum", found {shown(reduction)}.')
-    if record not in ("ids", "batches"):
-        raise TracingError(f'record must be "ids" or "batches", found {shown(record)}.')
+    if record not in ("ids", "seeds", "batches"):
+        raise TracingError(f'record must be "ids", "seeds" or "batches", found {shown(record)}.')
 
 
 def check_numbers(**numbers: Any) -> None:

@@ -18,7 +18,7 @@ from tracer.watch.measurement import Measurement
 from tracer.wrapper.snapshot_choice import SnapshotChoice
 
 # with the run that goes on
-_SHARED = ("optimizer", "reduction", "snapshot_every", "record", "cuda_devices")
+_SHARED = ("optimizer", "reduction", "snapshot_every", "record", "data_seed", "cuda_devices")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class LogFile:
 
     def last_state(self) -> Resumption | None:
         """Return the log's last full state, None if it holds no step; see ``resumption``."""
-        return last_state(self.path, {name: self.attributes[name] for name in _SHARED})
+        known = {name: self.attributes[name] for name in _SHARED if name in self.attributes}
+        return last_state(self.path, known)
 
     def reopening(self, step: int) -> Callable[[], LogWriter]:
         """Return what opens the log, cut to so many steps."""

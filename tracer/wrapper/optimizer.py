@@ -10,7 +10,6 @@ import weakref
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,8 +17,9 @@ from tracer.errors import warn
 from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
-from tracer.wrapper.arguments import check_arguments, check_group, checked_epoch
+from tracer.wrapper.arguments import check_arguments, check_group
 from tracer.wrapper.delegation import Delegating, extending
+from tracer.wrapper.epochs import checked_data
 from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.log_path import checked_path
@@ -41,8 +41,9 @@ class TracingOptimizer(Delegating):
         snapshot_every: ``1`` logs the parameters of every step. A number of steps, or ``"epoch"``,
             logs a full state there and a digest of every step: a replay computes the parameters
             between, and proves them. ``"auto"``: every step while that stays small, else 100.
-        record: ``"ids"``, or ``"batches"``: the batches' tensors go into the log, too, and a
-            replay takes them from there (random augmentation, streamed data).
+        record: ``"ids"``; ``"seeds"``, for random augmentation by ``data``, of which a replay
+            draws the same; or ``"batches"``, the batches themselves (streamed data).
+        data: For ``record="seeds"``: the ``with_ids(dataset, seed=...)`` of the loader.
         resume: Go on with the log, if there is one: model, optimizer and torch's random state are
             put back to its last full state, and what it holds behind that is dropped.
         overwrite: Replace an existing log.
@@ -78,6 +79,7 @@ class TracingOptimizer(Delegating):
         reduction: str = "mean",
         snapshot_every: int | str = "auto",
         record: str = "ids",
+        data: Any = None,
         resume: bool = False,
         overwrite: bool = False,
         steps: int | None = None,
@@ -93,11 +95,11 @@ class TracingOptimizer(Delegating):
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
         super().__init__(optimizer)
-        known = checked_task(task, check_steps), reduction, snapshot_every, record
-        settings = Settings(*known, resume, steps, compression, sync_every, state_every)
+        drawn, known = checked_data(record, data), checked_task(task, check_steps)
+        shared = known, reduction, snapshot_every, record, drawn
+        settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
         self._tracing = begin(path, optimizer, model, settings)
         self._first = FirstSteps(self._log, task, check_steps)
-        self.epoch = self._log.state.epoch
         weakref.finalize(self, self._tracing.log.close)
 
     @property
@@ -113,11 +115,11 @@ class TracingOptimizer(Delegating):
     @property
     def epoch(self) -> int | None:
         """The epoch of the steps to come."""
-        return self._log.state.next_epoch
+        return self._tracing.epochs.now()
 
     @epoch.setter
     def epoch(self, value: int | None) -> None:
-        self._log.state.next_epoch = checked_epoch(value)
+        self._tracing.epochs.go_to(value)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -153,14 +155,14 @@ class TracingOptimizer(Delegating):
         Raises:
             TracingError: The IDs are missing or wrong; nothing was stepped nor written.
         """
-        now, call = self._tracing, Call(arguments, named)
+        now, call, epoch = self._tracing, Call(arguments, named), self.epoch
         now.log.require_open()
         now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
         now.skips.step_begins()
         result, measured = now.log.step(call, now.observations.announced)
         if measured is not None:
             batches, factor = now.observations.announced(), now.forwards.clip_factor
-            now.log.keep(measured, batches, epoch=self.epoch, clip_factor=factor)
+            now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)
         now.observations.step_ended(taken=measured is not None)
         now.forwards.step_ended()
         now.forecasts.step_taken()
@@ -204,8 +206,7 @@ class TracingOptimizer(Delegating):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        # as torch rounds it: what the gradient was multiplied by, to the bit
-        self._tracing.forwards.clipped(float(torch.clamp(max_norm / (norm + 1e-6), max=1.0)))
+        self._tracing.forwards.clipped(max_norm, norm)
         return norm
 
     @extending

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,14 @@ from tracer.unwrapping import unwrapped
 from tracer.watch.forwards import ForwardWatch
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
+from tracer.wrapper.epochs import Epochs
 from tracer.wrapper.forecast_lines import ForecastLines, say
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
 from tracer.wrapper.snapshot_choice import chosen
 from tracer.wrapper.step_logger import StepLogger
 from tracer.wrapper.taken_again import require_class
+from tracer.wrapper.with_ids import WithIds
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Settings:
     reduction: str
     snapshot_every: Any
     record: str
+    data: WithIds | None
     resume: bool
     steps: int | None
     compression: str | None
@@ -51,6 +53,7 @@ class Tracing:
         forwards: Watches the model.
         observations: Collects what the user says of the next step.
         log: Steps the optimizer and logs it.
+        epochs: Knows the epoch.
         forecasts: Says what the log will take.
     """
 
@@ -58,6 +61,7 @@ class Tracing:
     forwards: ForwardWatch
     observations: Observations
     log: StepLogger
+    epochs: Epochs
     forecasts: ForecastLines
 
 
@@ -79,13 +83,15 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
         check_numbers(steps=settings.steps)
         _go_back(log, resume=settings.resume)
         observations.resume(path, log.state.steps)
+        epochs = Epochs(log.state, settings.data)
+        epochs.go_to(log.state.epoch)
         forecasts = ForecastLines(log, observations, settings.steps)
         forwards.before_load = log.settle_early
         forwards.attach()  # last: a constructor that fails leaves the model as it was
     except BaseException:
         log.give_up()
         raise
-    return Tracing(skips, forwards, observations, log, forecasts)
+    return Tracing(skips, forwards, observations, log, epochs, forecasts)
 
 
 def _log_file(
@@ -107,7 +113,7 @@ def _log_file(
         settings.sync_every,
         settings.state_every if snapshots.is_dense else snapshots.every,
     )
-    attributes: Mapping[str, Any] = {
+    attributes: dict[str, Any] = {
         "task": settings.task or "",
         "directory": _directory() if settings.task else "",
         "reduction": settings.reduction,
@@ -118,6 +124,8 @@ def _log_file(
         "model": type(model).__name__,
         "cuda_devices": " ".join(map(str, devices)),
     }
+    if settings.data is not None:
+        attributes["data_seed"] = settings.data.seed
     return LogFile(path, attributes, options, snapshots)
 
 

@@ -69,6 +69,24 @@ def of_another_step(case: Case) -> Cause | None:
     return None
 
 
+def of_another_epoch(case: Case) -> Cause | None:
+    """The data set drew its examples for the epoch before or after."""
+    for by in (-1, 1):
+        step = _in_epoch(case.step, by)
+        if step is not None and case.fits(case.replayed(step=step)):
+            return Cause(
+                f"the data set drew these examples for epoch {step.epoch}, and optimizer.epoch was "
+                f"{case.step.epoch} (for that epoch the step reproduces)",
+                (
+                    "Set optimizer.epoch before the loop over the loader begins, whose worker "
+                    "processes fetch ahead;",
+                    "or let the loader read the very data set that data= was given.",
+                ),
+                "random-augmentation",
+            )
+    return None
+
+
 def of_a_subset(case: Case) -> Cause | None:
     """The IDs are positions in a subset, and the task has the whole data set; or vice versa."""
     train = case.task.train
@@ -86,6 +104,18 @@ def of_a_subset(case: Case) -> Cause | None:
         ),
         _ANCHOR,
     )
+
+
+def _in_epoch(step: Step, by: int) -> Step | None:
+    """Return a step whose examples are drawn for another epoch; None if they have no seeds."""
+    if any(micro.seeds is None or micro.seeds.epoch + by < 0 for micro in step.micro_batches):
+        return None
+    batches = [
+        replace(micro, seeds=replace(micro.seeds, epoch=micro.seeds.epoch + by))
+        for micro in step.micro_batches
+        if micro.seeds is not None
+    ]
+    return replace(step, micro_batches=tuple(batches), epoch=(step.epoch or 0) + by)
 
 
 def _random_of(step: Step, other: Step) -> tuple[MicroBatch, ...]:

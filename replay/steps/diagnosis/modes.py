@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from replay.evaluate.nested import checksum
+from replay.evaluate.train_side import fetched
 from replay.steps.diagnosis.case import Case, Cause, Loss, added
 
 _DROPS = (nn.modules.dropout._DropoutNd,)
@@ -62,16 +63,22 @@ def random_data(case: Case) -> Cause | None:
     for micro in case.step.micro_batches:
         if micro.payload is not None:
             return None
-        task, ids = case.task, micro.ids
-        sums.append([checksum(task.collate([task.train[i] for i in ids])) for _ in range(2)])
+        sums.append([checksum(fetched(case.task, micro)) for _ in range(2)])
     if all(first == second for first, second in sums):
         return None
     return Cause(
         "task.train or collate draws at random (fetched twice, the batch is other data)",
         (
+            "Draw in the data set, not in collate, from torch, numpy.random or random themselves, "
+            "which have a seed for each example, or from torch.initial_seed();",
+            'or trace with record="batches": the log then holds the batches themselves.',
+        )
+        if any(micro.seeds for micro in case.step.micro_batches)
+        else (
             'Trace with record="batches" and step(batch_ids=ids, batch=batch): the log then holds '
             "the batches themselves;",
-            "or take the random part out of the data set.",
+            'or, if the data set draws, not collate: with record="seeds" '
+            "(docs/how-to/augmentation.md).",
         ),
         "random-augmentation",
     )

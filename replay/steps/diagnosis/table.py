@@ -19,6 +19,7 @@ OF_GRADIENTS: tuple[Hypothesis, ...] = (
     examples.shifted,
     examples.of_another_step,
     examples.of_a_subset,
+    examples.of_another_epoch,
     scale.no_zero_grad,
     changes.decay_in_the_loss,
     changes.value_clipping,

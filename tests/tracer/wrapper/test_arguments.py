@@ -19,7 +19,7 @@ from tracer.errors import OutputExistsError, TracingError
         ({"task": "module"}, '"package.module:name"'),
         ({"reduction": "max"}, '"mean" or "sum"'),
         ({"snapshot_every": 0}, 'snapshot_every must be a number of steps, "epoch" or "auto"'),
-        ({"record": "tensors"}, 'record must be "ids" or "batches", found'),
+        ({"record": "tensors"}, 'record must be "ids", "seeds" or "batches", found'),
         ({"resume": True, "overwrite": True}, "overwrite=True begins anew, resume=True goes on"),
         ({"compression": "zip"}, 'compression must be "none" or "delta", found'),
         ({"state_every": 0}, "state_every must be a positive whole number, found 0"),

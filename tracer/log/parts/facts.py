@@ -22,6 +22,7 @@ class Facts:
         hyperparameters: Names of the numbers logged for each group.
         devices: The CUDA devices whose random state is logged.
         random_bytes: Length of a row of random state; 0 where a log is read.
+        data_seed: What examples were drawn from; None unless ``record="seeds"``.
     """
 
     parameters: tuple[Field, ...]
@@ -29,6 +30,7 @@ class Facts:
     hyperparameters: tuple[str, ...]
     devices: tuple[int, ...] = ()
     random_bytes: int = 0
+    data_seed: int | None = None
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from tracer.log.parts.random_states import RandomStates
 from tracer.log.parts.recorded_batches import RecordedBatches
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
-from tracer.records import MicroBatch, Step
+from tracer.records import MicroBatch, Seeds, Step
 
 MICRO = "steps/micro"
 BATCH_PARTS = (BatchIds, Coefficients, RandomStates, RecordedBatches)
@@ -62,8 +62,10 @@ class MicroBatches(Part):
         source.check({"micro_crc": MICRO})
         values = [part.decode(source, rows) for part in self._parts]
         source.check(self.checksums)
-        place = f"{source.tables.path}: {source.where}"
-        return [tuple([MicroBatch(*each, place=place) for each in zip(*values, strict=True)])]
+        place, base = f"{source.tables.path}: {source.where}", self._facts.data_seed
+        seeds = None if base is None else Seeds(base, max(0, int(meta["epoch"])))
+        batches = zip(*values, strict=True)
+        return [tuple([MicroBatch(*each, place=place, seeds=seeds) for each in batches])]
 
     def require(self, source: Source) -> None:
         """Read the recorded batches, too."""
