@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
+from replay.showing import shown_of
 from tracer.errors import InputError, TaskError, shown
 from tracer.identities import plain_id
 from tracer.records import ID
@@ -27,7 +28,8 @@ class Task:
         measure: ``(model, batch) -> (m,)``, what is traced on the test side; default: ``loss``.
         penalty: ``(model) -> scalar`` added to the objective; counted as regulariser.
         collate: List of examples to a batch, as the run's DataLoader did.
-        show: ``example -> text, array or image``: how a report shows an example.
+        show: ``example -> text, array or image``: how a report shows an example; a tuple has
+            several of them, such as a picture and its label.
     """
 
     model: Callable[[], nn.Module]
@@ -155,9 +157,8 @@ def _lines(lines: Any) -> Iterable[str]:
 
 
 def described(task: Task, dataset: Any, identity: ID) -> str | None:
-    """Return ``task.show`` of an example, if it gives text."""
-    shown = task.show(dataset[identity]) if task.show is not None else None
-    return shown if isinstance(shown, str) else None
+    """Return the text of what ``task.show`` gives of an example, if it gives some."""
+    return shown_of(task.show(dataset[identity])).text or None if task.show is not None else None
 
 
 def ids_by_text(dataset: Any, side: str = "test") -> dict[str, ID]:

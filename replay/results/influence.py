@@ -193,12 +193,16 @@ class Influence:
         count = whole("k", k)
         if method is None:
             method = next(iter(self.scores))
-        row = self.scores[one_of("method", method, self.scores)][self._row(test_id)]
+        row = self.scores[one_of("method", method, self.scores)][self.row(test_id)]
         order = np.argsort(sign * row, kind="stable")[:count]
         return [self.train_ids[i] for i in order], row[order]
 
-    def _row(self, test_id: ID) -> int:
-        """Return the row of a test example."""
+    def row(self, test_id: ID) -> int:
+        """Return the row of a test example.
+
+        Raises:
+            InputError: It is not in the result.
+        """
         found = plain(test_id)
         if (
             isinstance(found, bool)

@@ -32,6 +32,7 @@ class RankedRow:
         self._varies = len(values) > 1
         self._first, self._last = _smallest(-scores, k), _smallest(scores, k)
 
+    @np.errstate(invalid="ignore", over="ignore")  # of rows that are not finite, nothing is kept
     def metrics(self, other: RankedRow) -> dict[str, float]:
         """Return every metric of this row, x, with another one, y; NaN where undefined."""
         x, y = self._scores, other._scores

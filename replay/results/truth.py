@@ -8,6 +8,7 @@ of examples; else Spearman's correlation over runs is the linear datamodeling sc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,50 @@ from tracer.records import ID
 LDS = "lds"
 _OF_SUBSETS = {"pearson": "pearson", "spearman": LDS, "sign": "sign", "slope": "slope"}
 _OF_SUBSETS |= {"total_ratio": "total_ratio"}
+
+
+@dataclass(frozen=True)
+class Foretold:
+    """What R counterfactual runs did to one test example, and what methods predict of each.
+
+    Attributes:
+        test_id: The test example.
+        measured: Its change in each run that did not diverge, ``(R,)``.
+        predicted: By method, the sum of the scores of what each run lacks, ``(R,)``.
+    """
+
+    test_id: ID
+    measured: Row
+    predicted: dict[str, Row]
+
+
+def foretold(
+    scores: Mapping[str, Row],
+    test_ids: Sequence[ID],
+    train_ids: Sequence[ID],
+    truth: Counterfactual,
+) -> list[Foretold]:
+    """Return what methods predict of counterfactual runs, for each test example of both.
+
+    Raises:
+        InputError: The truth has none of the test examples, or changed others than are scored.
+    """
+    rows = {identity: row for row, identity in enumerate(truth.test_ids)}
+    both = [(j, rows[identity]) for j, identity in enumerate(test_ids) if identity in rows]
+    if not both:
+        raise InputError(
+            f"the scores are of the test examples {shown(list(test_ids[:3]))} ..., the truth is of "
+            f"{shown(truth.test_ids[:3])} ...; compute one of them for those of the other."
+        )
+    weights, finite = _weights(truth, train_ids), _finite(truth)
+    return [
+        Foretold(
+            test_ids[j],
+            truth.change[finite, row],
+            {method: _predicted(table[j], weights)[finite] for method, table in scores.items()},
+        )
+        for j, row in both
+    ]
 
 
 def compare_with_truth(
@@ -43,24 +88,16 @@ def compare_with_truth(
         advance: Called after each test example.
 
     Raises:
-        InputError: The truth has none of the test examples, or changed others than are scored.
+        InputError: As for ``foretold``.
     """
-    rows = {identity: row for row, identity in enumerate(truth.test_ids)}
-    both = [(j, rows[identity]) for j, identity in enumerate(test_ids) if identity in rows]
-    if not both:
-        raise InputError(
-            f"the scores are of the test examples {shown(list(test_ids[:3]))} ..., the truth is of "
-            f"{shown(truth.test_ids[:3])} ...; compute one of them for those of the other."
-        )
-    weights = _weights(truth, train_ids)
-    finite: NDArray[np.bool_] = np.all(np.isfinite(truth.change), axis=1)
+    count = int(_finite(truth).sum())
     metrics = dict(zip(METRICS, METRICS, strict=True)) if truth.is_leave_one_out else _OF_SUBSETS
-    k, name = min(k, int(finite.sum())), str(truth.attributes.get("protocol", "truth"))
+    k, name = min(k, count), str(truth.attributes.get("protocol", "truth"))
     found: dict[tuple[str, str], list[float]] = {(m, own): [] for m in scores for own in metrics}
-    for j, row in both if k else []:
-        measured = RankedRow(truth.change[finite, row], k)
-        for method, table in scores.items():
-            predicted = _predicted(table[j], weights)[finite]
+    each = foretold(scores, test_ids, train_ids, truth)
+    for one in each if k else []:
+        measured = RankedRow(one.measured, k)
+        for method, predicted in one.predicted.items():
             values = measured.metrics(RankedRow(predicted, k))
             for own in metrics:
                 found[method, own].append(values[own])
@@ -69,7 +106,7 @@ def compare_with_truth(
         Comparison((name, method), metrics[own], np.array(values))
         for (method, own), values in found.items()
     ]
-    return Agreement(comparisons, k, _told(truth, finite))
+    return Agreement(comparisons, k, _told(truth, count))
 
 
 def _weights(truth: Counterfactual, train_ids: Sequence[ID]) -> list[tuple[NDArray[np.int64], Row]]:
@@ -94,6 +131,12 @@ def _predicted(row: Row, weights: list[tuple[NDArray[np.int64], Row]]) -> Row:
     return np.array([row[columns] @ less for columns, less in weights])
 
 
-def _told(truth: Counterfactual, finite: NDArray[np.bool_]) -> str:
-    left_out = int((~finite).sum())
+def _finite(truth: Counterfactual) -> NDArray[np.bool_]:
+    """Return which runs did not diverge, ``(R,)``."""
+    found: NDArray[np.bool_] = np.all(np.isfinite(truth.change), axis=1)
+    return found
+
+
+def _told(truth: Counterfactual, finite: int) -> str:
+    left_out = len(truth.changes) - finite
     return truth.protocol + (f", {left_out} that diverged left out" if left_out else "")

@@ -24,12 +24,19 @@ ORDER = [  # each may import what stands before it, and its own room
     ),
     *("tracer.log.parts", "tracer.log", "tracer.log.read", "tracer.log.write"),
     *("tracer.thread", "tracer.watch"),
-    *("tracer.wrapper", "tracer", "replay.task", "replay.loading", "replay.arguments"),
+    *(
+        "tracer.wrapper",
+        "tracer",
+        "replay.showing",
+        "replay.task",
+        "replay.loading",
+        "replay.arguments",
+    ),
     *("replay.progress", "replay.vectors"),
     *("replay.gradients.operations", "replay.gradients.forms", "replay.gradients.readers"),
     *("replay.gradients.proof", "replay.gradients", "replay.evaluate", "replay.states"),
     *("replay.counterfactual", "replay.steps", "replay.path", "replay.methods", "replay.results"),
-    "replay.session",
+    *("replay.session", "replay.plots", "replay.report"),
     *("replay", "replay.command.terminal", "replay.command.show", "replay.command"),
     "replay.__main__",
 ]
@@ -44,6 +51,8 @@ ONLY = {  # heavy libraries, and the rooms that may import them
     "h5py": ("tracer.hdf5", "tracer.log", "replay.results"),
     "click": ("replay.command",),
     "rich": ("replay.command", "replay.progress"),
+    "matplotlib": ("replay.plots", "replay.report"),
+    "jinja2": ("replay.report",),
 }
 
 
