@@ -32,7 +32,9 @@ from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
 from replay.results.reservation import reserved
 from replay.results.variables import INFLUENCE
+from replay.session.choices import SELF
 from replay.session.estimate import Cost, peak_bytes
+from replay.session.periods import EPOCH, STEP
 
 _ENDING = ".influence.h5"
 _WIDTH = max(map(len, METHODS)) + 4
@@ -65,6 +67,16 @@ class Tolerance(click.ParamType[float | None]):
             self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
 
 
+class MethodName(click.Choice[str]):
+    """A method; who looks for self-influence is shown the way."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str:
+        """Return the name of a method."""
+        if value == SELF:
+            self.fail("self-influence is a command: tracin-replay self run.h5.", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class Checkpoints(click.ParamType[int | str | list[int]]):
     """What ``checkpoints=`` takes."""
 
@@ -79,6 +91,21 @@ class Checkpoints(click.ParamType[int | str | list[int]]):
         except ValueError:
             self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
         return steps if "," in value else steps[0]
+
+
+class Periods(click.ParamType[str | int]):
+    """What ``by=`` takes."""
+
+    name = "epoch|step|N"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> str | int:
+        """Return ``"epoch"``, ``"step"`` or a number of steps."""
+        if value in (EPOCH, STEP):
+            return value  # type: ignore[no-any-return]
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is not epoch, step or a number of steps.", param, ctx)
 
 
 @click.command(
@@ -96,7 +123,7 @@ Examples:
     "--method",
     "methods",
     multiple=True,
-    type=click.Choice(list(METHODS)),
+    type=MethodName(list(METHODS)),
     help=f"A method to compute; repeat for several.  [default: {', '.join(DEFAULT)}]",
 )
 @click.option(
@@ -121,6 +148,11 @@ Examples:
     help="Where dividing a measured drop stops refining; none never refines.",
 )
 @click.option(
+    "--by",
+    type=Periods(),
+    help="Keep scores by period, too: epoch, step, or so many steps.  [default: sums alone]",
+)
+@click.option(
     "--dry-run",
     is_flag=True,
     help="Say how long it will take and how much memory, from a few timed steps; write nothing.",
@@ -143,6 +175,7 @@ def influence(
     checkpoints: int | str | list[int],
     top: int,
     ideal_tolerance: float | None,
+    by: str | int | None,
     dry_run: bool,
     steps: str | None,
     parameters: tuple[str, ...],
@@ -164,6 +197,7 @@ def influence(
         "steps": steps,
         "parameters": parameters or None,
         "ideal_tolerance": ideal_tolerance,
+        "by": by,
         "allow_mismatch": allow_mismatch,
     }
     if dry_run:

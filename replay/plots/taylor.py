@@ -16,7 +16,8 @@ from replay.plots.canvas import (
     unit_of,
     zero_line,
 )
-from replay.results.influence import Influence, Table
+from replay.results.influence import Influence
+from replay.results.influence_data import Table
 from tracer.errors import InputError
 from tracer.records import ID
 

@@ -58,7 +58,7 @@ def write_result(
     image = Image()
     with h5py.File(image, "w", libver=_READABLE) as file:
         _describe(file, {**facts, CHECKSUM: of_attributes(_plain_values(facts))})
-        for name in kind.dimensions:
+        for name in labels:
             _write_labels(file, name, labels[name])
         for variable, method, term, values in content:
             values = np.asarray(values).astype(_stored(variable), copy=False)
@@ -86,7 +86,8 @@ class Stored:
         self._sums = found.get("format_version", 0) > 0  # the first files had none
         if self._sums and found.get(CHECKSUM) != of_attributes(found):
             raise ValueError("its attributes do not match their checksum")
-        self.labels = {name: _read_labels(self._values(name)) for name in kind.dimensions}
+        held = [name for name in kind.dimensions if name in file or name not in kind.sometimes]
+        self.labels = {name: _read_labels(self._values(name)) for name in held}
         own = ("format", "format_version", CHECKSUM)
         self.attributes = {k: v for k, v in found.items() if k not in own}
 

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from replay.arguments import flag, one_of, place, plain, whole
+from replay.arguments import flag, place, whole
 from replay.progress import Progress
 from replay.results.agreement import Agreement, compare
 from replay.results.counterfactual import Counterfactual
 from replay.results.earlier import warn_of_change
 from replay.results.file import Content, open_result, write_result
-from replay.results.summary import said_of_checkpoints, summary
+from replay.results.influence_data import InfluenceData
 from replay.results.truth import compare_with_truth
-from replay.results.variables import DROPS, INFLUENCE, QUADRATURE, SCORES, TERMS, VALUES
+from replay.results.variables import (
+    DROPS,
+    INFLUENCE,
+    PERIOD_OF_STEP,
+    QUADRATURE,
+    SCORES,
+    SCORES_BY_PERIOD,
+    TERMS,
+    VALUES,
+)
 from tracer.errors import InputError, shown
 from tracer.records import ID
 
-Table = NDArray[np.float64]
-
 
 @dataclass(frozen=True, repr=False)
-class Influence:
+class Influence(InfluenceData):
     """Influence of N training examples on m test examples over T steps.
 
     Positive = proponent: the example lowered the measured test value.
@@ -44,57 +50,10 @@ class Influence:
         steps: The T steps of the run that were looked at.
         values: The measured test values ``"before"`` and ``"after"`` all that was looked at,
             ``(m,)``; other data show in them.
+        by_period: By method, what each example earned in each of P periods, ``(m, N, P)``: their
+            sums ``by_period[...].sum(-1)`` are the scores. Empty without ``by=``.
+        period_of_step: The period of each of the T steps, ``(T,)``: its epoch or its first step.
     """
-
-    test_ids: list[ID]
-    train_ids: list[ID]
-    scores: dict[str, Table]
-    drops: dict[str, Table]
-    terms: dict[str, dict[str, Table]]
-    quadrature: dict[str, NDArray[Any]]
-    attributes: dict[str, str | int | float]
-    steps: list[int] = field(default_factory=list)
-    values: dict[str, Table] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        m, n, steps = len(self.test_ids), len(self.train_ids), len(self.steps)
-        facts = self.attributes
-        rows = {
-            "methods": ", ".join(self.scores),
-            "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
-            "claims": facts.get("claims"),
-            "run": facts.get("log"),
-            "sign": facts.get("sign"),
-            "gradients": str(facts.get("gradient_dtype", "")).removeprefix("torch."),
-        }
-        return summary(f"Influence of {n} training on {m} test examples over {steps} steps", rows)
-
-    @property
-    def completeness(self) -> dict[str, dict[str, Table]]:
-        """Return each method's terms summed over steps, float64 ``(m,)`` each."""
-        return {
-            method: {term: values.sum(0) for term, values in terms.items()}
-            for method, terms in self.terms.items()
-        }
-
-    def top(self, test_id: ID, *, method: str | None = None, k: int = 5) -> tuple[list[ID], Table]:
-        """Return the k strongest proponents of a test example, strongest first.
-
-        Args:
-            test_id: The test example.
-            method: The method; default: the first of the result.
-            k: How many; all, if the result has fewer.
-
-        Raises:
-            InputError: The test example or the method is not in the result.
-        """
-        return self._ranked(test_id, method, k, -1.0)
-
-    def bottom(
-        self, test_id: ID, *, method: str | None = None, k: int = 5
-    ) -> tuple[list[ID], Table]:
-        """Return the k strongest opponents of a test example, strongest first, as ``top``."""
-        return self._ranked(test_id, method, k, 1.0)
 
     def agreement(
         self, *, truth: Counterfactual | None = None, k: int = 10, progress: bool = True
@@ -137,6 +96,8 @@ class Influence:
             "train": self.train_ids,
             "step": self.steps or list(range(count)),
         }
+        if self.periods:
+            labels["period"] = self.periods
         facts = {**self.attributes, **lists}
         warn_of_change(place("a result", path), self.test_ids, self.values, self.attributes)
         write_result(
@@ -160,6 +121,9 @@ class Influence:
             methods = str(attributes["methods"]).split()
             terms = str(attributes.pop("terms")).split()
             walked = [name for name in methods if file.has(DROPS, name)]
+            divided = [name for name in methods if file.has(SCORES_BY_PERIOD, name)]
+            of_step = file.read(PERIOD_OF_STEP) if file.has(PERIOD_OF_STEP) else np.zeros(0, int)
+            parts = {name: file.read(SCORES_BY_PERIOD, name) for name in divided}
             kinds = {name: kind for name, kind in QUADRATURE.items() if file.has(kind)}
             values = {name: kind for name, kind in VALUES.items() if file.has(kind)}
             return cls(
@@ -172,6 +136,8 @@ class Influence:
                 attributes=attributes,
                 steps=[int(step) for step in file.labels["step"]],
                 values={name: file.read(kind) for name, kind in values.items()},
+                by_period={name: np.moveaxis(part, 0, -1) for name, part in parts.items()},
+                period_of_step=of_step,
             )
 
     def _variables(self) -> Content:
@@ -186,34 +152,10 @@ class Influence:
             yield QUADRATURE[name], "", "", values
         for name, values in self.values.items():
             yield VALUES[name], "", "", values
-
-    def _ranked(
-        self, test_id: ID, method: str | None, k: int, sign: float
-    ) -> tuple[list[ID], Table]:
-        count = whole("k", k)
-        if method is None:
-            method = next(iter(self.scores))
-        row = self.scores[one_of("method", method, self.scores)][self.row(test_id)]
-        order = np.argsort(sign * row, kind="stable")[:count]
-        return [self.train_ids[i] for i in order], row[order]
-
-    def row(self, test_id: ID) -> int:
-        """Return the row of a test example.
-
-        Raises:
-            InputError: It is not in the result.
-        """
-        found = plain(test_id)
-        if (
-            isinstance(found, bool)
-            or not isinstance(found, (int, str))
-            or found not in self.test_ids
-        ):
-            raise InputError(
-                f"the result has no test example {shown(test_id)}; it has {len(self.test_ids)}, "
-                f"beginning {', '.join(map(shown, self.test_ids[:3]))}."
-            )
-        return self.test_ids.index(found)
+        for method, parts in self.by_period.items():
+            yield SCORES_BY_PERIOD, method, "", np.moveaxis(parts, -1, 0)
+        if self.periods:
+            yield PERIOD_OF_STEP, "", "", self.period_of_step
 
 
 def _require_same_run(attributes: Mapping[str, object], truth: Any) -> None:

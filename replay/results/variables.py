@@ -18,7 +18,7 @@ class Variable:
 
     Attributes:
         name: Its name, with ``{method}`` and ``{term}`` where there is one for each.
-        dimensions: Any of ``test``, ``train``, ``step``.
+        dimensions: Any of ``test``, ``train``, ``step``, ``period``.
         dtype: Type in memory; ``bool`` is stored as int8, 0 or 1.
         unit: Unit of its numbers; none for counts and shares.
         meaning: What it says.
@@ -49,6 +49,7 @@ class Format:
         content: What it holds, in words.
         loader: What reads it.
         dimensions: Its dimension scales, by what they list.
+        sometimes: Those of them that a file may lack.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Format:
     content: str
     loader: str
     dimensions: dict[str, str]
+    sometimes: tuple[str, ...] = ()
 
 
 INFLUENCE = Format(
@@ -67,10 +69,20 @@ INFLUENCE = Format(
         "test": "IDs of the test examples: the rows",
         "train": "IDs of the training examples: the columns",
         "step": "steps of the run that were looked at",
+        "period": "periods: epochs, or the first steps of stretches of the run",
     },
+    sometimes=("period",),
 )
 _PAIRS, _STEPS, _TRAIN = ("test", "train"), ("step", "test"), ("train",)
 SCORES = Variable("{method}", _PAIRS, "float64", VALUE, "{method} influence; positive = proponent")
+SCORES_BY_PERIOD = Variable(
+    "{method}_by_period",
+    ("period", "test", "train"),
+    "float64",
+    VALUE,
+    "what {method} credits in each period; its sums are the scores",
+)
+PERIOD_OF_STEP = Variable("period_of_step", ("step",), "int64", "", "the period of each step")
 DROPS = Variable(
     "drop_{method}",
     _STEPS,

@@ -10,7 +10,7 @@ from typing import Any
 
 from replay.arguments import flag, listed, plain, whole
 from replay.counterfactual.change import Change, drawn
-from replay.session.question import known_ids
+from replay.session.choices import known_ids
 from replay.task import Task, example_ids
 from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog

@@ -15,6 +15,7 @@ from replay.evaluate.chunks import BLOCK
 from replay.progress import Progress, duration
 from replay.results.agreement import compare
 from replay.session.bound_run import BoundRun
+from replay.session.periods import Periods
 from replay.session.question import Question
 from replay.session.scoring import answered
 from replay.steps.tape import Tape
@@ -49,7 +50,7 @@ def estimated(run: BoundRun, question: Question) -> Cost:
     The first steps of the window and a few training examples at the first checkpoint are
     computed. Early steps refine a split more often than late ones.
     """
-    steps, columns = question.steps, question.train_ids
+    steps, columns, whole = question.steps, question.train_ids, replace(question, periods=Periods())
     split = tuple(m for m in question.methods if m.walks)
     seconds, held = 0.0, 0
 
@@ -64,14 +65,14 @@ def estimated(run: BoundRun, question: Question) -> Cost:
         answer(replace(sums, train_ids=columns[:count]))
 
     if split:
-        walk = replace(question, methods=split, train_ids=columns[:1], checkpoints=[])
+        walk = replace(whole, methods=split, train_ids=columns[:1], checkpoints=[])
         more = min(_STEPS + 1, len(steps))
         first, each = _timed(few, more)
         ahead = _ahead(run, walk, more)
         seconds += first + each * (len(steps) - 1) + ahead.seconds
         held = ahead.peak_bytes
     if question.summing:
-        sums = replace(question, methods=question.summing, checkpoints=[0])
+        sums = replace(whole, methods=question.summing, checkpoints=[0])
         with run.computing():
             block, shelf = run.chunks.block(columns)
             more = min(max(_EXAMPLES + 1, block), len(columns))  # a whole block: its memory is met
@@ -82,7 +83,9 @@ def estimated(run: BoundRun, question: Question) -> Cost:
         seconds += len(question.checkpoints) * (first + each * (len(columns) - 1))
         held += shelf
     seconds += run.chunks.took["test"] + _comparing(question)
-    cells = len(question.methods) * len(columns) + _TERMS * len(split) * len(steps)
+    cells = question.periods.tables * len(question.methods) * len(columns) + _TERMS * len(
+        split
+    ) * len(steps)
     tables = 8 * len(question.test_ids) * cells
     return Cost(seconds, peak_bytes() + held + tables, tables)
 

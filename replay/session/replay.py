@@ -8,27 +8,24 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from replay.arguments import flag
 from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session.conversion import convert, state_dict
+from replay.session.choices import Window, known_ids, window
 from replay.session.estimate import Cost, estimated
+from replay.session.inspection import Inspection
 from replay.session.opening import bound
-from replay.session.plan import ParameterPath, paths_of_run
-from replay.session.question import Question, Window, known_ids, window
+from replay.session.question import Question
 from replay.session.scoring import answered, measured_drops, self_influence
 from replay.session.truth import GroundTruth
-from replay.session.verification import compared
-from replay.steps.verify import Verification
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
 
 
-class Replay(GroundTruth):
+class Replay(GroundTruth, Inspection):
     """A run log bound to its task.
 
     Args:
@@ -98,16 +95,6 @@ class Replay(GroundTruth):
         """Return ``task.show`` of a test example, if it gives text."""
         return described(self.task, self.task.test, identity)
 
-    def state_dict(self, t: int) -> dict[str, Tensor]:
-        """Return the model's ``state_dict`` before step ``t``, from 0 to T; computed if need be."""
-        return state_dict(self._run, t)
-
-    def convert(
-        self, path: str | Path, *, snapshot_every: int | str, overwrite: bool = False
-    ) -> None:
-        """Write the run as another log, with the parameters of other steps; see ``convert``."""
-        convert(self._run, path, snapshot_every, overwrite=overwrite)
-
     def drops(self, test_ids: Sequence[ID], *, progress: bool = True) -> NDArray[np.float64]:
         """Return ``φ(w_t; β_t) − φ(w_{t+1}; β_{t+1})``, float64 ``(T, m)``, for any optimizer.
 
@@ -129,6 +116,7 @@ class Replay(GroundTruth):
         steps: Window | None = None,
         parameters: str | Sequence[str] | None = None,
         ideal_tolerance: float | None = 1e-3,
+        by: str | int | None = None,
         allow_mismatch: bool = False,
         progress: bool = True,
     ) -> Influence:
@@ -148,6 +136,9 @@ class Replay(GroundTruth):
             parameters: Patterns of parameter names, like ``"head.*"``: only their part of every
                 product; the parts of disjoint patterns add up to the whole.
             ideal_tolerance: Where ``ideal`` stops refining; None never refines.
+            by: Scores by period as well: ``"epoch"``, ``"step"`` or a number of steps. A visit's
+                credit is its step's, whenever an optimizer's memory moved the parameters; a
+                checkpoint's is the period's that led to it. Scores are the sums of the periods.
             allow_mismatch: Go on where a step does not reproduce; what differs is ``rounding``.
             progress: Show progress on stderr.
 
@@ -169,6 +160,7 @@ class Replay(GroundTruth):
             steps=steps,
             parameters=parameters,
             ideal_tolerance=ideal_tolerance,
+            by=by,
             allow_mismatch=allow_mismatch,
         )
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
@@ -184,6 +176,7 @@ class Replay(GroundTruth):
         steps: Window | None = None,
         parameters: str | Sequence[str] | None = None,
         ideal_tolerance: float | None = 1e-3,
+        by: str | int | None = None,
         allow_mismatch: bool = False,
     ) -> Cost:
         """Return the time and memory that ``influence`` with the same arguments will take, about.
@@ -201,6 +194,7 @@ class Replay(GroundTruth):
             steps=steps,
             parameters=parameters,
             ideal_tolerance=ideal_tolerance,
+            by=by,
             allow_mismatch=allow_mismatch,
         )
         return estimated(self._run, question)
@@ -226,24 +220,3 @@ class Replay(GroundTruth):
         looked_at, mismatch = window(steps, len(self.log)), flag("allow_mismatch", allow_mismatch)
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return self_influence(self._run, chosen, looked_at, bars, allow_mismatch=mismatch)
-
-    def verify(
-        self, *, steps: Window | None = None, sample: int | None = None, progress: bool = True
-    ) -> Verification:
-        """Compare each step with the log; see ``compared``.
-
-        Args:
-            steps: As for ``influence``, with the same errors.
-            sample: So many of them, drawn at random, the same each time; default: all.
-            progress: As for ``influence``.
-
-        Raises:
-            MismatchError: Names the first step that does not reproduce.
-        """
-        with self._run.computing(), Progress(flag("progress", progress)) as bars:
-            return compared(self._run, window(steps, len(self.log)), sample, bars)
-
-    def plan(self) -> list[ParameterPath]:
-        """Return how gradients of each parameter are computed, as proven on the first step."""
-        with self._run.computing():
-            return paths_of_run(self._run)

@@ -36,7 +36,8 @@ class ScoreTables:
         steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
         walking = [method.name for method in question.walking if method.accounts]
         terms = [term for term in TERMS if question.names is not None or term != "elsewhere"]
-        self._scores = {method.name: np.zeros((m, n)) for method in question.methods}
+        size = len(question.periods), m, n
+        self._scores = {method.name: np.zeros(size) for method in question.methods}
         self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in walking}
         self._drops = {name: np.zeros((steps, m)) for name in walking}
         self._earned = {name: np.zeros((2, m)) for name in walking}  # in all, and without signs
@@ -52,6 +53,7 @@ class ScoreTables:
     def add_step(self, rows: slice, step: StepResult) -> None:
         """Add one step for the test examples in ``rows``."""
         t = step.index - self.question.steps.start
+        period = self.question.periods.of_step(step.index)
         self.add_values(step.index, rows, step.drop.before)
         self.add_values(step.index + 1, rows, step.drop.after)
         pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
@@ -59,7 +61,8 @@ class ScoreTables:
         columns = np.array([k for _, k in pairs], dtype=np.int64)
         for name, earned in step.credits.items():
             # np.add.at: an ID that stands twice in a batch counts twice
-            np.add.at(self._scores[name].T[:, rows], columns, earned.numpy()[occurrences])
+            into = self._scores[name][period].T[:, rows]
+            np.add.at(into, columns, earned.numpy()[occurrences])
             if not METHODS[name].accounts:
                 continue
             self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
@@ -78,10 +81,11 @@ class ScoreTables:
                 self._values[name][rows] = values.numpy()
 
     def add_scores(
-        self, method: str, rows: slice, columns: slice, scores: NDArray[np.float64]
+        self, method: str, state: int, rows: slice, columns: slice, scores: NDArray[np.float64]
     ) -> None:
-        """Add to a block of a method's scores."""
-        self._scores[method][rows, columns] += scores
+        """Add to a block of a method's scores, in the period of a state."""
+        period = self.question.periods.of_state(state)
+        self._scores[method][period, rows, columns] += scores
 
     def __add__(self, other: ScoreTables) -> ScoreTables:
         """Return the tables of the parts that either holds; no part may be in both.
@@ -129,10 +133,14 @@ class ScoreTables:
                     PrecisionWarning,
                     stacklevel=3,
                 )
+        periods = self.question.periods
+        parts = {name: np.moveaxis(table, 0, -1) for name, table in self._scores.items()}
         return Influence(
             test_ids=self.question.test_ids,
             train_ids=self.question.train_ids,
-            scores=self._scores,
+            scores={n: t.sum(-1) if periods.by else t[..., 0] for n, t in parts.items()},
+            by_period=parts if periods.by else {},
+            period_of_step=np.array(periods.of_steps, dtype=np.int64),
             drops=self._drops,
             terms=self._terms,
             quadrature=self._quadrature,

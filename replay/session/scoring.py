@@ -185,5 +185,5 @@ class Scoring:
         for method in self._question.summing:
             assert method.score is not None
             for columns, scores in method.score(point, gradients, self._blocks):
-                self._tables.add_scores(method.name, rows, columns, scores.numpy())
+                self._tables.add_scores(method.name, point.index, rows, columns, scores.numpy())
                 advance()

@@ -95,11 +95,26 @@ def _unreadable(checkpoints: Any) -> InputError:
 
 
 def _epoch_ends(log: RunLog) -> list[int]:
-    epochs = [step.epoch for step in log.steps()]
-    if any(epoch is None for epoch in epochs):
+    found = epochs(log, "checkpoints")
+    following = [*found[1:], None]
+    return [t + 1 for t, (a, b) in enumerate(zip(found, following, strict=True)) if a != b]
+
+
+def epochs(log: RunLog, asked: str) -> list[int]:
+    """Return the epoch of each step.
+
+    Args:
+        log: The run.
+        asked: The argument that needs them, for the message.
+
+    Raises:
+        InputError: The run has steps without one.
+    """
+    found = [step.epoch for step in log.steps()]
+    known = [epoch for epoch in found if epoch is not None]
+    if len(known) < len(found):
         raise InputError(
-            f'checkpoints="epochs", but {log.path} has steps without an epoch; set '
+            f"{asked} asks for epochs, but {log.path} has steps without one; set "
             "optimizer.epoch = epoch in the training loop, or give steps or a number."
         )
-    following = [*epochs[1:], None]
-    return [t + 1 for t, (a, b) in enumerate(zip(epochs, following, strict=True)) if a != b]
+    return known

@@ -13,7 +13,7 @@ TEST_IDS = list(range(TEST))
 def compare(run, kappa, tmp_path=None, *, window=None, memory="2GiB", methods=("tracin", "ideal")):
     """Replay a run and hold every number against the reference."""
     found = Replay(run.path, task=run.task, memory=memory).influence(
-        TEST_IDS, methods=methods, ideal_tolerance=1e-12, steps=window, progress=False
+        TEST_IDS, methods=methods, ideal_tolerance=1e-12, steps=window, by="step", progress=False
     )
     for method in methods:
         nodes = 24 if method == "ideal" else 0
@@ -21,6 +21,11 @@ def compare(run, kappa, tmp_path=None, *, window=None, memory="2GiB", methods=("
         # the reference integrates ideal with 24 nodes, the replay with up to 8
         share = 1e-8 if method == "ideal" else 1e-10
         assert (np.abs(found.scores[method] - scores) <= share * np.maximum(scale, 1e-3)).all()
+        by_step = np.moveaxis(found.by_period[method], -1, 0)
+        steps = slice(None) if window is None else slice(window.start, window.stop)
+        limit = share * np.maximum(scale, 1e-3)
+        assert (np.abs(by_step - terms["earned"][steps]) <= limit).all()
+        assert (found.by_period[method].sum(-1) == found.scores[method]).all()
         ours = found.terms[method]
         size = 1e-3 + np.abs(terms["data"]).max()
         for term in ("data", "regulariser", "history", "measured"):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from replay import Influence
 from replay.session.step_result import TERMS
 
 
-def made(ids=int):
-    """Return a result with random numbers."""
+def made(ids=int, periods=()):
+    """Return a result with random numbers.
+
+    Args:
+        ids: Makes an ID of a number.
+        periods: The period of each of four steps.
+    """
     random = np.random.default_rng(0)
     methods = ("tracin", "ideal")
-    return Influence(
+    found = Influence(
         test_ids=[ids(k) for k in (7, 3)],
         train_ids=[ids(k) for k in range(6)],
         scores={m: random.normal(size=(2, 6)) for m in (*methods, "tracincp")},
@@ -25,4 +32,12 @@ def made(ids=int):
         },
         values={name: random.random(2) for name in ("before", "after")},
         attributes={"sign": "positive = proponent", "unit": "nats", "steps": 4},
+        steps=[0, 1, 2, 3],
     )
+    if not periods:
+        return found
+    size = (len(set(periods)), 2, 6)
+    by_period = {m: np.moveaxis(random.normal(size=size), 0, -1) for m in found.scores}
+    scores = {m: part.sum(-1) for m, part in by_period.items()}
+    of_step = np.array(periods)
+    return replace(found, scores=scores, by_period=by_period, period_of_step=of_step)

@@ -287,6 +287,8 @@ def moves(run, log, factor, window=None):
 def expected(run, factor, *, nodes, window=None, names=None):
     """Return scores ``(m, N)``, their scale, and per-step terms, straight from the definition.
 
+    ``"earned"`` among the terms is ``(T, m, N)``: the scores by the step of the visit.
+
     Args:
         run: The run.
         factor: ``κ`` of each step, by parameter.
@@ -296,9 +298,10 @@ def expected(run, factor, *, nodes, window=None, names=None):
     """
     points, weights = np.polynomial.legendre.leggauss(nodes) if nodes else ([-1.0], [2.0])
     along = torch.tensor([*(1 + np.array(points)) / 2, 0.0, 1.0], dtype=torch.float64)
-    scores, scale = np.zeros((TEST, TRAIN)), np.zeros((TEST, TRAIN))
+    scale = np.zeros((TEST, TRAIN))
     terms = {k: [] for k in ("data", "regulariser", "history", "slope", "measured")}
     with open_log(run.path) as log:
+        earned = np.zeros((len(log), TEST, TRAIN))
         for t, visits, named in moves(run, log, factor, window):
             w, after = log.parameters(t), log.parameters(t + 1)
             delta = {n: w[n] - after[n] for n in w}
@@ -314,8 +317,8 @@ def expected(run, factor, *, nodes, window=None, names=None):
                 for key, move in named.items():
                     product = _dot(mean, move)
                     if isinstance(key, int):
-                        z = visits[key][1]
-                        scores[j, z] += product
+                        visit, z = visits[key]
+                        earned[visit, j, z] += product
                         scale[j, z] += norm * sum(float((v**2).sum()) for v in move.values()) ** 0.5
                         rows["data"][j] += product
                     else:
@@ -324,7 +327,7 @@ def expected(run, factor, *, nodes, window=None, names=None):
                 rows["measured"][j] = values[-2] - values[-1]
             for k, row in rows.items():
                 terms[k].append(row)
-    return scores, scale, {k: np.stack(v) for k, v in terms.items()}
+    return earned.sum(0), scale, {k: np.stack(v) for k, v in terms.items()} | {"earned": earned}
 
 
 def _along(task, w, delta, along, j):

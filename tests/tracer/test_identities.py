@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from replay import Influence, Replay, Task
-from replay.session.question import known_ids
+from replay.session.choices import known_ids
 from replay.task import parse_test_ids
 from tests.helpers.results import made
 from tests.helpers.wrapping import X, Y, backward, build, sgd

@@ -63,6 +63,7 @@ def header(influence: Influence) -> RenderableType:
         "unit": facts.get("unit"),
         "scores": f"{len(influence.test_ids)} test x {len(influence.train_ids)} training examples, "
         f"{facts.get('methods')}",
+        "periods": f"{len(influence.periods)}, by {facts.get('by')}" if influence.periods else "",
         "claims": facts.get("claims"),
         "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
@@ -70,7 +71,7 @@ def header(influence: Influence) -> RenderableType:
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        if text or name not in ("checkpoints", "claims"):
+        if text or name not in ("checkpoints", "claims", "periods"):
             table.add_row(name, literal(text))
     return table
 

@@ -160,6 +160,12 @@ def test_verify(folder, capsys):
         (["--log", "run.h5", "--test", "twice.txt"], 2, "stands already on line 1"),
         (["--log", "run.h5", "--test", "empty.txt"], 2, "expected one test ID a line, found none"),
         (["--log", "run.h5", "--test", "ids.txt", "--method", "trak"], 2, "'trak' is not one of"),
+        (["--log", "run.h5", "--test", "ids.txt", "--by", "x"], 2, "'x' is not epoch, step or a"),
+        (
+            ["--log", "run.h5", "--test", "ids.txt", "--method", "self"],
+            2,
+            "tracin-replay self run.h5",
+        ),
         (["--log", "run.h5", "--test", "ids.txt", "--steps", "3:9"], 2, "steps is a window a:b"),
         (["--log", "run.h5", "--test", "ids.txt", "--steps", "x"], 2, "steps is a window a:b"),
         (["--log", "run.h5", "--test", "ids.txt", "--parameters", "x"], 2, "no parameter matches"),

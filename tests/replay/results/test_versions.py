@@ -121,11 +121,11 @@ def test_variables_that_do_not_fit_the_labels(tmp_path):
 
 def test_every_variable_of_a_file_is_listed(tmp_path):
     """A file holds its format's dimensions and listed variables, each with its meaning."""
-    found = made()
+    found = made(periods=(0, 0, 5, 5))
     found.save(tmp_path / "study.h5")
     methods, terms = list(found.scores), list(found.terms["tracin"])
     kinds = [variables.SCORES, variables.DROPS, variables.TERMS, *variables.QUADRATURE.values()]
-    kinds += variables.VALUES.values()
+    kinds += [*variables.VALUES.values(), variables.SCORES_BY_PERIOD, variables.PERIOD_OF_STEP]
     listed = {kind.called(m, t): kind for kind in kinds for m in methods for t in terms}
     with h5py.File(tmp_path / "study.h5") as file:
         assert set(file) <= set(listed) | set(variables.INFLUENCE.dimensions)
@@ -142,7 +142,7 @@ def test_every_variable_of_a_file_is_listed(tmp_path):
 def test_the_documentation_lists_every_variable():
     page = (ROOT / "docs" / "result-format.md").read_text()
     kinds = [kind for kind in vars(variables).values() if isinstance(kind, variables.Variable)]
-    assert len(kinds) == 15
+    assert len(kinds) == 17
     for kind in kinds:
         row = f"| `{kind.called('METHOD', 'TERM')}` |"
         (line,) = [line for line in page.splitlines() if line.startswith(row)]

@@ -59,6 +59,7 @@ ACCEPTED = {  # what each argument takes; all else is refused
     "steps": WINDOWS,
     "parameters": ["None"],
     "ideal_tolerance": [*COUNTS, "None", "1.5", "inf", "float64 number"],
+    "by": [*COUNTS, "None"],
     "allow_mismatch": FLAGS,
     "progress": FLAGS,
     "self train_ids": [*IDS, "None"],
@@ -102,7 +103,7 @@ def asked(tmp_path_factory):
         usual = {"methods": ("tracin", "tracincp"), "steps": "0:2", "progress": False}
         calls[name] = lambda v, name=name, usual=usual: run.influence([0], **usual | {name: v})
     quick = {"methods": "tracin", "steps": "0:1", "progress": False}
-    for name in ("test_ids", "allow_mismatch", "progress"):
+    for name in ("test_ids", "by", "allow_mismatch", "progress"):
         usual = {"test_ids": [0], **quick}
         calls[name] = lambda v, name=name, usual=usual: run.influence(**usual | {name: v})
     for name in ("train_ids", "steps", "allow_mismatch"):
@@ -141,8 +142,9 @@ def refused(call, value):
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_wrong_values(asked, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    for work in ("answered", "self_influence", "compared", "measured_drops"):
-        monkeypatch.setattr(f"replay.session.replay.{work}", lambda *_, **__: None)
+    for work in ("replay.answered", "replay.self_influence", "inspection.compared",
+                 "replay.measured_drops"):  # fmt: skip
+        monkeypatch.setattr(f"replay.session.{work}", lambda *_, **__: None)
     for label, value in VALUES.items():
         message = refused(asked[name], value)
         assert (message is None) == (label in ACCEPTED[name]), (label, message)

@@ -167,6 +167,10 @@ def test_measure_without_gradient(path):
     ("options", "message"),
     [
         ({"methods": ("trak",)}, "methods are any of tracin, ideal, tracincp"),
+        (
+            {"methods": ("self",)},
+            "a table over training examples, not over pairs: call run",
+        ),
         ({"methods": ()}, "methods are any of"),
         ({"train_ids": [0, 77]}, "the training set has no example 77"),
         ({"train_ids": [0, 0]}, "training ID 0 is listed twice"),

@@ -28,7 +28,7 @@ def run(tmp_path):
 
 def question(run, methods=WALKING):
     rest = {"checkpoints": 1, "train_ids": None, "steps": None, "parameters": None}
-    more = {"ideal_tolerance": 1e-3, "allow_mismatch": False}
+    more = {"ideal_tolerance": 1e-3, "by": 2, "allow_mismatch": False}
     return Question.of(run.log, run.task, [0, 1], methods=methods, **rest, **more)
 
 
@@ -50,7 +50,8 @@ def filled(run, asked, parts):
 def arrays(tables):
     result = tables.influence({})
     terms = {f"{m} {n}": v for m, some in result.terms.items() for n, v in some.items()}
-    return {**result.scores, **terms, **result.quadrature, **result.drops}
+    parts = {f"{m} by period": v for m, v in result.by_period.items()}
+    return {**result.scores, **parts, **terms, **result.quadrature, **result.drops}
 
 
 def test_chunks_of_test_examples_add_up_bitwise(run):
