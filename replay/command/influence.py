@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import textwrap
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +12,17 @@ import click
 
 from replay.command.opening import chosen, opened
 from replay.command.options import (
-    ALLOW_MISMATCH,
-    JSON,
+    DRY_RUN,
     STEPS,
     Settings,
     Tests,
     beside,
+    computes,
     takes_log,
-    takes_settings,
     takes_tests,
-    writes_result,
 )
 from replay.command.saving import save
+from replay.command.show.cost import cost_text
 from replay.command.show.influence import report, to_json
 from replay.command.terminal import Terminal
 from replay.methods.table import DEFAULT, METHODS
@@ -152,21 +150,14 @@ Examples:
     type=Periods(),
     help="Keep scores by period, too: epoch, step, or so many steps.  [default: sums alone]",
 )
-@click.option(
-    "--dry-run",
-    is_flag=True,
-    help="Say how long it will take and how much memory, from a few timed steps; write nothing.",
-)
+@DRY_RUN
 @STEPS
 @click.option(
     "--parameters",
     multiple=True,
     help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
 )
-@takes_settings
-@JSON
-@ALLOW_MISMATCH
-@writes_result(_ENDING)
+@computes(_ENDING)
 def influence(
     *,
     log: Path,
@@ -182,7 +173,7 @@ def influence(
     settings: Settings,
     as_json: bool,
     allow_mismatch: bool,
-    out: Path | None,
+    target: Path,
     overwrite: bool,
 ) -> None:
     """How much did each training example move each test loss?
@@ -190,7 +181,6 @@ def influence(
     Computes the scores of every method, compares them with each other and with the measured drops
     of the test loss, and writes all scores to an HDF5 file.
     """
-    target = beside(log, _ENDING) if out is None else out
     question: dict[str, Any] = {
         "methods": methods or DEFAULT,
         "checkpoints": checkpoints,
@@ -203,7 +193,7 @@ def influence(
     if dry_run:
         run = opened(log, settings)
         cost = run.estimate(chosen(run, tests), **question)
-        click.echo(json.dumps(asdict(cost)) if as_json else f"about {cost}")
+        click.echo(cost_text(cost, as_json=as_json))
         return
     check_free(target, INFLUENCE, overwrite=overwrite, inputs=(log, *tests.inputs))
     began = time.perf_counter()

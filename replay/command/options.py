@@ -19,6 +19,11 @@ ALLOW_MISMATCH = click.option(
     is_flag=True,
     help="Go on where a step does not reproduce; the difference counts as rounding.",
 )
+DRY_RUN = click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Say how long it will take and how much memory, from some timed steps; write nothing.",
+)
 _LOG = (
     click.argument("place", metavar="[LOG]", required=False, type=click.Path(path_type=Path)),
     click.option(
@@ -121,7 +126,7 @@ def takes_log(command: Command) -> Command:
             )
         command(log=found, **given)
 
-    return _with(_LOG, told)
+    return with_options(_LOG, told)
 
 
 def takes_tests(command: Command) -> Command:
@@ -137,7 +142,7 @@ def takes_tests(command: Command) -> Command:
             )
         command(tests=Tests(test_file, test_ids), **given)
 
-    return _with(_TESTS, told)
+    return with_options(_TESTS, told)
 
 
 def takes_settings(command: Command) -> Command:
@@ -148,22 +153,30 @@ def takes_settings(command: Command) -> Command:
         own = {field.name: given.pop(field.name) for field in fields(Settings)}
         command(settings=Settings(**own), **given)
 
-    return _with(_SETTINGS, told)
+    return with_options(_SETTINGS, told)
 
 
-def writes_result(ending: str) -> Callable[[Command], Command]:
-    """Give a command ``out`` and ``overwrite``; ``beside`` says where a result stands if not."""
-    return lambda command: _with(
-        (
-            click.option(
-                "--out",
-                type=click.Path(path_type=Path),
-                help=f"Result file.  [default: LOG with the ending {ending}]",
-            ),
-            click.option("--overwrite", is_flag=True, help="Replace an existing result."),
-        ),
-        command,
+def computes(ending: str) -> Callable[[Command], Command]:
+    """Give a command all that says how a result is computed, shown and where it goes.
+
+    Args:
+        ending: Of a result for which ``--out`` names no place; it stands beside its log then.
+    """
+    out = click.option(
+        "--out",
+        type=click.Path(path_type=Path),
+        help=f"Result file.  [default: LOG with the ending {ending}]",
     )
+    overwrite = click.option("--overwrite", is_flag=True, help="Replace an existing result.")
+
+    def given(command: Command) -> Command:
+        @wraps(command)
+        def told(*, log: Path, out: Path | None, **more: Any) -> None:
+            command(log=log, target=beside(log, ending) if out is None else out, **more)
+
+        return with_options((takes_settings, JSON, ALLOW_MISMATCH, out, overwrite), told)
+
+    return given
 
 
 def beside(log: Path, ending: str) -> Path:
@@ -171,7 +184,8 @@ def beside(log: Path, ending: str) -> Path:
     return log.with_name(log.stem + ending)
 
 
-def _with(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+def with_options(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:
+    """Give a command some options, in the order in which its help names them."""
     for option in reversed(options):
         command = option(command)
     return command

@@ -9,14 +9,10 @@ import click
 
 from replay.command.opening import opened
 from replay.command.options import (
-    ALLOW_MISMATCH,
-    JSON,
     STEPS,
     Settings,
-    beside,
+    computes,
     takes_log,
-    takes_settings,
-    writes_result,
 )
 from replay.command.saving import save
 from replay.command.show.self_influence import self_json, self_report
@@ -41,10 +37,7 @@ Examples:
     "--top", type=click.IntRange(min=1), default=10, show_default=True, help="Examples shown."
 )
 @STEPS
-@takes_settings
-@JSON
-@ALLOW_MISMATCH
-@writes_result(_ENDING)
+@computes(_ENDING)
 def self_influence(
     *,
     log: Path,
@@ -53,7 +46,7 @@ def self_influence(
     settings: Settings,
     as_json: bool,
     allow_mismatch: bool,
-    out: Path | None,
+    target: Path,
     overwrite: bool,
 ) -> None:
     """How much did each training example move its own loss?
@@ -62,7 +55,6 @@ def self_influence(
     Prints the examples with the largest self-influence, which are often mislabelled, and
     writes all of them to an HDF5 file. The cost is one pass over the run.
     """
-    target = beside(log, _ENDING) if out is None else out
     check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
     with reserved(target):
         run = opened(log, settings, target)

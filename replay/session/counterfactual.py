@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 import zlib
 from pathlib import Path
@@ -90,16 +91,28 @@ def _take(
             runs.advance()
 
 
-def estimated_runs(run: BoundRun, asked: Alternatives) -> Cost:
-    """Return what taking the runs will cost, about, from some timed steps of one of them."""
+def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
+    """Return what taking the runs will cost, about, from some timed steps of one of them.
+
+    Each process goes along the run itself once, to the last step at which a run leaves it. All
+    share the processors of this machine; how long a process takes to start is not in it.
+    """
     runs = runs_of(run, asked)
     total, starts = len(run.log), [runs.start(change) for change in asked.changes]
     began = runs.begin(min(starts))
     step, values = runs.timed(asked.changes[starts.index(min(starts))], _TIMED)
-    steps = 2 * (total - began) + sum(total - start for start in starts)
-    marks = len(asked.marks) * sum(start < total for start in (0, *starts))
+    along, count = total - began, min(workers, len(starts))
+    steps = along + (along * count + sum(total - start for start in starts)) / _at_once(count)
+    marks = len(asked.marks) * (1 + sum(start < total for start in starts) / _at_once(count))
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
-    return Cost(step * steps + values * marks, peak_bytes() + table, table)
+    held = peak_bytes() * (1 if count == 1 else 1 + count)
+    return Cost(step * steps + values * marks, held + table, table)
+
+
+def _at_once(workers: int) -> int:
+    """Return how many of some processes run at once here, of the threads of this one."""
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(workers, (known or 1) // torch.get_num_threads()))
 
 
 def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, Any]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypedDict
 
 from replay.arguments import flag, plain, positive
 from replay.methods.method import Method
-from replay.methods.table import METHODS
+from replay.methods.table import DEFAULT, METHODS
 from replay.session.choices import Window, chosen_methods, known_ids, matching, window
 from replay.session.periods import Periods
 from replay.states.checkpoints import chosen_checkpoints
@@ -17,6 +18,19 @@ from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
 _UNROLLED = 8  # λ of parameters and two of the optimizer's tensors, before and after; two more
+
+
+class Asked(TypedDict, total=False):
+    """What ``Replay.influence``, which explains it, and ``Replay.estimate`` take by name."""
+
+    methods: str | Sequence[str]
+    checkpoints: int | str | Sequence[int]
+    train_ids: Sequence[ID] | None
+    steps: Window | None
+    parameters: str | Sequence[str] | None
+    ideal_tolerance: float | None
+    by: str | int | None
+    allow_mismatch: bool
 
 
 @dataclass(frozen=True)
@@ -54,14 +68,14 @@ class Question:
         task: Task,
         test_ids: Sequence[ID],
         *,
-        methods: str | Sequence[str],
-        checkpoints: int | str | Sequence[int],
-        train_ids: Sequence[ID] | None,
-        steps: Window | None,
-        parameters: str | Sequence[str] | None,
-        ideal_tolerance: float | None,
-        by: str | int | None,
-        allow_mismatch: bool,
+        methods: str | Sequence[str] = DEFAULT,
+        checkpoints: int | str | Sequence[int] = 10,
+        train_ids: Sequence[ID] | None = None,
+        steps: Window | None = None,
+        parameters: str | Sequence[str] | None = None,
+        ideal_tolerance: float | None = 1e-3,
+        by: str | int | None = None,
+        allow_mismatch: bool = False,
     ) -> Question:
         """Check the arguments of ``Replay.influence``.
 

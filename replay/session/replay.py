@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from replay.arguments import flag
-from replay.methods.table import DEFAULT
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
@@ -18,11 +18,14 @@ from replay.session.choices import Window, known_ids, window
 from replay.session.estimate import Cost, estimated
 from replay.session.inspection import Inspection
 from replay.session.opening import bound
-from replay.session.question import Question
+from replay.session.question import Asked, Question
 from replay.session.scoring import answered, measured_drops, self_influence
 from replay.session.truth import GroundTruth
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 
 class Replay(GroundTruth, Inspection):
@@ -107,18 +110,7 @@ class Replay(GroundTruth, Inspection):
             return measured_drops(self._run, test_ids, bars)
 
     def influence(
-        self,
-        test_ids: Sequence[ID],
-        *,
-        methods: str | Sequence[str] = DEFAULT,
-        checkpoints: int | str | Sequence[int] = 10,
-        train_ids: Sequence[ID] | None = None,
-        steps: Window | None = None,
-        parameters: str | Sequence[str] | None = None,
-        ideal_tolerance: float | None = 1e-3,
-        by: str | int | None = None,
-        allow_mismatch: bool = False,
-        progress: bool = True,
+        self, test_ids: Sequence[ID], *, progress: bool = True, **asked: Unpack[Asked]
     ) -> Influence:
         """Compute the influence of training examples on test examples.
 
@@ -126,21 +118,25 @@ class Replay(GroundTruth, Inspection):
 
         Args:
             test_ids: m test examples: the rows.
+            progress: Show progress on stderr.
+            **asked: Any of the following.
+
+        Keyword Args:
             methods: Any of ``"tracin"``, ``"ideal"``, ``"tracincp"``, ``"tracin-sgd"``, the paper's
                 formula whatever the optimizer, and ``"unrolled"``, the derivative of what would
-                have happened.
-            checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``.
+                have happened; default: the first three.
+            checkpoints: For ``tracincp``: a number, a list of steps, ``"epochs"``, ``"all"``;
+                default: 10.
             train_ids: N training examples: the columns; default: all of ``task.train``.
             steps: A window of consecutive steps, ``slice(a, b)`` or ``"a:b"``: their moves and
                 visits alone; what the optimizer remembers of earlier visits is history.
             parameters: Patterns of parameter names, like ``"head.*"``: only their part of every
                 product; the parts of disjoint patterns add up to the whole.
-            ideal_tolerance: Where ``ideal`` stops refining; None never refines.
+            ideal_tolerance: Where ``ideal`` stops refining, 1e-3 by default; None never refines.
             by: Scores by period as well: ``"epoch"``, ``"step"`` or a number of steps. A visit's
                 credit is its step's, whenever an optimizer's memory moved the parameters; a
                 checkpoint's is the period's that led to it. Scores are the sums of the periods.
             allow_mismatch: Go on where a step does not reproduce; what differs is ``rounding``.
-            progress: Show progress on stderr.
 
         Raises:
             InputError: An ID, method, checkpoint, step or pattern is unknown.
@@ -150,54 +146,21 @@ class Replay(GroundTruth, Inspection):
             NonFiniteError: A loss or a gradient is NaN or infinite.
             TaskError: The task's functions or data do not fit the log.
         """
-        question = Question.of(
-            self.log,
-            self.task,
-            test_ids,
-            methods=methods,
-            checkpoints=checkpoints,
-            train_ids=train_ids,
-            steps=steps,
-            parameters=parameters,
-            ideal_tolerance=ideal_tolerance,
-            by=by,
-            allow_mismatch=allow_mismatch,
-        )
+        question = Question.of(self.log, self.task, test_ids, **asked)
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return answered(self._run, question, bars)
 
-    def estimate(
-        self,
-        test_ids: Sequence[ID],
-        *,
-        methods: str | Sequence[str] = DEFAULT,
-        checkpoints: int | str | Sequence[int] = 10,
-        train_ids: Sequence[ID] | None = None,
-        steps: Window | None = None,
-        parameters: str | Sequence[str] | None = None,
-        ideal_tolerance: float | None = 1e-3,
-        by: str | int | None = None,
-        allow_mismatch: bool = False,
-    ) -> Cost:
+    def estimate(self, test_ids: Sequence[ID], **asked: Unpack[Asked]) -> Cost:
         """Return the time and memory that ``influence`` with the same arguments will take, about.
 
         With them, comparing the methods (``Influence.agreement``). A few steps of the run are
         replayed and timed; nothing is written.
+
+        Args:
+            test_ids: m test examples.
+            **asked: As for ``influence``, with the same errors.
         """
-        question = Question.of(
-            self.log,
-            self.task,
-            test_ids,
-            methods=methods,
-            checkpoints=checkpoints,
-            train_ids=train_ids,
-            steps=steps,
-            parameters=parameters,
-            ideal_tolerance=ideal_tolerance,
-            by=by,
-            allow_mismatch=allow_mismatch,
-        )
-        return estimated(self._run, question)
+        return estimated(self._run, Question.of(self.log, self.task, test_ids, **asked))
 
     def self_influence(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, TypedDict
 
 from replay.arguments import flag, place, whole
 from replay.progress import Progress
@@ -22,6 +22,23 @@ from replay.session.counterfactual import estimated_runs, taken
 from replay.session.estimate import Cost
 from tracer.records import ID
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
+Scales = Mapping[ID, float] | Sequence[Mapping[ID, float]]
+
+
+class Taking(TypedDict, total=False):
+    """How runs are taken, whatever is asked; ``GroundTruth.counterfactual`` explains it."""
+
+    renormalise: bool
+    along: int | None
+    allow_mismatch: bool
+    out: str | Path | None
+    overwrite: bool
+    workers: int
+    progress: bool
+
 
 class GroundTruth:
     """Counterfactual runs along a log.
@@ -37,14 +54,8 @@ class GroundTruth:
         test_ids: Sequence[ID],
         *,
         remove: Sequence[Sequence[ID]] | None = None,
-        scale: Mapping[ID, float] | Sequence[Mapping[ID, float]] | None = None,
-        renormalise: bool = False,
-        along: int | None = None,
-        allow_mismatch: bool = False,
-        out: str | Path | None = None,
-        overwrite: bool = False,
-        workers: int = 1,
-        progress: bool = True,
+        scale: Scales | None = None,
+        **how: Unpack[Taking],
     ) -> Counterfactual:
         """Take the run again with other weights of some training examples.
 
@@ -55,6 +66,9 @@ class GroundTruth:
             test_ids: m test examples.
             remove: For each run, the training examples whose weights become 0.
             scale: Or what weights are multiplied by, by ID; a list for several runs.
+            **how: Any of the following.
+
+        Keyword Args:
             renormalise: Let a mean divide by the examples left, not by those of the run.
             along: Take values every so many steps as well.
             allow_mismatch: Go on where the run, taken again without a change, comes out
@@ -64,7 +78,7 @@ class GroundTruth:
             overwrite: Whether that may replace a file.
             workers: On how many processes; the result is the same, bit for bit. Each needs
                 memory for a replay, and the task must have a name or be picklable.
-            progress: Show progress on stderr.
+            progress: Show progress on stderr; True by default.
 
         Raises:
             InputError: An ID or another argument cannot be used.
@@ -73,21 +87,13 @@ class GroundTruth:
         """
         scales = scales_of(self._run.task, remove, scale)
         facts = {"protocol": "scale" if remove is None else "remove"}
-        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
-        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
+        return self._taken(test_ids, scales, facts, **how)
 
     def leave_one_out(
         self,
         test_ids: Sequence[ID],
         train_ids: Sequence[ID] | None = None,
-        *,
-        renormalise: bool = False,
-        along: int | None = None,
-        allow_mismatch: bool = False,
-        out: str | Path | None = None,
-        overwrite: bool = False,
-        workers: int = 1,
-        progress: bool = True,
+        **how: Unpack[Taking],
     ) -> Counterfactual:
         """Take the run again without each of some training examples.
 
@@ -96,18 +102,10 @@ class GroundTruth:
         Args:
             test_ids: m test examples.
             train_ids: R training examples, a run each; default: all of ``task.train``.
-            renormalise: As for ``counterfactual``, with the same errors.
-            along: Likewise.
-            allow_mismatch: Likewise.
-            out: Likewise.
-            overwrite: Likewise.
-            workers: Likewise.
-            progress: Likewise.
+            **how: As for ``counterfactual``, with the same errors.
         """
         scales = left_out_one_by_one(self._run.task, train_ids)
-        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
-        facts = {"protocol": LEAVE_ONE_OUT}
-        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
+        return self._taken(test_ids, scales, {"protocol": LEAVE_ONE_OUT}, **how)
 
     def subsets(
         self,
@@ -117,13 +115,7 @@ class GroundTruth:
         fraction: float = 0.5,
         seed: int = 0,
         train_ids: Sequence[ID] | None = None,
-        renormalise: bool = False,
-        along: int | None = None,
-        allow_mismatch: bool = False,
-        out: str | Path | None = None,
-        overwrite: bool = False,
-        workers: int = 1,
-        progress: bool = True,
+        **how: Unpack[Taking],
     ) -> Counterfactual:
         """Take the run again without random subsets of the training examples.
 
@@ -133,25 +125,19 @@ class GroundTruth:
             fraction: The share of the training examples that each run lacks.
             seed: Of the draw; a larger ``count`` begins with the same subsets.
             train_ids: The examples that are drawn from; default: all of ``task.train``.
-            renormalise: As for ``counterfactual``, with the same errors.
-            along: Likewise.
-            allow_mismatch: Likewise.
-            out: Likewise.
-            overwrite: Likewise.
-            workers: Likewise.
-            progress: Likewise.
+            **how: As for ``counterfactual``, with the same errors.
         """
         scales, facts = random_subsets(self._run.task, train_ids, count, fraction, seed)
-        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
-        return self._taken(test_ids, scales, facts, how, (out, overwrite, workers), progress)
+        return self._taken(test_ids, scales, facts, **how)
 
     def estimate_counterfactual(
         self,
         test_ids: Sequence[ID],
         *,
         remove: Sequence[Sequence[ID]] | None = None,
-        scale: Mapping[ID, float] | Sequence[Mapping[ID, float]] | None = None,
+        scale: Scales | None = None,
         along: int | None = None,
+        workers: int = 1,
     ) -> Cost:
         """Return the time and memory that such runs will take, about, from some timed steps.
 
@@ -160,24 +146,30 @@ class GroundTruth:
             remove: Likewise.
             scale: Likewise.
             along: Likewise.
+            workers: Likewise.
         """
         run, scales = self._run, scales_of(self._run.task, remove, scale)
         how = {"renormalise": False, "along": along, "allow_mismatch": True}
         asked = Alternatives.of(run.log, run.task, test_ids, scales, {}, **how)
         with run.computing():
-            return estimated_runs(run, asked)
+            return estimated_runs(run, asked, whole("workers", workers))
 
     def _taken(
         self,
         test_ids: Sequence[ID],
         scales: Sequence[Mapping[ID, float]],
         protocol: Facts,
-        how: dict[str, Any],
-        work: tuple[str | Path | None, bool, int],
-        progress: bool,
+        *,
+        renormalise: bool = False,
+        along: int | None = None,
+        allow_mismatch: bool = False,
+        out: str | Path | None = None,
+        overwrite: bool = False,
+        workers: int = 1,
+        progress: bool = True,
     ) -> Counterfactual:
-        run, (out, overwrite, workers) = self._run, work
-        target = None if out is None else place("a result", out)
+        run, target = self._run, None if out is None else place("a result", out)
+        how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
         asked = Alternatives.of(run.log, run.task, test_ids, scales, protocol, **how)
         replaces, count = flag("overwrite", overwrite), whole("workers", workers)
         with run.computing(), Progress(flag("progress", progress)) as bars:

@@ -68,6 +68,14 @@ class Tape:
         log = states.log
         name = str(log.metadata["update_rule"])
         rule = RULES.get(name)
+        if unrolls and rule is None:
+            raise UnsupportedRuleError(
+                f"the steps of {log.path} were made by {name}, whose update unrolled cannot "
+                f"differentiate; it can those of {', '.join(RULES)}.\n"
+                "  1. Take counterfactual runs, which any optimizer will do for: "
+                "Replay.leave_one_out, Replay.subsets;\n"
+                "  2. or ask for tracincp, tracin-sgd, or the measured drops (Replay.drops)."
+            )
         if splits and rule is None:
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "

@@ -29,7 +29,10 @@ def losses(model, batch):
 
 @dataclass
 class Loop:
-    """A run in float64: model, optimizer, batches of a size, clipping, accumulation, schedule."""
+    """A run in float64: model, optimizer, batches of a size, clipping, accumulation, schedule.
+
+    Gradients are clipped together by a norm, each parameter's by itself, or by value.
+    """
 
     model: str = "mlp"
     rule: str = "sgd"
@@ -37,7 +40,7 @@ class Loop:
     size: int = 5
     parts: int = 1
     limit: float | None = None
-    kind: float = 2.0
+    kind: float | str = 2.0
     inside: bool = True
     reduction: str = "mean"
     built: list = field(default_factory=list)
@@ -85,7 +88,12 @@ class Loop:
     def _clip(self, net, optimizer, path):
         if self.limit is None:
             return
-        if path is not None and self.inside:
+        if self.kind == "value":
+            nn.utils.clip_grad_value_(net.parameters(), self.limit)
+        elif self.kind == "each":
+            for parameter in net.parameters():
+                nn.utils.clip_grad_norm_([parameter], self.limit)
+        elif path is not None and self.inside:
             optimizer.clip_grad_norm_(self.limit, self.kind)
         else:
             nn.utils.clip_grad_norm_(net.parameters(), self.limit, self.kind)

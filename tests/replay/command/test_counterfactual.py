@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -88,6 +89,24 @@ def test_dry_run_writes_nothing(train, capsys):
     assert sorted(p for p in train.iterdir() if p.name != "__pycache__") == [
         p for p in before if p.name != "__pycache__"
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 9])
+def test_dry_run_counts_workers(train, capsys, monkeypatch, workers):
+    monkeypatch.setattr(Runs, "timed", lambda *_: (1000.0, 0.0))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    ask = (*ASK, "--leave-one-out", "train.txt", "--dry-run", "--json", "--workers", workers)
+    told = json.loads(run(capsys, *ask)[1])
+    log = Replay("run.h5").log
+    first = [
+        next(t for t in range(len(log)) if identity in log.batch_ids(t))
+        for identity in ("a1", "a3")
+    ]
+    along, steps = len(log) - min(first), sum(len(log) - t for t in first)
+    at_once, count = min(workers, 2), min(workers, 3)
+    assert told["seconds"] == 1000 * (along + (along * count + steps) / at_once)
+    whole = told["peak_bytes"] / json.loads(run(capsys, *ask[:-1], 1)[1])["peak_bytes"]
+    assert whole == pytest.approx(1 if count == 1 else 1 + count, rel=0.01)
 
 
 def test_ctrl_c_says_what_is_kept(train, capsys, monkeypatch):

@@ -13,7 +13,7 @@ from replay.counterfactual.change import Change, drawn
 from tests.helpers.alternatives import EXAMPLES, TESTS, Loop
 from tests.helpers.sparse import MODELS, OPTIMIZERS
 from tracer import TracingOptimizer, TracingSGD
-from tracer.errors import InputError, MismatchError, PrecisionWarning
+from tracer.errors import InputError, MismatchError, PrecisionWarning, UnsupportedRuleError
 from tracer.records import MicroBatch, Step
 
 TEST_IDS = list(range(TESTS))
@@ -187,6 +187,19 @@ def test_a_run_that_does_not_come_out_is_refused(tmp_path):
     assert found.attributes["first_step_not_proved"] == 0
     assert found.change[0, 0] == 0
     assert found.change[1, 0] != 0
+
+
+@pytest.mark.parametrize(("kind", "limit"), [("value", 0.01), ("each", 0.05)])
+def test_clipping_apart_is_refused(tmp_path, kind, limit):
+    """What it would do to another gradient is not in the log."""
+    loop = Loop(limit=limit, kind=kind)
+    loop.train(tmp_path / "run.h5")
+    run, said = (
+        Replay(tmp_path / "run.h5", loop.task()),
+        "step 0 clipped .* by themselves, .*\n  1.",
+    )
+    with pytest.raises(UnsupportedRuleError, match=said):
+        run.leave_one_out([0], [3], progress=False)
 
 
 def test_buffers_that_the_loop_changed_are_refused(tmp_path):

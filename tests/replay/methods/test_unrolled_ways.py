@@ -12,11 +12,13 @@ from torch import nn
 
 from replay import Influence, Replay
 from tests.helpers import rules
+from tests.helpers.alternatives import Loop
 from tests.helpers.rerun import RUNS, SGD, TRAIN, Rerun
 from tests.helpers.rules import BY_NAME
 from tests.replay.methods.test_unrolled import ONE, unrolled
 from tracer import TracingOptimizer, open_log
 from tracer.errors import GradientError, UnsupportedRuleError
+from tracer.rules import table
 
 BY = {run.name: run for run in RUNS}
 
@@ -155,6 +157,17 @@ def test_what_cannot_be_differentiated_is_named(tmp_path, build, message):
     run.trained(ONE, tmp_path / "run.h5")
     with pytest.raises(GradientError, match=re.escape(message)):
         unrolled(run, tmp_path / "run.h5")
+
+
+def test_a_rule_that_is_not_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.delitem(table.RULES, "SGD")
+    Loop(steps=2).train(tmp_path / "run.h5")
+    run = Replay(tmp_path / "run.h5", Loop().task())
+    said = r"made by SGD, whose update unrolled cannot differentiate; .*\n  1. Take c"
+    with pytest.raises(UnsupportedRuleError, match=said):
+        run.influence([0], methods=("unrolled",), progress=False)
+    found = run.leave_one_out([0], [3, 4], progress=False)  # the remedy works
+    assert np.isfinite(found.change).all()
 
 
 def scaled(t, optimizer, model):

@@ -95,3 +95,24 @@ def test_self_influence_of_long_texts_keeps_to_its_budget(tmp_path):
     assert peak_bytes(lambda: found.append(run.self_influence(progress=False))) <= 32 << 20
     whole = Replay(path, task=task).self_influence(progress=False)
     assert found[0].scores["self"] == pytest.approx(whole.scores["self"], rel=1e-6)
+
+
+def test_unrolling_keeps_to_its_budget(tmp_path):
+    """Cotangents of parameters and of two moments, for every test example."""
+    build, shape, _, _ = MODELS["wide"]
+    path, data = tmp_path / "run.h5", [(torch.randn(shape), torch.tensor(k)) for k in range(24)]
+    task, model = Task(build, loss, data, data), build()
+    with TracingOptimizer(torch.optim.AdamW(model.parameters()), model, path) as optimizer:
+        for t in range(2):
+            optimizer.zero_grad()
+            loss(model, task.collate(data[4 * t : 4 * t + 4])).mean().backward()
+            optimizer.step(batch_ids=range(4 * t, 4 * t + 4))
+
+    def took(memory):
+        run = Replay(path, task=task, memory=memory)
+        how = {"methods": ("unrolled",), "progress": False}
+        return peak_bytes(lambda: run.influence(range(len(data)), **how))
+
+    free = took("2GiB")
+    for budget in (free // 2, free // 3):
+        assert took(budget) <= budget
