@@ -6,8 +6,10 @@ STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
 .PHONY: help demo test test-oldest soak lint bench docs constraints clean
+.PHONY: example-mnist example-mislabelled example-text example-approximation-study
 help:
 	@echo "make demo         trace a real training run, replay it, print the tables"
+	@echo "make example-X    mnist, mislabelled, text or approximation-study: real data, minutes"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
 	@echo "make soak         kill 200 training runs and look at what they leave (minutes)"
@@ -43,6 +45,9 @@ demo: $(STAMP)
 	$(RUN) -m examples.digits --log demo/run.h5 --test-ids demo/test_ids.txt --overwrite
 	@echo "== 2/2  replaying it: tracin-replay --log demo/run.h5 --test demo/test_ids.txt =="
 	$(VENV)/bin/tracin-replay --log demo/run.h5 --test demo/test_ids.txt --overwrite
+
+example-mnist example-mislabelled example-text example-approximation-study: $(STAMP)
+	$(RUN) -m examples.$(subst -,_,$(@:example-%=%))
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
