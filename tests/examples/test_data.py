@@ -70,7 +70,7 @@ def test_docstrings_of_a_library(tmp_path):
     long = '"""{} does a thing to another thing."""'
     (tmp_path / "one.py").write_text(
         f"def f():\n    {long.format('This')}\n\nclass C:\n    {long.format('This')}\n"
-        f"    async def g(self):\n        {long.format('The')}\n    def h(self):\n        'Short.'\n"
+        f"    async def g(self):\n        {long.format('The')}\n    def h(self):\n        'No.'\n"
     )
     (package / "__init__.py").write_text(f"def k():\n    {long.format('It')}\n")
     (package / "test" / "x.py").write_text(f"def no():\n    {long.format('No')}\n")

@@ -18,8 +18,14 @@ from tests.examples.idx_files import write_idx
 
 TINY = replace(
     approximation_study.DEFAULT,
-    **{"train": 20, "tests": 3, "epochs": 1, "left_out": 3, "subsets": 3},
-    **{"factors": (1.0,), "batches": (10,), "seeds": 1},
+    train=20,
+    tests=3,
+    epochs=1,
+    left_out=3,
+    subsets=3,
+    factors=(1.0,),
+    batches=(10,),
+    seeds=1,
 )
 
 
