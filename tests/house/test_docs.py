@@ -187,9 +187,10 @@ def test_sentences_are_short(page):
     assert not long, f"{len(long)} sentences of {name(page)} are too long, the first:\n{long[0]}"
 
 
-def test_the_demo_runs(folder):
+def test_the_demo_runs(folder, monkeypatch):
     sys.path.insert(0, str(ROOT))
     module = "examples.digits"
+    monkeypatch.delitem(sys.modules, module, raising=False)  # runpy warns of what is imported
     output(lambda: runpy.run_module(module, run_name="__main__"), module, ["--epochs", "1"])
     replayed(["--log", "run.h5", "--test", "test_ids.txt", "--ideal-tolerance", "none"])
     figure = ROOT / "docs" / "make_comparison.py"
