@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from replay.evaluate.proof import Proof
 from tracer.log.read.run_log import RunLog
-from tracer.records import Step
+from tracer.records import ParameterGroup, Step
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,26 @@ class Transition:
             },
             self.before.buffers,
         )
+
+
+class Optimizer(NamedTuple):
+    """What torch's ``state_dict`` of a run's optimizer holds, by parameter.
+
+    Attributes:
+        states: By torch's names; a parameter that has no state yet is absent.
+        groups: The group that each parameter is in.
+    """
+
+    states: dict[str, dict[str, Any]]
+    groups: dict[str, dict[str, Any]]
+
+    @classmethod
+    def of(cls, stored: Mapping[str, Any], groups: Sequence[ParameterGroup]) -> Optimizer:
+        """Return it by the names that a step's groups have for its parameters."""
+        names = [name for group in groups for name in group.names]
+        states = {names[int(k)]: state for k, state in stored["state"].items() if str(k).isdigit()}
+        held = {names[k]: group for group in stored["param_groups"] for k in group["params"]}
+        return cls(states, held)
 
 
 class States(Protocol):
@@ -112,12 +132,14 @@ class States(Protocol):
         """
         ...
 
-    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        """Return the optimizer's state before step ``t``, one of ``stored``, by parameter.
+    def optimizer(self, t: int) -> Optimizer:
+        """Return the optimizer before step ``t``, one of ``stored``."""
+        ...
 
-        Returns:
-            What torch's ``state_dict`` holds of each parameter, by torch's names; one that has no
-            state yet is absent. The group that each parameter is in, likewise.
+    def optimizer_again(self, t: int) -> Optimizer | None:
+        """Return the optimizer before step ``t``, from the last of ``stored`` before it.
+
+        Its steps are taken again; None if they do not prove to be the run's, bit for bit.
         """
         ...
 

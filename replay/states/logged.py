@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor
 
-from replay.evaluate.state import State, Transition
+from replay.evaluate.state import Optimizer, State, States, Transition
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
 
 class LoggedStates:
     """The states that a log holds; see ``States``.
+
+    Args:
+        log: The run.
+        again: Makes what takes its steps again; by default nothing does.
 
     Attributes:
         log: The run.
@@ -23,8 +26,9 @@ class LoggedStates:
 
     drift: Mapping[int, float] = MappingProxyType({})
 
-    def __init__(self, log: RunLog) -> None:
-        self.log = log
+    def __init__(self, log: RunLog, again: Callable[[], States] | None = None) -> None:
+        self.log, self._again = log, again
+        self._stored: tuple[int, frozenset[int]] = -1, frozenset()  # as the log was that long
         self._kept: dict[int, State] = {}  # both ends what was last asked for
 
     @property
@@ -35,7 +39,9 @@ class LoggedStates:
     @property
     def stored(self) -> frozenset[int]:
         """The numbers of the states whose ``optimizer`` is on file."""
-        return frozenset(self.log.states())
+        if self._stored[0] != len(self.log):
+            self._stored = len(self.log), frozenset(self.log.states())
+        return self._stored[1]
 
     def proof(self) -> None:
         """Return None: nothing is computed."""
@@ -67,15 +73,17 @@ class LoggedStates:
         """Keep states, not the final one: while training goes on, its buffers may yet change."""
         self._kept = {t: state for t, state in states.items() if t < self.last}
 
-    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
-        """Return the optimizer's stored state before step ``t`` and its hyperparameters, by name.
+    def optimizer(self, t: int) -> Optimizer:
+        """Return the optimizer's stored state before step ``t``.
 
         Raises:
             LogError: There is none, or it does not match its checksum.
         """
         groups = self.step(min(t, self.last - 1)).groups
-        names = [name for group in groups for name in group.names]
-        stored = self.log.state(t)["optimizer"]
-        states = {names[int(k)]: state for k, state in stored["state"].items() if str(k).isdigit()}
-        groups = stored["param_groups"]
-        return states, {names[k]: group for group in groups for k in group["params"]}
+        return Optimizer.of(self.log.state(t)["optimizer"], groups)
+
+    def optimizer_again(self, t: int) -> Optimizer | None:
+        """Return the optimizer before step ``t`` as its steps, taken again, lead to it."""
+        if t in self.stored:
+            return self.optimizer(t)
+        return None if self._again is None else self._again().optimizer_again(t)

@@ -24,7 +24,7 @@ def states_of(log: RunLog, task: Task, device: torch.device, budget: int) -> Sta
         budget: Bytes for states in memory.
     """
     if log.is_dense:
-        return LoggedStates(log)
+        return LoggedStates(log, lambda: taken_again(log, task, device, budget))
     return taken_again(log, task, device, budget)
 
 

@@ -8,12 +8,11 @@ threads), the drift is measured at the next snapshot, and the run goes on from w
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from torch import Tensor
 
 from replay.evaluate.proof import Proof, proof_of
-from replay.evaluate.state import State, Transition
+from replay.evaluate.state import Optimizer, State, Transition
 from replay.states.environment import differences
 from replay.states.execution import JOININGS, Execution, Joining, Point
 from replay.states.logged import LoggedStates
@@ -78,9 +77,19 @@ class ReExecutedStates:
             self._step = self.log.step(t)
         return self._step
 
-    def optimizer(self, t: int) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, Any]]]:
+    def optimizer(self, t: int) -> Optimizer:
         """Return the optimizer's stored state before step ``t``; see ``LoggedStates``."""
         return self._logged.optimizer(t)
+
+    def optimizer_again(self, t: int) -> Optimizer | None:
+        """Return the optimizer before step ``t``; None where steps that lead to it differ."""
+        start = max(k for k in self.stored if k <= t)
+        if start == t:
+            return self.optimizer(t)
+        self._reach(t)
+        if not self.proved.issuperset(range(start, t)):
+            return None
+        return Optimizer.of(self._execution.point()["optimizer"], self.step(t - 1).groups)
 
     def proof(self) -> Proof:
         """Return what was found so far."""

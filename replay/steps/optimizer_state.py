@@ -61,7 +61,10 @@ class StoredOptimizer:
         self._stored = states.stored
 
     def before(self, t: int) -> tuple[int, OptimizerState]:
-        """Return the last stored state before step ``t`` and its step.
+        """Return the last state before step ``t`` that is the run's to the bit, and its step.
+
+        That is the one before ``t`` itself, wherever the log has states, unless steps that are
+        taken again differ.
 
         Raises:
             LogError: There is none.
@@ -73,7 +76,8 @@ class StoredOptimizer:
                 "optimizer remembered then is unknown; begin the window later (steps=), or see "
                 "states()."
             )
-        stored, groups = self._states.optimizer(at)
+        again = self._states.optimizer_again(t)
+        at, (stored, groups) = (at, self._states.optimizer(at)) if again is None else (t, again)
         moments = {name: self._moments(state) for name, state in stored.items()}
         found = {name: self._buffer(state) for name, state in stored.items()}
         buffers: dict[str, Parts] = {
