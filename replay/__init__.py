@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.loading import load_task
+    from replay.results.comparison import compare
     from replay.results.counterfactual import Counterfactual
     from replay.results.influence import Influence
     from replay.results.self_influence import SelfInfluence
@@ -20,6 +21,7 @@ __all__ = [
     "SelfInfluence",
     "Task",
     "__version__",
+    "compare",
     "load_task",
 ]
 
@@ -29,6 +31,7 @@ _HOMES = {
     "Replay": "session.replay",
     "SelfInfluence": "results.self_influence",
     "Task": "task",
+    "compare": "results.comparison",
     "load_task": "loading",
 }
 

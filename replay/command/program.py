@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from replay.command.convert import convert, export_checkpoint
 from replay.command.counterfactual import counterfactual
+from replay.command.export import export
 from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
 from replay.command.self_influence import self_influence
@@ -20,7 +21,7 @@ from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError
 
 COMMANDS = (
     *(influence, self_influence, counterfactual, verify, inspect),
-    *(convert, export_checkpoint),
+    *(convert, export_checkpoint, export),
 )
 _EXAMPLES = f"""\b
 Examples:
@@ -32,6 +33,7 @@ Examples:
   tracin-replay counterfactual run.h5 --test ids.txt --leave-one-out train.txt
   tracin-replay verify run.h5
   tracin-replay inspect run.h5
+  tracin-replay export run.influence.h5 scores.csv
 
 {HELP}"""
 

@@ -136,7 +136,7 @@ class Agreement:
         return replace(rows[names[::-1]], pair=names)
 
 
-def compare(
+def compare_methods(
     scores: Mapping[str, Row], *, k: int, advance: Callable[[], None] = lambda: None
 ) -> Agreement:
     """Compare every pair of methods.

@@ -15,7 +15,13 @@ from tracer.errors import InputError, InputWarning, shown
 from tracer.records import ID
 
 Values = Mapping[str, NDArray[np.float64]]
-_SAME = ("run_uuid", "value_dtype", "values_before", "values_after")  # else nothing is compared
+_SAME = (
+    "run_uuid",
+    "value_dtype",
+    "values_before",
+    "values_after",
+    "grouped",
+)  # else nothing is compared
 _TOLERANCE = {"torch.float64": 1e-7}  # of other chunks, threads or devices
 _COARSE = 1e-2  # of other dtypes
 

@@ -11,11 +11,14 @@ import numpy as np
 
 from replay.arguments import flag, place, whole
 from replay.progress import Progress
-from replay.results.agreement import Agreement, compare
+from replay.results.agreement import Agreement, compare_methods
 from replay.results.counterfactual import Counterfactual
 from replay.results.earlier import warn_of_change
+from replay.results.exporting import export
 from replay.results.file import Content, open_result, write_result
+from replay.results.grouping import Labels, grouped
 from replay.results.influence_data import InfluenceData
+from replay.results.labelled import to_dataset, to_frame
 from replay.results.truth import compare_with_truth
 from replay.results.variables import (
     DROPS,
@@ -74,10 +77,54 @@ class Influence(InfluenceData):
         with Progress(flag("progress", progress)) as bars:
             advance = bars.task("comparing methods", count)
             if truth is None:
-                return compare(self.scores, k=k, advance=advance)
-            _require_same_run(self.attributes, truth)
+                return compare_methods(self.scores, k=k, advance=advance)
+            _require_comparable(self.attributes, truth)
             ids = self.test_ids, self.train_ids
             return compare_with_truth(self.scores, *ids, truth, k=k, advance=advance)
+
+    def by(self, *, train: Labels | None = None, test: Labels | None = None) -> Influence:
+        """Return the result of groups instead of examples: classes, sources, anything.
+
+        Everything is summed over the examples of a group, so that the identity still holds.
+
+        Args:
+            train: The label of each training example: a list in the order of ``train_ids``, or a
+                mapping from IDs. Labels become the columns.
+            test: Likewise of test examples, and rows.
+
+        Raises:
+            InputError: An example has no label, or labels are neither all integers nor all text.
+        """
+        return grouped(self, train, test)
+
+    def to_xarray(self) -> Any:
+        """Return an ``xarray.Dataset`` with everything, as ``xarray.open_dataset`` reads the file.
+
+        Raises:
+            InputError: xarray is not installed (the extra ``tables``).
+        """
+        return to_dataset(self._labels(), self._variables(), self.attributes)
+
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame`` of the scores: columns test, train, method, score.
+
+        Raises:
+            InputError: pandas is not installed (the extra ``tables``).
+        """
+        return to_frame(self)
+
+    def export(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the scores for other programs, by the file's ending.
+
+        ``.csv`` and ``.parquet`` hold a row for each test example, training example and method;
+        ``.npz`` an array of each method; ``.json`` everything by test example.
+
+        Raises:
+            OutputExistsError: The file exists and ``overwrite`` is off.
+            InputError: The ending is another, a library is missing, or it cannot be written.
+        """
+        replaces = flag("overwrite", overwrite)
+        export(self, place("scores", path), overwrite=replaces)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.
@@ -90,24 +137,10 @@ class Influence(InfluenceData):
         """
         names = {"methods": self.scores, "terms": next(iter(self.terms.values()), {})}
         lists = {name: " ".join(some) for name, some in names.items()}
-        count = next((len(drops) for drops in self.drops.values()), 0)
-        labels: dict[str, Sequence[ID]] = {
-            "test": self.test_ids,
-            "train": self.train_ids,
-            "step": self.steps or list(range(count)),
-        }
-        if self.periods:
-            labels["period"] = self.periods
-        facts = {**self.attributes, **lists}
-        warn_of_change(place("a result", path), self.test_ids, self.values, self.attributes)
-        write_result(
-            place("a result", path),
-            INFLUENCE,
-            labels,
-            self._variables(),
-            facts,
-            overwrite=overwrite,
-        )
+        target = place("a result", path)
+        warn_of_change(target, self.test_ids, self.values, self.attributes)
+        content, facts = self._variables(), {**self.attributes, **lists}
+        write_result(target, INFLUENCE, self._labels(), content, facts, overwrite=overwrite)
 
     @classmethod
     def load(cls, path: str | Path) -> Influence:
@@ -140,6 +173,15 @@ class Influence(InfluenceData):
                 period_of_step=of_step,
             )
 
+    def _labels(self) -> dict[str, Sequence[ID]]:
+        count = next((len(drops) for drops in self.drops.values()), 0)
+        labels: dict[str, Sequence[ID]] = {
+            "test": self.test_ids,
+            "train": self.train_ids,
+            "step": self.steps or list(range(count)),
+        }
+        return {**labels, "period": self.periods} if self.periods else labels
+
     def _variables(self) -> Content:
         for method, scores in self.scores.items():
             yield SCORES, method, "", scores
@@ -158,11 +200,16 @@ class Influence(InfluenceData):
             yield PERIOD_OF_STEP, "", "", self.period_of_step
 
 
-def _require_same_run(attributes: Mapping[str, object], truth: Any) -> None:
+def _require_comparable(attributes: Mapping[str, object], truth: Any) -> None:
     if not isinstance(truth, Counterfactual):
         raise InputError(
             "truth must be what Replay.leave_one_out, subsets or counterfactual return, or "
             f"Counterfactual.load; found {shown(truth)}."
+        )
+    if "grouped" in attributes:
+        raise InputError(
+            "the truth is of examples, and this result is of groups of them (influence.by); "
+            "compare the result of the examples."
         )
     ours, theirs = (str(facts.get("run_uuid")) for facts in (attributes, truth.attributes))
     if ours != theirs:

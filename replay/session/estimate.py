@@ -13,7 +13,7 @@ import torch
 
 from replay.evaluate.chunks import BLOCK
 from replay.progress import Progress, duration
-from replay.results.agreement import compare
+from replay.results.agreement import compare_methods
 from replay.session.bound_run import BoundRun
 from replay.session.periods import Periods
 from replay.session.question import Question
@@ -95,7 +95,7 @@ def _comparing(question: Question) -> float:
     random, n = np.random.default_rng(0), len(question.train_ids)
     rows = {method.name: random.normal(size=(2, n)) for method in question.methods}
     few = {name: table[:1] for name, table in rows.items()}
-    _, each = _timed(lambda size: compare(few if size == 1 else rows, k=10), 2)
+    _, each = _timed(lambda size: compare_methods(few if size == 1 else rows, k=10), 2)
     return each * len(question.test_ids)
 
 

@@ -15,6 +15,7 @@ from replay.command.show.completeness import completeness_table
 from replay.command.show.ranking import ranking, ranking_json
 from replay.command.show.verdict import verdict
 from replay.command.terminal import literal
+from replay.results.exporting import to_plain
 from replay.results.influence import Influence
 from replay.results.summary import said_of_checkpoints
 
@@ -85,10 +86,11 @@ def _checkpoints(facts: Mapping[str, object]) -> str:
 
 
 def to_json(influence: Influence, *, k: int = 5) -> dict[str, Any]:
-    """Return the report as plain values; what is not a number is None."""
+    """Return the report and the scores as plain values; what is not a number is None."""
     return {
         "attributes": dict(influence.attributes),
         "test_ids": influence.test_ids,
+        **to_plain(influence),
         "agreement": agreement_json(influence.agreement()),
         "completeness": {
             method: {term: [plain(v) for v in values] for term, values in terms.items()}

@@ -21,7 +21,10 @@ TOLD = {  # beside the log
 }
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+TAKE_LOGS = [one for one in COMMANDS if any(option.name == "log" for option in one.params)]
+
+
+@pytest.mark.parametrize("command", TAKE_LOGS, ids=lambda command: command.name)
 def test_every_command_takes_the_log_in_two_ways(folder, capsys, command):
     tests, found = TOLD.get(command.name, ("--json",)), []
     for log in (("run.h5",), ("--log", "run.h5")):
@@ -38,7 +41,7 @@ def test_every_command_takes_the_log_in_two_ways(folder, capsys, command):
     assert not list(folder.glob("run.*.h5"))
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+@pytest.mark.parametrize("command", TAKE_LOGS, ids=lambda command: command.name)
 def test_options_stand_after_the_command(folder, capsys, command):
     code, out, err = run(capsys, "--log", "run.h5", command.name)
     assert (code, out) == (2, "")

@@ -46,6 +46,34 @@ def test_options_and_json(folder, capsys, monkeypatch):
     assert (folder / "study.h5").exists()
 
 
+def test_scores_in_json_and_in_files_of_other_programs(folder, capsys):
+    code, out, err = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--by", 2, "--json")
+    assert code == 0, err
+    stored, found = Influence.load(folder / "run.influence.h5"), json.loads(out)
+    assert stored.periods == [0, 2]
+    assert found["train_ids"] == stored.train_ids
+    assert {m: s.tolist() for m, s in stored.scores.items()} == found["scores"]
+    code, out, err = run(capsys, "export", "run.influence.h5", "scores.json")
+    assert (code, out, err) == (0, "", "wrote scores.json\n")
+    written = json.loads((folder / "scores.json").read_text())
+    assert written["scores"] == found["scores"]
+    code, out, err = run(capsys, "export", "run.influence.h5", "scores.csv", "--json")
+    assert json.loads(out) == {
+        "out": "scores.csv", "methods": list(stored.scores), "test": 2, "train": 14
+    }  # fmt: skip
+    for told, message in (
+        (("run.h5", "x.csv"), "run.h5 is a run log, not a result; read it with tracer.open_log"),
+        (("run.influence.h5", "scores.csv"), "scores.csv exists; choose another path or overwrite"),
+        (
+            ("run.influence.h5", "x.xlsx"),
+            "expected a file that ends in .csv, .parquet, .npz, .json",
+        ),
+    ):
+        code, out, err = run(capsys, "export", *told)
+        assert (code, out) == (2, "")
+        assert message in err
+
+
 def test_window_and_blocks(folder, capsys):
     code, out, err = run(
         capsys,

@@ -8,7 +8,7 @@ import xarray
 from scipy import stats
 
 from replay import Influence
-from replay.results.agreement import METRICS, compare, totals_hold
+from replay.results.agreement import METRICS, compare_methods, totals_hold
 from tests.helpers.results import made
 from tracer.errors import InputError, OutputExistsError
 
@@ -79,7 +79,7 @@ def test_agreement_equals_its_definitions():
     x = random.normal(size=(3, 40))
     y = 2 * x + random.normal(size=(3, 40))
     x[0, 0] = 0.0
-    found = compare({"a": x, "b": y}, k=5)
+    found = compare_methods({"a": x, "b": y}, k=5)
     assert found.pairs == [("a", "b")]
     for j in range(3):
         a, b = x[j], y[j]
@@ -115,7 +115,7 @@ def test_agreement_of_rows_with_ties(kind):
         x[:, : n // 2], y[:, : n // 3] = 0, -0.0
     if kind == "small":
         x *= 1e-200
-    found = compare({"a": x, "b": y}, k=7)
+    found = compare_methods({"a": x, "b": y}, k=7)
     assert found.k == min(7, n)
     for j, (a, b) in enumerate(zip(x, y, strict=True)):
         for name in ("pearsonr", "spearmanr", "kendalltau"):
@@ -129,12 +129,12 @@ def test_agreement_of_rows_with_ties(kind):
 
 
 def test_agreement_where_it_is_undefined():
-    found = compare({"a": np.zeros((2, 4)), "b": np.ones((2, 4))}, k=10)
+    found = compare_methods({"a": np.zeros((2, 4)), "b": np.ones((2, 4))}, k=10)
     assert np.isnan(found.get(("a", "b"), "pearson").median)
     assert np.isnan(found.get(("a", "b"), "total_ratio").median)
-    gap = compare({"a": np.array([[1.0, np.nan, 2.0]]), "b": np.ones((1, 3))}, k=2)
+    gap = compare_methods({"a": np.array([[1.0, np.nan, 2.0]]), "b": np.ones((1, 3))}, k=2)
     assert all(np.isnan(row.values).all() for row in gap.rows)
-    one = compare({"a": np.ones((1, 1)), "b": np.ones((1, 1))}, k=3)
+    one = compare_methods({"a": np.ones((1, 1)), "b": np.ones((1, 1))}, k=3)
     assert one.get(("a", "b"), "slope").median == 1
 
 

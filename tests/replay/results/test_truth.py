@@ -134,3 +134,11 @@ def _linear(model, batch):
     """Return what is linear in the parameters, another thing for each example."""
     whole = sum((k + 1) * p.sum() for k, p in enumerate(model.parameters()))
     return whole * (1 + batch[0][:, 0])
+
+
+def test_groups_are_not_compared_with_the_truth_of_examples():
+    groups = influence().by(train=[0] * 9)
+    with pytest.raises(
+        InputError, match="this result is of groups of them .influence.by.; compare"
+    ):
+        groups.agreement(truth=truth([{"a1": 0.0}]), progress=False)
