@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from replay.loading import load_task
+    from replay.results.checkpoint_sweep import CheckpointSweep
     from replay.results.comparison import compare
     from replay.results.counterfactual import Counterfactual
     from replay.results.influence import Influence
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "CheckpointSweep",
     "Counterfactual",
     "Influence",
     "Replay",
@@ -26,6 +28,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "CheckpointSweep": "results.checkpoint_sweep",
     "Counterfactual": "results.counterfactual",
     "Influence": "results.influence",
     "Replay": "session.replay",

@@ -10,8 +10,10 @@ from typing import Any
 
 import click
 
+from replay.command.kinds import Checkpoints, MethodName, Tolerance
 from replay.command.opening import chosen, opened
 from replay.command.options import (
+    BY,
     DRY_RUN,
     STEPS,
     Settings,
@@ -30,9 +32,7 @@ from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
 from replay.results.reservation import reserved
 from replay.results.variables import INFLUENCE
-from replay.session.choices import SELF
 from replay.session.estimate import Cost, peak_bytes
-from replay.session.periods import EPOCH, STEP
 
 _ENDING = ".influence.h5"
 _WIDTH = max(map(len, METHODS)) + 4
@@ -48,62 +48,6 @@ Methods:
 ids.txt holds one test ID a line; '#' begins a comment. Scores are positive for
 proponents: training examples whose steps lowered the test loss.
 """
-
-
-class Tolerance(click.ParamType[float | None]):
-    """A number or ``none``."""
-
-    name = "FLOAT|none"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> float | None:
-        """Return a number, or None for ``none``."""
-        if value is None or str(value).lower() == "none":
-            return None
-        try:
-            return float(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number nor 'none'.", param, ctx)
-
-
-class MethodName(click.Choice[str]):
-    """A method; who looks for self-influence is shown the way."""
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str:
-        """Return the name of a method."""
-        if value == SELF:
-            self.fail("self-influence is a command: tracin-replay self run.h5.", param, ctx)
-        return super().convert(value, param, ctx)
-
-
-class Checkpoints(click.ParamType[int | str | list[int]]):
-    """What ``checkpoints=`` takes."""
-
-    name = "N|t,t,...|epochs|all"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> int | str | list[int]:
-        """Return a number, a list of steps, ``"epochs"`` or ``"all"``."""
-        if isinstance(value, int) or value in ("epochs", "all"):
-            return value  # type: ignore[no-any-return]
-        try:
-            steps = [int(part) for part in value.split(",")]
-        except ValueError:
-            self.fail(f"{value!r} is not a number, a list of steps, epochs or all.", param, ctx)
-        return steps if "," in value else steps[0]
-
-
-class Periods(click.ParamType[str | int]):
-    """What ``by=`` takes."""
-
-    name = "epoch|step|N"
-
-    def convert(self, value: Any, param: Any, ctx: Any) -> str | int:
-        """Return ``"epoch"``, ``"step"`` or a number of steps."""
-        if value in (EPOCH, STEP):
-            return value  # type: ignore[no-any-return]
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is not epoch, step or a number of steps.", param, ctx)
 
 
 @click.command(
@@ -145,11 +89,7 @@ Examples:
     show_default=True,
     help="Where dividing a measured drop stops refining; none never refines.",
 )
-@click.option(
-    "--by",
-    type=Periods(),
-    help="Keep scores by period, too: epoch, step, or so many steps.  [default: sums alone]",
-)
+@BY
 @DRY_RUN
 @STEPS
 @click.option(

@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from replay.command.kinds import Periods
+
 Command = Callable[..., Any]
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
@@ -23,6 +25,11 @@ DRY_RUN = click.option(
     "--dry-run",
     is_flag=True,
     help="Say how long it will take and how much memory, from some timed steps; write nothing.",
+)
+BY = click.option(
+    "--by",
+    type=Periods(),
+    help="Keep scores by period, too: epoch, step, or so many steps.  [default: sums alone]",
 )
 _LOG = (
     click.argument("place", metavar="[LOG]", required=False, type=click.Path(path_type=Path)),

@@ -9,6 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from replay.command.checkpoints import checkpoints
 from replay.command.convert import convert, export_checkpoint
 from replay.command.counterfactual import counterfactual
 from replay.command.export import export
@@ -20,7 +21,7 @@ from replay.command.verify import verify
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
 COMMANDS = (
-    *(influence, self_influence, counterfactual, verify, inspect),
+    *(influence, self_influence, counterfactual, checkpoints, verify, inspect),
     *(convert, export_checkpoint, export),
 )
 _EXAMPLES = f"""\b
@@ -31,6 +32,7 @@ Examples:
   tracin-replay influence run.h5 --test all
   tracin-replay self run.h5
   tracin-replay counterfactual run.h5 --test ids.txt --leave-one-out train.txt
+  tracin-replay checkpoints run.h5 --test ids.txt
   tracin-replay verify run.h5
   tracin-replay inspect run.h5
   tracin-replay export run.influence.h5 scores.csv

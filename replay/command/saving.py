@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
 from tracer.errors import InputError
 
 
-def save(found: Influence | SelfInfluence, target: Path, *, overwrite: bool) -> None:
+def save(
+    found: Influence | SelfInfluence | CheckpointSweep, target: Path, *, overwrite: bool
+) -> None:
     """Save a result; where that fails, elsewhere, since the process ends with its error.
 
     Raises:

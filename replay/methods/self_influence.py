@@ -5,7 +5,7 @@ r"""Self-influence: what the visits of a training example did to that example it
 is the immediate effect of its own part of each step, train mode; under plain SGD
 ``Σ (η/b) ‖g_i‖²``. Beside it ``own_drop``: ``ℓ(w_s, z) − ℓ(w_{s+1}, z)`` summed over its visits,
 the same pass of the real batch at both ends of the step: what the whole step did to z, another
-quantity.
+quantity. And ``loss``, the mean of ``ℓ(w_s, z)`` over its visits: the plain baseline.
 Examples with large self-influence are often mislabelled. Source: Pruthi et al. (arXiv
 2002.08484), section 4.
 """
@@ -26,31 +26,38 @@ from replay.task import Task
 from tracer.errors import TaskError
 from tracer.records import ID
 
-SCORES = ("self", "own_drop")
+SUMS = ("self", "own_drop", "loss")
 
 
 class Sums:
-    """Adds visits up by training example; visits of others are left out.
+    """Adds visits up by period and training example; visits of others are left out.
 
     Args:
         train_ids: N examples.
+        periods: How many periods there are.
+
+    Attributes:
+        tables: Sums of what each visit has, ``(P, N)``.
+        visits: How many there were, ``(P, N)``.
     """
 
-    def __init__(self, train_ids: Sequence[ID]) -> None:
+    def __init__(self, train_ids: Sequence[ID], periods: int = 1) -> None:
         self._place = {identity: k for k, identity in enumerate(train_ids)}
-        self.scores = {name: np.zeros(len(train_ids)) for name in SCORES}
-        self.visits = np.zeros(len(train_ids), dtype=np.int64)
+        size = periods, len(train_ids)
+        self.tables = {name: np.zeros(size) for name in SUMS}
+        self.visits = np.zeros(size, dtype=np.int64)
 
-    def add(self, replayed: ReplayedStep, task: Task, models: Models) -> None:
-        """Add the visits of one step, whose gradients are replayed."""
+    def add(self, replayed: ReplayedStep, task: Task, models: Models, period: int = 0) -> None:
+        """Add the visits of one step of a period, whose gradients are replayed."""
         assert replayed.trained is not None
         ids = replayed.trained.ids
-        found = {"self": _immediate(replayed), "own_drop": _own_drops(replayed, task, models)}
+        before, after = _own_losses(replayed, task, models)
+        found = {"self": _immediate(replayed), "own_drop": before - after, "loss": before}
         pairs = [(i, self._place[z]) for i, z in enumerate(ids) if z in self._place]
         occurrences, places = ([pair[k] for pair in pairs] for k in (0, 1))
         for name, values in found.items():
-            np.add.at(self.scores[name], places, values.numpy()[occurrences])
-        np.add.at(self.visits, places, 1)
+            np.add.at(self.tables[name][period], places, values.numpy()[occurrences])
+        np.add.at(self.visits[period], places, 1)
 
 
 def _immediate(replayed: ReplayedStep) -> Tensor:
@@ -73,8 +80,8 @@ def _immediate(replayed: ReplayedStep) -> Tensor:
     return torch.cat(found).cpu()
 
 
-def _own_drops(replayed: ReplayedStep, task: Task, models: Models) -> Tensor:
-    """Return ``ℓ_i(w_t) − ℓ_i(w_{t+1})``, train mode, buffers and batches of the step, ``(b,)``."""
+def _own_losses(replayed: ReplayedStep, task: Task, models: Models) -> tuple[Tensor, Tensor]:
+    """Return ``ℓ_i(w_t)`` and ``ℓ_i(w_{t+1})``, train mode, buffers and batches of the step."""
     assert replayed.trained is not None
     now = replayed.transition
     before, after = (
@@ -92,4 +99,4 @@ def _own_drops(replayed: ReplayedStep, task: Task, models: Models) -> Tensor:
             'values="model" (--values model).\n'
             "  2. Let the forward not depend on torch.is_grad_enabled(); ask self.training."
         )
-    return (before - after).cpu()
+    return before.cpu(), after.cpu()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import h5py
 
-from replay.results.variables import FORMATS, SELF_INFLUENCE, SELF_SCORES, Format
+from replay.results.variables import FORMATS, SELF_INFLUENCE, Format
 from tracer.errors import InputError, OutputExistsError
 from tracer.hdf5.opening import open_hdf5
 from tracer.log.read.run_log import is_log
@@ -79,7 +79,7 @@ def inputs_of(attributes: Mapping[str, object]) -> list[str]:
 def stated_format(file: h5py.File) -> str | None:
     """Return which format a file says it has; the first self-influence files said nothing."""
     found = file.attrs.get("format")
-    if found is None and all(name in file for name in ("train", *SELF_SCORES)):
+    if found is None and all(name in file for name in ("train", "self", "own_drop")):
         return SELF_INFLUENCE.name
     found = found.decode(errors="replace") if isinstance(found, bytes) else found
     return found if isinstance(found, str) else None

@@ -39,16 +39,40 @@ class RankedRow:
         both = (x != 0) & (y != 0)
         compares, varies = self._finite and other._finite, self._varies and other._varies
         found = {
-            "pearson": _correlation(x, y) if varies else math.nan,
-            "spearman": _correlation(self._ranks, other._ranks) if varies else math.nan,
+            **self._correlations(other),
             "kendall": self._kendall(other) if varies else math.nan,
             "top_proponents": len(self._first & other._first) / self._k,
             "top_opponents": len(self._last & other._last) / self._k,
             "sign": float(np.mean((x[both] > 0) == (y[both] > 0))) if both.any() else math.nan,
             "slope": _slope(x, y) if x.any() else math.nan,
-            "total_ratio": float(y.sum() / x.sum()) if x.sum() else math.nan,
+            "total_ratio": _ratio(x, y),
         }
         return found if compares else dict.fromkeys(found, math.nan)
+
+    def errors(self, other: RankedRow) -> dict[str, float]:
+        """Return how far another row, y, is from this one, x; NaN where undefined.
+
+        ``relative_error`` is ``‖y − x‖ / ‖x‖``; ``scaled_error`` the same once y is multiplied by
+        the best common factor: what is left of it is no question of scale.
+        """
+        x, y = self._scores, other._scores
+        size, factor = float(np.linalg.norm(x)), _slope(y, x) if y.any() else 0.0
+        found = {
+            **self._correlations(other),
+            "relative_error": float(np.linalg.norm(y - x)) / size if size else math.nan,
+            "scaled_error": float(np.linalg.norm(factor * y - x)) / size if size else math.nan,
+            "total_ratio": _ratio(x, y),
+        }
+        compares = self._finite and other._finite
+        return found if compares else dict.fromkeys(found, math.nan)
+
+    def _correlations(self, other: RankedRow) -> dict[str, float]:
+        """Return Pearson's and Spearman's correlation; NaN where one of the two is constant."""
+        varies = self._varies and other._varies
+        return {
+            "pearson": _correlation(self._scores, other._scores) if varies else math.nan,
+            "spearman": _correlation(self._ranks, other._ranks) if varies else math.nan,
+        }
 
     def _kendall(self, other: RankedRow) -> float:
         """Return Kendall's tau-b; of ranks in order, since sorted ones sort soonest."""
@@ -61,6 +85,11 @@ def _correlation(x: Row, y: Row) -> float:
     """Return Pearson's correlation of rows that are not constant."""
     u, v = (row / np.abs(row).max() for row in (x - x.mean(), y - y.mean()))
     return float(np.clip(u @ v / math.sqrt((u @ u) * (v @ v)), -1, 1))
+
+
+def _ratio(x: Row, y: Row) -> float:
+    """Return the ratio of two rows' totals, of y to x."""
+    return float(y.sum() / x.sum()) if x.sum() else math.nan
 
 
 def _slope(x: Row, y: Row) -> float:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,15 @@ from numpy.typing import NDArray
 from replay.arguments import one_of, place, whole
 from replay.results.file import Content, open_result, write_result
 from replay.results.summary import summary
-from replay.results.variables import SELF_INFLUENCE, SELF_SCORES, VISITS
+from replay.results.variables import (
+    OWN_DROP,
+    SELF,
+    SELF_BY_PERIOD,
+    SELF_INFLUENCE,
+    SELF_SCORES,
+    VISITS,
+    VISITS_BY_PERIOD,
+)
 from tracer.records import ID
 
 
@@ -21,20 +30,32 @@ class SelfInfluence:
 
     Attributes:
         train_ids: N examples.
-        scores: ``"self"`` and ``"own_drop"``, float64 ``(N,)``, in units of the training loss.
+        scores: ``"self"``, ``"own_drop"`` and, as the baseline, ``"loss"``, the mean of the losses
+            at the example's visits (NaN: none); with checkpoints also the diagonal of ``tracincp``.
+            Float64 ``(N,)``, in units of the training loss.
         visits: How often the run visited each, ``(N,)``.
         attributes: Run, update rule, versions, choices.
+        by_period: The same in each of P periods, ``(N, P)``; sums of all but ``"loss"`` are the
+            scores. Empty without ``by=``.
+        visits_by_period: Visits in each, ``(N, P)``.
+        periods: The P periods: epochs, or first steps.
     """
 
     train_ids: list[ID]
     scores: dict[str, NDArray[np.float64]]
     visits: NDArray[np.int64]
     attributes: dict[str, str | int | float]
+    by_period: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    visits_by_period: NDArray[np.int64] = field(
+        default_factory=lambda: np.zeros((0, 0), dtype=np.int64)
+    )
+    periods: list[int] = field(default_factory=list)
 
     def __repr__(self) -> str:
         rows = {
             "scores": ", ".join(self.scores),
             "visits": int(self.visits.sum()),
+            "periods": len(self.periods) or "",
             "steps": self.attributes.get("window"),
             "run": self.attributes.get("log"),
         }
@@ -51,13 +72,17 @@ class SelfInfluence:
         return [self.train_ids[i] for i in order], scores[order]
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
-        """Write HDF5 with the dimension ``train``, beside its place and moved there when whole.
+        """Write HDF5 with the dimension ``train``, and ``period`` if there are some.
+
+        It is written beside its place and moved there when whole.
 
         Raises:
             OutputExistsError: The file exists and ``overwrite`` is off.
             InputError: It is the run's log or task, or no regular file, or cannot be written.
         """
-        labels = {"train": self.train_ids}
+        labels: dict[str, Sequence[ID]] = {"train": self.train_ids}
+        if self.periods:
+            labels["period"] = self.periods
         write_result(
             *(place("a result", path), SELF_INFLUENCE, labels, self._variables(), self.attributes),
             overwrite=overwrite,
@@ -71,14 +96,28 @@ class SelfInfluence:
             InputError: The file is missing or holds something else.
         """
         with open_result(path, SELF_INFLUENCE) as file:
-            return cls(
+            needed = {SELF, OWN_DROP}  # the first files held no others
+            kinds = {n: kind for n, kind in SELF_SCORES.items() if kind in needed or file.has(kind)}
+            found = cls(
                 train_ids=file.labels["train"],
-                scores={name: file.read(kind) for name, kind in SELF_SCORES.items()},
+                scores={name: file.read(kind) for name, kind in kinds.items()},
                 visits=file.read(VISITS),
                 attributes=file.attributes,
+            )
+            if "period" not in file.labels:
+                return found
+            return replace(
+                found,
+                by_period={name: file.read(SELF_BY_PERIOD, term=name).T for name in kinds},
+                visits_by_period=file.read(VISITS_BY_PERIOD).T,
+                periods=[int(period) for period in file.labels["period"]],
             )
 
     def _variables(self) -> Content:
         for name, scores in self.scores.items():
             yield SELF_SCORES[name], "", "", scores
         yield VISITS, "", "", self.visits
+        for name, parts in self.by_period.items():
+            yield SELF_BY_PERIOD, "", name, parts.T
+        if self.periods:
+            yield VISITS_BY_PERIOD, "", "", self.visits_by_period.T

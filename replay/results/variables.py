@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from replay.methods import tracincp
+
 VALUE = "test value"  # the unit of what the attribute ``unit`` describes
 LOSS = "training loss"
 
@@ -125,7 +127,11 @@ SELF_INFLUENCE = Format(
     version=1,
     content="self-influence",
     loader="SelfInfluence.load",
-    dimensions={"train": "IDs of the training examples"},
+    dimensions={
+        "train": "IDs of the training examples",
+        "period": "periods: epochs, or the first steps of stretches of the run",
+    },
+    sometimes=("period",),
 )
 SELF = Variable(
     "self", _TRAIN, "float64", LOSS, "what an example's own part of its steps did to its loss"
@@ -138,7 +144,28 @@ OWN_DROP = Variable(
     "what the whole steps that an example was in did to its loss",
 )
 VISITS = Variable("visits", _TRAIN, "int64", "", "how often the run used an example")
-SELF_SCORES = {"self": SELF, "own_drop": OWN_DROP}
+OWN_LOSS = Variable(
+    "loss", _TRAIN, "float64", LOSS, "mean of the losses of an example's visits; NaN: never visited"
+)
+AT_CHECKPOINTS = Variable(
+    tracincp.METHOD.name,
+    _TRAIN,
+    "float64",
+    LOSS,
+    "squared gradient norms at checkpoints, times learning rates",
+)
+SELF_SCORES = {
+    "self": SELF,
+    "own_drop": OWN_DROP,
+    "loss": OWN_LOSS,
+    tracincp.METHOD.name: AT_CHECKPOINTS,
+}
+SELF_BY_PERIOD = Variable(
+    "{term}_by_period", ("period", "train"), "float64", LOSS, "{term} in each period"
+)
+VISITS_BY_PERIOD = Variable(
+    "visits_by_period", ("period", "train"), "int64", "", "how often each period used an example"
+)
 
 COUNTERFACTUAL = Format(
     name="tracin-counterfactual",
@@ -161,5 +188,27 @@ CHANGE_SCALE = Variable(
     "change_scale", ("change",), "float64", "", "what its weights were multiplied by; 0: removed"
 )
 
-FORMATS = (INFLUENCE, SELF_INFLUENCE, COUNTERFACTUAL)
+CHECKPOINT_SWEEP = Format(
+    name="tracin-checkpoint-sweep",
+    version=1,
+    content="a sweep over checkpoints",
+    loader="CheckpointSweep.load",
+    dimensions={
+        "row": "placement and number asked for of each choice of checkpoints",
+        "test": "IDs of the test examples",
+        "checkpoint": "the states of each choice, row after row",
+    },
+)
+ERROR = Variable(
+    "{term}_against_{method}",
+    ("row", "test"),
+    "float64",
+    "",
+    "{term} of the sum over checkpoints against {method}",
+)
+CHECKPOINT_ROW = Variable(
+    "checkpoint_row", ("checkpoint",), "int64", "", "the row that a state belongs to"
+)
+
+FORMATS = (INFLUENCE, SELF_INFLUENCE, COUNTERFACTUAL, CHECKPOINT_SWEEP)
 RUN_LOG = "tracin-run"  # what a run log says instead

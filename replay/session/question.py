@@ -20,17 +20,22 @@ from tracer.records import ID
 _UNROLLED = 8  # λ of parameters and two of the optimizer's tensors, before and after; two more
 
 
-class Asked(TypedDict, total=False):
+class Exact(TypedDict, total=False):
+    """What ``Replay.checkpoint_sweep`` takes by name; ``Replay.influence`` explains it."""
+
+    train_ids: Sequence[ID] | None
+    parameters: str | Sequence[str] | None
+    ideal_tolerance: float | None
+    allow_mismatch: bool
+
+
+class Asked(Exact, total=False):
     """What ``Replay.influence``, which explains it, and ``Replay.estimate`` take by name."""
 
     methods: str | Sequence[str]
     checkpoints: int | str | Sequence[int]
-    train_ids: Sequence[ID] | None
     steps: Window | None
-    parameters: str | Sequence[str] | None
-    ideal_tolerance: float | None
     by: str | int | None
-    allow_mismatch: bool
 
 
 @dataclass(frozen=True)

@@ -12,14 +12,17 @@ from numpy.typing import NDArray
 
 from replay.arguments import flag
 from replay.progress import Progress
+from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session.choices import Window, known_ids, window
+from replay.session.checkpoint_sweep import COUNTS, METHODS, chosen_checkpoints, swept
+from replay.session.choices import Window, known_ids
 from replay.session.estimate import Cost, estimated
 from replay.session.inspection import Inspection
 from replay.session.opening import bound
-from replay.session.question import Asked, Question
-from replay.session.scoring import answered, measured_drops, self_influence
+from replay.session.question import Asked, Exact, Question
+from replay.session.scoring import answered, measured_drops
+from replay.session.self_influence import SelfQuestion, self_influence
 from replay.session.truth import GroundTruth
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
@@ -162,24 +165,67 @@ class Replay(GroundTruth, Inspection):
         """
         return estimated(self._run, Question.of(self.log, self.task, test_ids, **asked))
 
+    def checkpoint_sweep(
+        self,
+        test_ids: Sequence[ID],
+        *,
+        counts: Sequence[int] = COUNTS,
+        placements: str | Sequence[str] | None = None,
+        progress: bool = True,
+        **asked: Unpack[Exact],
+    ) -> CheckpointSweep:
+        """Compute how far ``tracincp`` is from the exact scores, by its checkpoints.
+
+        One pass over the run serves every choice; each has a table of scores in memory.
+
+        Args:
+            test_ids: m test examples.
+            counts: Numbers of checkpoints.
+            placements: Any of ``"even"``, as ``checkpoints=`` has them, ``"epochs"`` (some of their
+                ends), ``"early"`` and ``"late"`` (a quarter of the run), ``"rate"`` (equal sums
+                of learning rates between them); default: all that the run has.
+            progress: Show progress on stderr.
+            **asked: ``train_ids``, ``parameters``, ``ideal_tolerance``, ``allow_mismatch``: as for
+                ``influence``, with the same errors.
+        """
+        choices = chosen_checkpoints(self.log, counts, placements)
+        states = sorted({step for one in choices for step in one.steps})
+        question = Question.of(
+            *(self.log, self.task, test_ids), methods=METHODS, checkpoints=states, **asked
+        )
+        with self._run.computing(), Progress(flag("progress", progress)) as bars:
+            return swept(self._run, question, choices, bars)
+
     def self_influence(
         self,
         *,
         train_ids: Sequence[ID] | None = None,
         steps: Window | None = None,
+        checkpoints: int | str | Sequence[int] | None = None,
+        by: str | int | None = None,
         allow_mismatch: bool = False,
         progress: bool = True,
     ) -> SelfInfluence:
         """Compute what each training example's visits did to the example itself.
 
+        The plain loss of each example stands beside it: what a score is worth is known by that.
+
         Args:
             train_ids: N training examples; default: all of ``task.train``.
             steps: As for ``influence``, with the same errors.
+            checkpoints: Likewise: the diagonal of ``tracincp`` at these; None leaves it out.
+            by: Likewise.
             allow_mismatch: Likewise.
             progress: Likewise.
         """
-        chosen = example_ids(self.task.train) if train_ids is None else train_ids
-        chosen = known_ids(chosen, self.task.train, "training")
-        looked_at, mismatch = window(steps, len(self.log)), flag("allow_mismatch", allow_mismatch)
+        question = SelfQuestion.of(
+            self.log,
+            self.task,
+            train_ids=train_ids,
+            steps=steps,
+            checkpoints=checkpoints,
+            by=by,
+            allow_mismatch=allow_mismatch,
+        )
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
-            return self_influence(self._run, chosen, looked_at, bars, allow_mismatch=mismatch)
+            return self_influence(self._run, question, bars)

@@ -12,11 +12,9 @@ from numpy.typing import NDArray
 from replay.evaluate.chunks import BLOCK, placed
 from replay.evaluate.state import States
 from replay.gradients.forms.per_example import PerExample
-from replay.methods.self_influence import Sums
 from replay.path.test_values import drops
 from replay.progress import Progress
 from replay.results.influence import Influence
-from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
 from replay.session.provenance import measured_value, provenance
 from replay.session.question import Question
@@ -27,8 +25,6 @@ from replay.steps.checking import require_small
 from replay.task import Task
 from tracer.errors import InputWarning, PrecisionWarning
 from tracer.records import ID
-
-_OWN_LOSS = "example's own training loss", "task.loss"
 
 
 def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArray[np.float64]:
@@ -45,22 +41,6 @@ def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArra
         columns.append(np.stack(rows))
     proved(run.states, allow_mismatch=False)
     return np.concatenate(columns, 1)
-
-
-def self_influence(
-    run: BoundRun, train_ids: list[ID], steps: range, shown: Progress, *, allow_mismatch: bool
-) -> SelfInfluence:
-    """Return what each training example's visits did to the example itself."""
-    sums = Sums(train_ids)
-    tape = run.tape(steps, shown, allow_mismatch=allow_mismatch)
-    advance = shown.task("self-influence", len(steps))
-    for replayed in tape.forwards():
-        sums.add(replayed, run.task, run.models)
-        advance()
-    where, scaled = f"{steps.start}:{steps.stop}", tape.factors.scaled(steps)
-    found = {"steps_scaled_outside": scaled, **proved(run.states, allow_mismatch=allow_mismatch)}
-    facts = provenance(run.log, run.models, _OWN_LOSS, window=where, **found)
-    return SelfInfluence(train_ids, sums.scores, sums.visits, facts)
 
 
 def proved(states: States, *, allow_mismatch: bool) -> dict[str, int | float]:
@@ -80,9 +60,11 @@ def proved(states: States, *, allow_mismatch: bool) -> dict[str, int | float]:
     return {} if proof is None else proof.facts
 
 
-def answered(run: BoundRun, question: Question, shown: Progress) -> Influence:
-    """Return the answer to a question."""
-    return Scoring(run, question, shown).influence()
+def answered(
+    run: BoundRun, question: Question, shown: Progress, tables: ScoreTables | None = None
+) -> Influence:
+    """Return the answer to a question; ``tables`` are filled, if they are given."""
+    return Scoring(run, question, shown, tables or ScoreTables(question)).influence()
 
 
 def _warn_of_nothing(result: Influence, task: Task) -> None:
@@ -108,11 +90,14 @@ class Scoring:
         run: The run.
         question: What is asked.
         shown: Where progress is shown.
+        tables: What is filled.
     """
 
-    def __init__(self, run: BoundRun, question: Question, shown: Progress) -> None:
+    def __init__(
+        self, run: BoundRun, question: Question, shown: Progress, tables: ScoreTables
+    ) -> None:
         self._run, self._question, self._shown = run, question, shown
-        self._tables = ScoreTables(question)
+        self._tables = tables
         self._point = partial(checkpoint_at, run.states, names=question.names)
         ids, summing = question.train_ids, question.summing
         self._blocks = run.chunks.of(ids, "train", most=BLOCK) if summing else []

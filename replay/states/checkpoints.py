@@ -60,10 +60,10 @@ def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> l
     if isinstance(checkpoints, str) and checkpoints == "all":
         return list(range(total))
     if isinstance(checkpoints, str) and checkpoints == "epochs":
-        return _epoch_ends(log)
+        return epoch_ends(log)
     several = listed(checkpoints)
     if several is None:
-        return _spaced(plain(checkpoints), total)
+        return spaced(plain(checkpoints), total)
     steps = [k for k in several if isinstance(k, int) and not isinstance(k, bool)]
     if len(steps) < len(several):
         raise _unreadable(checkpoints)
@@ -76,7 +76,7 @@ def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> l
     return steps
 
 
-def _spaced(count: Any, total: int) -> list[int]:
+def spaced(count: Any, total: int) -> list[int]:
     """Return the steps ``round(k T / n)`` of a number n, each once."""
     if isinstance(count, bool) or not isinstance(count, int):
         raise _unreadable(count)
@@ -94,8 +94,17 @@ def _unreadable(checkpoints: Any) -> InputError:
     )
 
 
-def _epoch_ends(log: RunLog) -> list[int]:
-    found = epochs(log, "checkpoints")
+def epoch_ends(log: RunLog, asked: str = 'checkpoints="epochs"') -> list[int]:
+    """Return the last state of each epoch.
+
+    Args:
+        log: The run.
+        asked: The argument that needs them, for the message.
+
+    Raises:
+        InputError: The run has steps without an epoch.
+    """
+    found = epochs(log, asked)
     following = [*found[1:], None]
     return [t + 1 for t, (a, b) in enumerate(zip(found, following, strict=True)) if a != b]
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from replay.command.show.cells import Describe, explained, named, number
 from replay.command.terminal import literal
+from replay.results.exporting import plain_table
 from replay.results.self_influence import SelfInfluence
 
 
@@ -27,23 +28,32 @@ def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> Ren
     )
     table = Table(title=literal(title), title_justify="left")
     table.add_column("training example")
-    for name in ("self", "own drop", "visits"):
+    for name in (*(_said(name) for name in found.scores), "visits"):
         table.add_column(name, justify="right")
     for identity, score in zip(*found.top(k), strict=True):
         place = found.train_ids.index(identity)
-        drop, visits = found.scores["own_drop"][place], found.visits[place]
         if score != 0:
-            label = literal(named(identity, describe))
-            table.add_row(label, number(score), number(drop), str(visits))
-    line = "self: what its own part of its steps did to its loss; own drop: the whole steps."
+            cells = [number(values[place]) for values in found.scores.values()]
+            visits = str(found.visits[place])
+            table.add_row(literal(named(identity, describe)), *cells, visits)
+    line = "self: its own part of its steps; own drop: the whole steps; loss: the baseline."
     return explained(table, line)
 
 
+def _said(name: str) -> str:
+    return name.replace("_", " ")
+
+
 def self_json(found: SelfInfluence) -> dict[str, Any]:
-    """Return the result as plain values."""
-    return {
+    """Return the result as plain values; what is not a number is None."""
+    result = {
         "attributes": dict(found.attributes),
         "train_ids": found.train_ids,
         "visits": found.visits.tolist(),
-        **{name: values.tolist() for name, values in found.scores.items()},
+        **{name: plain_table(values) for name, values in found.scores.items()},
     }
+    if not found.periods:
+        return result
+    parts = {name: plain_table(values) for name, values in found.by_period.items()}
+    visits = found.visits_by_period.tolist()
+    return {**result, "periods": found.periods, "by_period": parts | {"visits": visits}}

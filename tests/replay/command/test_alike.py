@@ -16,6 +16,7 @@ ONE = ("--method", "tracin", "--json")
 TOLD = {  # beside the log
     "influence": ("--test", "ids.txt", *ONE),
     "counterfactual": ("--test", "ids.txt", "--subsets", 2, "--json"),
+    "checkpoints": ("--test", "ids.txt", "--counts", "2", "--json"),
     "convert": ("--snapshot-every", 2, "--out", "other.h5", "--json"),
     "export-checkpoint": ("--step", 1, "--out", "other.pt", "--json"),
 }

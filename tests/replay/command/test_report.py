@@ -192,7 +192,7 @@ def test_self_influence_leaves_out_what_did_nothing():
     shown = text(self_report(found, describe=nothing))
     assert "│ 9 " in shown
     assert "│ 8 " not in shown
-    assert "own drop: the whole steps." in shown.splitlines()[-1]
+    assert "own drop: the whole steps; loss: the baseline." in shown.splitlines()[-1]
 
 
 def test_ranking_says_whom_methods_share():

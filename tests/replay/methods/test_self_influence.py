@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from replay import Replay
+from replay import Replay, SelfInfluence
 from tests.helpers import reference, rules
 from tests.helpers.cases import CASES
 from tests.helpers.rules import O, trace
@@ -52,10 +52,9 @@ def losses(task, log, t, at):
 @pytest.mark.parametrize("rule", RULES, ids=str)
 def test_self_influence_equals_its_definition(tmp_path, rule):
     run = trace(tmp_path / "run.h5", rule, clip=0.3, scheduled=True, accumulate=True)
-    found = Replay(run.path, task=run.task).self_influence(progress=False)
+    found = Replay(run.path, task=run.task).self_influence(by="step", progress=False)
     kappa = rules.clip_factors(run, 0.3)
-    own, drops = np.zeros(rules.TRAIN), np.zeros(rules.TRAIN)
-    visits = np.zeros(rules.TRAIN)
+    own, drops, loss, visits = (np.zeros((rules.TRAIN, 6)) for _ in range(4))
     with open_log(run.path) as log:
         for t in range(len(log)):
             step = log.step(t)
@@ -63,17 +62,26 @@ def test_self_influence_equals_its_definition(tmp_path, rule):
             sign = -1 if numbers["maximize"] else 1
             weights = torch.cat([m.coefficients for m in step.micro_batches])
             rows = reference.train_gradients(run.task, log, t)
-            change = losses(run.task, log, t, t) - losses(run.task, log, t, t + 1)
+            before = losses(run.task, log, t, t)
+            change = before - losses(run.task, log, t, t + 1)
             for i, z in enumerate(step.batch_ids):
                 for n, g in rows[i].items():
                     k = first_coefficient(run, t, n, numbers, fresh=t == 0)
                     product = sign * kappa[t][n] * (k * g * g).sum() / weights[i]
-                    own[z] += product.item()
-                drops[z] += change[i].item()
-                visits[z] += 1
-    assert np.abs(found.scores["self"] - own).max() <= 1e-11 * np.abs(own).max()
-    assert np.abs(found.scores["own_drop"] - drops).max() <= 1e-12
-    assert np.array_equal(found.visits, visits)
+                    own[z, t] += product.item()
+                drops[z, t] += change[i].item()
+                loss[z, t] += before[i].item()
+                visits[z, t] += 1
+    parts, mean = found.by_period, loss.sum(1) / visits.sum(1)
+    assert np.abs(parts["self"] - own).max() <= 1e-11 * np.abs(own).max()
+    assert np.abs(parts["own_drop"] - drops).max() <= 1e-12
+    assert np.allclose(found.scores["loss"], mean, rtol=1e-12, equal_nan=True)
+    assert np.array_equal(np.isnan(parts["loss"]), visits == 0)
+    assert np.allclose(np.nan_to_num(parts["loss"]) * visits, loss, rtol=1e-12)
+    assert np.array_equal(found.visits_by_period, visits)
+    assert np.array_equal(found.visits, visits.sum(1))
+    for name in ("self", "own_drop"):
+        assert np.array_equal(parts[name].sum(-1), found.scores[name])
 
 
 def test_examples_without_weight_have_no_influence(tmp_path):
@@ -133,7 +141,7 @@ def test_choices_and_saving(tmp_path):
     ids, scores = whole.top(3)
     assert ids == np.argsort(-whole.scores["self"])[:3].tolist()
     assert (np.diff(scores) <= 0).all()
-    with pytest.raises(InputError, match='by must be "self" or "own_drop", found .other.'):
+    with pytest.raises(InputError, match='"own_drop" or "loss", found .other.'):
         whole.top(by="other")
     whole.save(tmp_path / "self.h5")
     with pytest.raises(OutputExistsError, match="self.h5 exists"):
@@ -141,6 +149,31 @@ def test_choices_and_saving(tmp_path):
     with h5py.File(tmp_path / "self.h5") as file:
         assert np.array_equal(file["own_drop"][:], whole.scores["own_drop"])
         assert file["self"].dims[0][0].name == "/train"
+
+
+@pytest.mark.parametrize("name", ["mlp-two-groups-decay", "batchnorm-dropout-accumulation"])
+def test_the_checkpoint_heuristic_beside_it_is_its_diagonal(tmp_path, name):
+    (case,) = [case for case in CASES if case.name == name]
+    task = case.trace(tmp_path / "run.h5")
+    states = [1, 2, len(case.batches)]
+    run = Replay(tmp_path / "run.h5", task=task)
+    found = run.self_influence(checkpoints=states, by="step", progress=False)
+    pairs = Replay(tmp_path / "run.h5", task=replace(task, test=task.train))
+    ids = list(task.train)
+    for state in states:
+        one = pairs.influence(ids, methods="tracincp", checkpoints=[state], progress=False)
+        diagonal = np.diag(one.scores["tracincp"])
+        assert np.allclose(found.by_period["tracincp"][:, state - 1], diagonal, rtol=1e-11)
+    whole = pairs.influence(ids, methods="tracincp", checkpoints=states, progress=False)
+    assert np.allclose(found.scores["tracincp"], np.diag(whole.scores["tracincp"]), rtol=1e-11)
+    assert list(found.scores) == ["self", "own_drop", "loss", "tracincp"]
+    found.save(tmp_path / "self.h5")
+    again = SelfInfluence.load(tmp_path / "self.h5")
+    assert again.periods == found.periods
+    for table in ("scores", "by_period"):
+        for score, values in getattr(found, table).items():
+            assert np.array_equal(getattr(again, table)[score], values, equal_nan=True)
+    assert np.array_equal(again.visits_by_period, found.visits_by_period)
 
 
 def test_the_result_says_whose_loss_it_is_about(tmp_path):

@@ -64,6 +64,8 @@ ACCEPTED = {  # what each argument takes; all else is refused
     "progress": FLAGS,
     "self train_ids": [*IDS, "None"],
     "self steps": WINDOWS,
+    "self checkpoints": [*COUNTS, *IDS, "'all'", "None"],
+    "self period": [*COUNTS, "None"],
     "self allow_mismatch": FLAGS,
     "drops test_ids": IDS,
     "verify steps": WINDOWS,
@@ -108,6 +110,8 @@ def asked(tmp_path_factory):
         calls[name] = lambda v, name=name, usual=usual: run.influence(**usual | {name: v})
     for name in ("train_ids", "steps", "allow_mismatch"):
         calls[f"self {name}"] = lambda v, name=name: run.self_influence(progress=False, **{name: v})
+    calls["self checkpoints"] = lambda v: run.self_influence(checkpoints=v, progress=False)
+    calls["self period"] = lambda v: run.self_influence(by=v, progress=False)
     for name in ("device", "dtype", "values", "memory", "audit", "allow_tf32", "announce", "log"):
         usual = {"log": folder / "run.h5", "task": task}
         calls[name] = lambda v, name=name, usual=usual: Replay(**usual | {name: v})

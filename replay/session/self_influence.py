@@ -1,0 +1,136 @@
+"""Self-influence of a run: one pass over its steps and, if asked, over some checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.arguments import flag
+from replay.evaluate.chunks import BLOCK, placed
+from replay.gradients.forms import products
+from replay.methods import tracincp
+from replay.methods.self_influence import Sums
+from replay.progress import Progress
+from replay.results.self_influence import SelfInfluence
+from replay.session.bound_run import BoundRun
+from replay.session.choices import Window, known_ids, window
+from replay.session.periods import Periods
+from replay.session.provenance import provenance
+from replay.session.scoring import proved
+from replay.states.checkpoints import checkpoint_at, chosen_checkpoints
+from replay.task import Task, example_ids
+from tracer.log.read.run_log import RunLog
+from tracer.records import ID
+
+Table = NDArray[Any]
+_OWN_LOSS = "example's own training loss", "task.loss"
+
+
+@dataclass(frozen=True)
+class SelfQuestion:
+    """What ``Replay.self_influence`` is asked, checked.
+
+    Attributes:
+        train_ids: N training examples.
+        steps: The window.
+        checkpoints: States of the checkpoint heuristic; empty without it.
+        periods: Into which scores are divided; one if they are not.
+        allow_mismatch: Go on where a step does not reproduce.
+    """
+
+    train_ids: list[ID]
+    steps: range
+    checkpoints: list[int]
+    periods: Periods
+    allow_mismatch: bool
+
+    @classmethod
+    def of(
+        cls,
+        log: RunLog,
+        task: Task,
+        *,
+        train_ids: Sequence[ID] | None,
+        steps: Window | None,
+        checkpoints: int | str | Sequence[int] | None,
+        by: str | int | None,
+        allow_mismatch: bool,
+    ) -> SelfQuestion:
+        """Check the arguments of ``Replay.self_influence``.
+
+        Raises:
+            InputError: One of them cannot be used with this run and task.
+        """
+        chosen = example_ids(task.train) if train_ids is None else train_ids
+        points = [] if checkpoints is None else chosen_checkpoints(log, checkpoints)
+        looked_at = window(steps, len(log))
+        return cls(
+            train_ids=known_ids(chosen, task.train, "training"),
+            steps=looked_at,
+            checkpoints=points,
+            periods=Periods.of(log, by, looked_at, points),
+            allow_mismatch=flag("allow_mismatch", allow_mismatch),
+        )
+
+
+def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> SelfInfluence:
+    """Return what each training example's visits did to the example itself."""
+    steps, periods, mismatch = question.steps, question.periods, question.allow_mismatch
+    sums = Sums(question.train_ids, len(periods))
+    tape = run.tape(steps, shown, allow_mismatch=mismatch)
+    advance = shown.task("self-influence", len(steps))
+    for replayed in tape.forwards():
+        index = replayed.transition.step.index
+        sums.add(replayed, run.task, run.models, periods.of_step(index))
+        advance()
+    tables = sums.tables | _at_checkpoints(run, question, shown)
+    scaled = tape.factors.scaled(steps)
+    found = {"steps_scaled_outside": scaled, **proved(run.states, allow_mismatch=mismatch)}
+    choices = {
+        "window": f"{steps.start}:{steps.stop}",
+        "checkpoints": " ".join(map(str, question.checkpoints)),
+        **({"by": periods.by} if periods.by else {}),
+    }
+    facts = provenance(run.log, run.models, _OWN_LOSS, **choices, **found)
+    whole, parts = _scores(tables, sums.visits)
+    return SelfInfluence(
+        question.train_ids,
+        whole,
+        sums.visits.sum(0),
+        facts,
+        by_period=parts if periods.by else {},
+        visits_by_period=sums.visits.T if periods.by else np.zeros((0, 0), dtype=np.int64),
+        periods=list(periods.labels),
+    )
+
+
+def _at_checkpoints(run: BoundRun, question: SelfQuestion, shown: Progress) -> dict[str, Table]:
+    """Return the diagonal of the checkpoint heuristic, ``Σ_k η_k ‖∇ℓ(w_k, z)‖²``, by period."""
+    if not question.checkpoints:
+        return {}
+    name, ids = tracincp.METHOD.name, question.train_ids
+    table = np.zeros((len(question.periods), len(ids)))
+    blocks = run.chunks.of(ids, "train", most=BLOCK)
+    advance = shown.task(name, len(question.checkpoints) * len(blocks))
+    for k in question.checkpoints:
+        point, period = checkpoint_at(run.states, k), question.periods.of_state(k)
+        for places, block in placed(blocks):
+            found = block.gradients(point.state, point.name, names=point.scale.keys())
+            squares = products.weighted_squares(found, dict(point.scale))
+            table[period, places] += squares.cpu().numpy()
+            advance()
+    return {name: table}
+
+
+def _scores(tables: dict[str, Table], visits: Table) -> tuple[dict[str, Table], dict[str, Table]]:
+    """Return scores in all, ``(N,)``, and by period, ``(N, P)``; losses are means over visits."""
+    parts = {name: table.T for name, table in tables.items()}
+    whole = {name: table.sum(-1) for name, table in parts.items()}
+    with np.errstate(invalid="ignore"):  # 0 / 0: never visited
+        parts["loss"] = parts["loss"] / visits.T
+        whole["loss"] = whole["loss"] / visits.sum(0)
+    return whole, parts
