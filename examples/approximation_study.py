@@ -39,6 +39,14 @@ TRUTHS = {  # column: what methods are compared with, and by which number
     "leave-one-out": ("leave-one-out", "spearman"),
     "LDS": ("subsets", "lds"),
 }
+OF_CHECKPOINTS = {  # row: what TracInCP is compared with, and by which number
+    "`ideal`: Pearson": ("ideal", "pearson"),
+    "`ideal`: Spearman": ("ideal", "spearman"),
+    "`ideal`: of the top 10 proponents": ("ideal", "top_proponents"),
+    "`unrolled`: Spearman": ("unrolled", "spearman"),
+    "leave-one-out: Spearman": ("leave-one-out", "spearman"),
+    "LDS": ("subsets", "lds"),
+}
 METHODS = ("ideal", "tracin", "tracin-sgd", MAIN, "unrolled")
 
 
@@ -96,6 +104,11 @@ class Cell:
     def rate(self) -> float:
         """The learning rate."""
         return OPTIMIZERS[self.optimizer][1] * self.factor
+
+    @property
+    def setting(self) -> tuple[str, str, str, int]:
+        """All but the seed."""
+        return self.model, self.optimizer, f"{self.rate:g}", self.batch
 
     @property
     def name(self) -> str:
@@ -229,33 +242,31 @@ def main_table(results: Results) -> str:
 def settings_table(results: Results) -> str:
     """Return how far first order is from ``ideal``, by learning rate and batch size."""
     rows = []
-    groups = dict.fromkeys((c.optimizer, c.rate, c.batch) for c, _ in results)
-    for optimizer, rate, batch in groups:
-        some = [
-            (c, f) for c, f in results if (c.optimizer, c.rate, c.batch) == (optimizer, rate, batch)
-        ]
+    for setting in dict.fromkeys(cell.setting for cell, _ in results):
+        some = [(cell, found) for cell, found in results if cell.setting == setting]
         loss = np.mean([f["loss"][1] for _, f in some])
         pairs = [
             ("ideal", m, k) for m in ("tracin", "tracin-sgd") for k in ("pearson", "total_ratio")
         ]
         pairs += [("leave-one-out", m, "spearman") for m in ("ideal", "tracin", "unrolled")]
         means = [float(np.mean(over_seeds(some, *pair))) for pair in pairs]
-        rows.append([optimizer, f"{rate:g}", batch, float(loss), *means])
-    head = ["optimizer", "learning rate", "batch", "test loss after"]
+        rows.append([*setting, float(loss), *means])
+    head = ["model", "optimizer", "learning rate", "batch", "test loss after"]
     head += ["`tracin`: Pearson", "total", "`tracin-sgd`: Pearson", "total"]
     return gallery.table([*head, "`ideal`: LOO", "`tracin`: LOO", "`unrolled`: LOO"], rows)
 
 
 def checkpoints_table(results: Results) -> str:
-    """Return how far TracInCP is from ``ideal``, by optimizer and number of checkpoints."""
+    """Return how far TracInCP is from each truth, by optimizer and number of checkpoints."""
     rows = []
     for optimizer in OPTIMIZERS:
         some = [(c, f) for c, f in results if c.optimizer == optimizer]
         names = [f"tracincp {count}" for count in CHECKPOINTS] if some else []
-        for metric in ("pearson", "spearman", "top_proponents") if some else ():
-            means = [gallery.interval(over_seeds(some, "ideal", name, metric)) for name in names]
-            rows.append([optimizer, metric.replace("_", " "), *means])
-    return gallery.table(["optimizer", "against `ideal`", *map(str, CHECKPOINTS)], rows)
+        for label, (truth, metric) in OF_CHECKPOINTS.items() if some else ():
+            means = [gallery.interval(over_seeds(some, truth, name, metric)) for name in names]
+            rows.append([optimizer, label, *means])
+    head = ["optimizer", "checkpoints:", *map(str, CHECKPOINTS)]
+    return gallery.table(head, rows)
 
 
 def figure_of(results: Results) -> Figure:
@@ -276,7 +287,8 @@ def figure_of(results: Results) -> Figure:
         axis.set_title(optimizer, fontsize=10)
         axis.set_xticks(range(len(TRUTHS)), list(TRUTHS))
     axes[0].set_ylabel("Spearman's correlation with the column")
-    axes[0].legend(frameon=False, fontsize=8, loc="lower left")
+    handles, names = axes[0].get_legend_handles_labels()
+    figure.legend(handles, names, frameon=False, loc="outside lower center", ncols=len(names))
     return figure
 
 
