@@ -156,13 +156,14 @@ def by_epoch(run: Replay, wrong: NDArray[np.bool_], epochs: int) -> list[list[fl
 def figure_of(ranks: Ranks, epochs: list[list[float]]) -> Figure:
     """Draw the share found against the share looked at, and AUROC over epochs."""
     figure, (left, right) = plt.subplots(1, 2, figsize=(9.5, 4), layout="constrained")
-    shares = np.linspace(0, 0.4, 81)
+    shares = np.linspace(0, 0.3, 61)
     for n, name in enumerate(ranks[0][0]):
         curves = [[found_in_first(s[name], wrong, x) for x in shares] for s, wrong in ranks]
         style: dict[str, object] = {"ls": ("-", "--", ":")[n % 3], "color": gallery.COLOURS[n]}
         left.plot(100 * shares, 100 * np.mean(curves, 0), label=name.replace("`", ""), **style)
     left.plot([0, 10], [0, 100], lw=0.8, color="0.6", label="best possible")
     left.set(xlabel="training images looked at (%)", ylabel="wrong labels found (%)")
+    left.set(xlim=(5, 30), ylim=(40, 101))
     left.set_title(f"mean over {len(ranks)} seeds", fontsize=10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
     ticks = np.arange(1, len(epochs) + 1)

@@ -125,7 +125,7 @@ def pictures_figure(
 ) -> Figure:
     """Draw test images with their strongest proponents and opponents."""
     figure, axes = plt.subplots(
-        len(shown), 2 * k + 2, figsize=(0.85 * (2 * k + 2), 1.12 * len(shown) + 0.4), squeeze=False
+        len(shown), 2 * k + 2, figsize=(0.72 * (2 * k + 2), 1.0 * len(shown) + 0.4), squeeze=False
     )
     for row, identity in zip(axes, shown, strict=True):
         test = task.test[identity]
@@ -141,14 +141,14 @@ def pictures_figure(
         axes[0, column].annotate(
             *(text, (0, 1.42)), xycoords="axes fraction", fontsize=9, weight="bold"
         )
-    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.6 / (1.12 * len(shown) + 0.4), 0.15, 0.4)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 1 - 0.6 / (len(shown) + 0.4), 0.15, 0.45)
     return figure
 
 
 def draw(axis: Axes, example: mnist_data.Example, title: str, colour: str) -> None:
     """Draw one image."""
     axis.imshow(picture(example), cmap="gray_r", vmin=0, vmax=1)
-    axis.set_title(title, fontsize=7.5, color=colour, pad=2)
+    axis.set_title(title, fontsize=8, color=colour, pad=2)
     axis.set(xticks=[], yticks=[])
     axis.spines[:].set_visible(False)
 
