@@ -1,8 +1,9 @@
-"""A result in a few lines, as a notebook and ``print`` show it."""
+"""A result in a few lines, and how numbers are written for people."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 
 def summary(title: str, rows: Mapping[str, object]) -> str:
@@ -17,3 +18,15 @@ def said_of_checkpoints(attributes: Mapping[str, object]) -> str:
     used = str(len(str(attributes.get("checkpoints", "")).split()))
     asked = str(attributes.get("checkpoints_asked", "")) or used
     return used if asked == used else f"{used} ({asked} asked for)"
+
+
+def number(value: float, digits: int = 4) -> str:
+    """Return a number in so many significant digits."""
+    if math.isnan(value):
+        return "n/a"
+    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.{digits - 1}e}"
+
+
+def counted(ids: Sequence[object]) -> str:
+    """Return over which test examples a number is a mean or median."""
+    return f"test example {ids[0]}" if len(ids) == 1 else f"{len(ids)} test examples"

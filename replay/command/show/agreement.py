@@ -10,10 +10,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replay.command.show.cells import counted, explained, number, plain
+from replay.command.show.cells import explained, plain
 from replay.command.terminal import literal
 from replay.results.agreement import METRICS, Agreement, Comparison, totals_hold
 from replay.results.influence import Influence
+from replay.results.summary import counted, number
 
 _PAIRS = 3  # in a table that is 80 columns wide
 _RATIO = "total_ratio"

@@ -1,4 +1,4 @@
-"""What the tables share: numbers, labels of examples, the line under a table."""
+"""What the tables share: labels of examples, the line under a table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,6 @@ from tracer.records import ID
 
 Describe = Callable[[ID], str | None]
 _LABEL = 40  # characters of a label that a row shows
-
-
-def number(value: float, digits: int = 4) -> str:
-    """Return a number in so many significant digits."""
-    if math.isnan(value):
-        return "n/a"
-    return f"{value:.{digits}g}" if abs(value) < 1e4 else f"{value:.{digits - 1}e}"
 
 
 def plain(value: float) -> float | None:
@@ -38,11 +31,6 @@ def named(identity: ID, describe: Describe) -> str:
 def explained(table: RenderableType, line: str) -> RenderableType:
     """Return a table with one line under it: what is learned from it."""
     return Group(table, literal(line))
-
-
-def counted(ids: list[ID]) -> str:
-    """Return over which test examples a number is a mean or median."""
-    return f"test example {ids[0]}" if len(ids) == 1 else f"{len(ids)} test examples"
 
 
 def listed_steps(steps: Sequence[object]) -> str:

@@ -6,10 +6,11 @@ import numpy as np
 from rich.console import RenderableType
 from rich.table import Table
 
-from replay.command.show.cells import counted, explained, number
+from replay.command.show.cells import explained
 from replay.command.terminal import literal
 from replay.methods.table import METHODS
 from replay.results.influence import Influence
+from replay.results.summary import counted, number
 
 _ALWAYS = ("data", "measured")
 

@@ -10,10 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from replay.command.show.agreement import LABELS
-from replay.command.show.cells import Describe, explained, named, number, plain
+from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
 from replay.results.agreement import Agreement
 from replay.results.counterfactual import Counterfactual
+from replay.results.summary import number
 
 _METHODS = 3  # in a table that is 80 columns wide
 

@@ -13,11 +13,11 @@ from replay.command.show.agreement import agreement_json, agreement_tables
 from replay.command.show.cells import Describe, listed_steps, plain
 from replay.command.show.completeness import completeness_table
 from replay.command.show.ranking import ranking, ranking_json
-from replay.command.show.verdict import verdict
 from replay.command.terminal import literal
 from replay.results.exporting import to_plain
 from replay.results.influence import Influence
 from replay.results.summary import said_of_checkpoints
+from replay.results.verdict import verdict
 
 
 def report(

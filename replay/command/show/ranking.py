@@ -8,10 +8,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from replay.command.show.cells import Describe, explained, named, number, plain
+from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
 from replay.methods.table import METHODS
 from replay.results.influence import Influence
+from replay.results.summary import number
 from tracer.records import ID
 
 Ranked = list[tuple[ID, float]]

@@ -7,10 +7,11 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from replay.command.show.cells import Describe, explained, named, number
+from replay.command.show.cells import Describe, explained, named
 from replay.command.terminal import literal
 from replay.results.exporting import plain_table
 from replay.results.self_influence import SelfInfluence
+from replay.results.summary import number
 
 
 def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> RenderableType:

@@ -8,8 +8,9 @@ from typing import Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from replay.command.show.cells import number, plain
+from replay.command.show.cells import plain
 from replay.command.terminal import literal
+from replay.results.summary import number
 from replay.steps.verify import Verification
 
 

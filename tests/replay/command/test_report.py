@@ -16,9 +16,9 @@ from replay.command.show.completeness import completeness_table
 from replay.command.show.influence import header, report, to_json
 from replay.command.show.ranking import ranking
 from replay.command.show.self_influence import self_report
-from replay.command.show.verdict import verdict
 from replay.results.agreement import METRICS
 from replay.results.self_influence import SelfInfluence
+from replay.results.verdict import verdict
 from replay.session.step_result import TERMS
 from tests.helpers.cases import Case, mlp
 from tests.helpers.results import made

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.command.show.cells import counted, number
 from replay.methods.table import DEFAULT, METHODS
 from replay.results.influence import Influence
+from replay.results.summary import counted, number
 
 _NEAR = 0.1  # of a measured drop: methods that are as near to it agree
 
