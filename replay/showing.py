@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
+_STEERS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _MOST = 4096  # pixels along a side that a picture may have; larger ones are thinned out
 
 
@@ -38,10 +40,19 @@ def shown_of(given: Any) -> Shown:
     for piece in _flat(given):
         picture = picture_of(piece)
         if picture is None:
-            texts.append(str(piece))
+            texts.append(legible(piece))
         else:
             pictures.append(picture)
     return Shown(" · ".join(texts), tuple(pictures))
+
+
+def legible(text: object) -> str:
+    r"""Return text without what steers a terminal or is no character of a page.
+
+    >>> legible("a\x1b[1mb")
+    'a�[1mb'
+    """
+    return _STEERS.sub("�", str(text))
 
 
 def picture_of(given: Any) -> Picture | None:

@@ -20,27 +20,29 @@ from replay.plots.canvas import (
     styled,
     unit_of,
 )
-from replay.results.agreement import METRICS, Agreement
+from replay.results.agreement import LABELS, METRICS, Agreement
 from replay.results.influence import Influence
 
 _MATRIX = METRICS[:6]  # those that are the same both ways and at most 1
-_SHOWN = {"pearson": "Pearson's r", "spearman": "Spearman's ρ", "kendall": "Kendall's τ"}
 _RASTER = 3000  # points that are an image from here on, also in a PDF
 _COLUMNS = 3
-_DARK = 0.65  # from here on, cells are dark
+_PALE = 1.8  # beyond the range, so that black text stands on every cell
 
 
 @styled
-def agreement(influence: Influence, *, metric: str = "spearman", k: int = 10) -> Figure:
+def agreement(
+    influence: Influence, *, metric: str = "spearman", k: int = 10, width: float | None = None
+) -> Figure:
     """Draw how far each pair of methods agrees: the mean over test examples.
 
-    Brackets hold the 95 % bootstrap interval of that mean.
+    Below it stands its 95 % bootstrap interval.
 
     Args:
         influence: The result.
         metric: ``"pearson"``, ``"spearman"``, ``"kendall"``, ``"top_proponents"``,
             ``"top_opponents"`` or ``"sign"``.
         k: Size of the top-k overlaps.
+        width: In inches; default: as the number of methods needs.
 
     Raises:
         InputError: There is no such metric.
@@ -48,21 +50,20 @@ def agreement(influence: Influence, *, metric: str = "spearman", k: int = 10) ->
     one_of("metric", metric, dict.fromkeys(_MATRIX))
     found = influence.agreement(k=k, progress=False)
     methods, size = list(influence.scores), len(influence.scores)
-    figure, (axes,) = canvas(1, 1, 1.9 + 1.15 * size, 1.3 + 0.85 * size)
+    figure, (axes,) = canvas(1, 1, width or 1.9 + 1.15 * size, 1.1 + 0.8 * size)
     table = np.array([[_value(found, a, b, metric) for b in methods] for a in methods])
-    image = axes.imshow(table, cmap="PuOr_r", vmin=-1, vmax=1, aspect="auto")
+    axes.imshow(table, cmap="PuOr_r", vmin=-_PALE, vmax=_PALE, aspect="auto")
     for (row, column), value in np.ndenumerate(table):
         text = _cell(found, methods[row], methods[column], metric)
-        dark, empty = abs(value) > _DARK, np.isnan(value)
-        shade = ink() if empty else "white" if dark else "black"
-        axes.text(column, row, text, ha="center", va="center", color=shade)
+        shade = ink() if np.isnan(value) else "black"
+        axes.text(column, row, text, ha="center", va="center", color=shade, fontsize=9)
     axes.set_xticks(range(size), methods)
     axes.set_yticks(range(size), methods)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     over = len(influence.test_ids)
-    axes.set_title(f"{metric_name(metric, found.k)}: mean over {over} test examples, 95 % interval")
-    figure.colorbar(image, ax=axes, label="1: the same order   −1: the reverse", shrink=0.9)
+    name = LABELS[metric].format(k=found.k)
+    axes.set_title(f"{name}: mean over {over} test examples\nand its 95 % interval", fontsize=10)
     return figure
 
 
@@ -86,17 +87,6 @@ def scatter(
     for axes in found[len(pairs) :]:
         axes.set_axis_off()
     return figure
-
-
-def metric_name(metric: str, k: int) -> str:
-    """Return what a metric is called in a figure.
-
-    >>> metric_name("top_proponents", 10)
-    'share of the top 10 proponents in common'
-    """
-    if metric.startswith("top_"):
-        return f"share of the top {k} {metric.removeprefix('top_')} in common"
-    return _SHOWN.get(metric, metric.replace("_", " "))
 
 
 def _scatter(axes: Axes, influence: Influence, pair: tuple[str, str]) -> None:
@@ -126,4 +116,4 @@ def _cell(found: Agreement, first: str, second: str, metric: str) -> str:
     low, high = one.interval()
     if np.isnan(one.mean):
         return "n/a"
-    return f"{one.mean:.3f}" + ("" if np.isnan(low) else f"\n[{low:.3f}, {high:.3f}]")
+    return f"{one.mean:.3f}" + ("" if np.isnan(low) else f"\n{low:.3f} to\n{high:.3f}")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from replay.methods.table import METHODS
+from replay.showing import legible
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -91,7 +92,7 @@ def label(text: object, most: int = 24) -> str:
     >>> label("a very long name of an image", 12)
     'a very long…'
     """
-    plain = "".join(c if c.isprintable() else "�" for c in str(text))
+    plain = " ".join(legible(text).split())
     return plain if len(plain) <= most else plain[: most - 1].rstrip() + "…"
 
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from replay.arguments import one_of
 from replay.plots.canvas import (
     BLUE,
     GREEN,
@@ -45,7 +46,12 @@ _MEASURED = "measured"
 
 @styled
 def completeness(
-    influence: Influence, *, test_ids: Sequence[ID] | None = None, most: int = 30
+    influence: Influence,
+    *,
+    test_ids: Sequence[ID] | None = None,
+    methods: Sequence[str] | None = None,
+    most: int = 30,
+    width: float = 4.0,
 ) -> Figure:
     """Draw the terms of the completeness identity: signed bars that add up to the measured drop.
 
@@ -56,7 +62,9 @@ def completeness(
         influence: The result.
         test_ids: Which test examples; default: those with the largest residuals, in the order
             of the result.
-        most: How many, if ``test_ids`` names none.
+        methods: Which methods, a panel each; default: all that account for drops.
+        most: How many test examples, if ``test_ids`` names none.
+        width: Of one panel, in inches.
 
     Raises:
         InputError: The result has no terms, or not such a test example.
@@ -67,11 +75,12 @@ def completeness(
             "1. Compute one that does as well: methods=('tracin', 'ideal')."
         )
     rows = largest(influence, most) if test_ids is None else list(map(influence.row, test_ids))
-    methods = list(influence.terms)
+    methods = [one_of("method", name, influence.terms) for name in methods or influence.terms]
     figure, found = canvas(
-        1, len(methods), 1.1 + 3.6 * len(methods), 1.5 + 0.27 * len(rows), sharex=True, sharey=True
+        *(1, len(methods), width * len(methods), 1.6 + 0.27 * len(rows)), sharex=True, sharey=True
     )
     used = _used(influence)
+    found[0].set_xlim(*_span(influence, rows, used))  # the same, whichever methods are drawn
     for axes, method in zip(found, methods, strict=True):
         _bars(axes, influence, method, rows, used)
     found[0].set_yticks(range(len(rows)), [label(influence.test_ids[j], 16) for j in rows])
@@ -81,7 +90,8 @@ def completeness(
         Patch(facecolor=_COLOURS[t], hatch=_hatch(t), edgecolor=_edge(t), label=t) for t in used
     ]
     shown.append(Line2D([], [], marker="D", ls="", color=ink(), ms=6, label="measured drop"))
-    figure.legend(handles=shown, loc="outside lower center", ncols=min(4, len(shown)))
+    columns = max(2, min(len(shown), int(width * len(methods) / 1.3)))
+    figure.legend(handles=shown, loc="outside lower center", ncols=columns)
     return figure
 
 
@@ -118,6 +128,17 @@ def _bars(
     axes.set_xlabel(f"drop of the test value [{unit_of(influence.attributes)}]")
     axes.grid(axis="x")
     say_missing(axes, *(totals[term][rows] for term in (*used, _MEASURED)))
+
+
+def _span(influence: Influence, rows: list[int], used: Sequence[str]) -> tuple[float, float]:
+    """Return how far bars go to the left and to the right, over all methods."""
+    right, left = 0.0, 0.0
+    for terms in influence.completeness.values():
+        values = np.nan_to_num([drawn(terms[term][rows]) for term in used])
+        right = max(right, float(np.maximum(values, 0).sum(0).max(initial=0)))
+        left = min(left, float(np.minimum(values, 0).sum(0).min(initial=0)))
+    room = 0.05 * (right - left) or 1.0
+    return left - room, right + room
 
 
 def _used(influence: Influence) -> list[str]:

@@ -36,7 +36,11 @@ _DASHES = ("-", "--", "-.", ":")
 
 @styled
 def self_influence(
-    found: SelfInfluence, *, k: int = 20, mislabelled: Collection[ID] | None = None
+    found: SelfInfluence,
+    *,
+    k: int = 20,
+    mislabelled: Collection[ID] | None = None,
+    width: float = 4.6,
 ) -> Figure:
     """Draw the examples with the largest self-influence.
 
@@ -47,6 +51,7 @@ def self_influence(
         found: The result.
         k: How many examples are named.
         mislabelled: IDs of those that are known to be mislabelled.
+        width: Of one panel, in inches.
 
     Raises:
         InputError: One of them is not in the result.
@@ -55,7 +60,7 @@ def self_influence(
     ids, scores = found.top(k=whole("k", k), by=first)
     known = _known(found, mislabelled)
     panels = 1 if mislabelled is None else 2
-    figure, axes = canvas(1, panels, 4.6 * panels, max(3.2, 1.2 + 0.22 * len(ids)))
+    figure, axes = canvas(1, panels, width * panels, max(3.2, 1.2 + 0.22 * len(ids)))
     colours = [RED if identity in known else BLUE for identity in ids]
     axes[0].barh(np.arange(len(ids)), drawn(scores), color=colours, height=0.7)
     axes[0].set_yticks(range(len(ids)), [label(identity, 16) for identity in ids])

@@ -11,6 +11,7 @@ from replay.plots.canvas import (
     colour,
     drawn,
     ink,
+    label,
     say_missing,
     styled,
     unit_of,
@@ -23,7 +24,7 @@ from tracer.records import ID
 
 
 @styled
-def taylor_gap(influence: Influence, *, test_id: ID | None = None) -> Figure:
+def taylor_gap(influence: Influence, *, test_id: ID | None = None, width: float = 6.4) -> Figure:
     """Draw the test value over steps, and how far predictions of its drop are from it.
 
     The gap of ``tracin`` is the Taylor residual: what the curvature of the test value along each
@@ -32,6 +33,7 @@ def taylor_gap(influence: Influence, *, test_id: ID | None = None) -> Figure:
     Args:
         influence: The result.
         test_id: One test example; default: the mean over all.
+        width: In inches.
 
     Raises:
         InputError: Nothing was measured, or there is no such test example.
@@ -40,14 +42,15 @@ def taylor_gap(influence: Influence, *, test_id: ID | None = None) -> Figure:
     rows = list(range(len(influence.test_ids))) if test_id is None else [influence.row(test_id)]
     steps = influence.steps or list(range(len(measured)))
     ends = np.array([steps[0], *(step + 1 for step in steps)])
-    over = f"test example {test_id}" if test_id is not None else f"mean of {len(rows)}"
+    over = f"mean over {len(rows)} test examples" if test_id is None else f"test example {test_id}"
     figure, (top, middle, low) = canvas(
-        *(3, 1, 6.4, 6.6), sharex=True, gridspec_kw={"height_ratios": [2, 3, 2]}
+        *(3, 1, width, 6.4), sharex=True, gridspec_kw={"height_ratios": [2, 3, 2]}
     )
     dropped = _accumulated(measured[:, rows])
     start = float(influence.values["before"][rows].mean()) if influence.values else 0.0
     top.plot(ends, drawn(start - dropped), color=ink(), label="measured")
-    top.set_ylabel("test value" if influence.values else "test value,\nfrom 0 on")
+    unit = unit_of(influence.attributes)
+    top.set_ylabel(f"{'test value' if influence.values else 'from 0 on'}\n[{unit}]")
     middle.plot(ends, drawn(dropped), color=ink(), lw=2.4, label="measured")
     for method, drops in predicted_drops(influence).items():
         total, gap = _accumulated(drops[:, rows]), (drops - measured)[:, rows].mean(1)
@@ -57,13 +60,13 @@ def taylor_gap(influence: Influence, *, test_id: ID | None = None) -> Figure:
         low.plot(steps, drawn(gap), color=shade, lw=1, label=f"{method} − measured")
     zero_line(middle)
     zero_line(low)
-    middle.set_ylabel("drop so far")
+    middle.set_ylabel("drop so far (fall: +)")
     low.set_ylabel("gap of a step")
     low.set_xlabel("step")
     for axes in (top, middle, low):
         axes.grid(axis="y")
         axes.legend(loc="best")
-    top.set_title(f"{over}, in units of {unit_of(influence.attributes)}; a drop is positive")
+    top.set_title(label(over, 40))
     say_missing(middle, measured[:, rows])
     return figure
 

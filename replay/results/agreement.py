@@ -36,6 +36,17 @@ METRICS = (
     "slope",
     "total_ratio",
 )
+LABELS = {
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+    "lds": "LDS",
+    "kendall": "Kendall",
+    "top_proponents": "top-{k} proponents",
+    "top_opponents": "top-{k} opponents",
+    "sign": "same sign",
+    "slope": "scale (slope)",
+    "total_ratio": "ratio of totals",
+}
 _ONE_WAY = ("slope", "total_ratio")  # of y against x is not of x against y
 
 
@@ -169,3 +180,10 @@ def totals_hold(x: Row, y: Row, *, share: float = 0.1) -> NDArray[np.bool_]:
     rows = ([abs(row.sum()) >= share * np.abs(row).sum() for row in table] for table in (x, y))
     holds: NDArray[np.bool_] = np.logical_and(*map(np.array, rows))
     return holds
+
+
+def where_totals_hold(row: Comparison, scores: Mapping[str, Row]) -> Comparison:
+    """Return a ratio of totals where it says something: at no test example if at few."""
+    holds = totals_hold(*(scores[method] for method in row.pair))
+    enough = holds & (2 * holds.sum() >= len(holds))
+    return replace(row, values=np.where(enough, row.values, np.nan))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,23 +11,12 @@ from rich.text import Text
 
 from replay.command.show.cells import explained, plain
 from replay.command.terminal import literal
-from replay.results.agreement import METRICS, Agreement, Comparison, totals_hold
+from replay.results.agreement import LABELS, METRICS, Agreement, Comparison, where_totals_hold
 from replay.results.influence import Influence
 from replay.results.summary import counted, number
 
 _PAIRS = 3  # in a table that is 80 columns wide
 _RATIO = "total_ratio"
-LABELS = {
-    "pearson": "Pearson",
-    "spearman": "Spearman",
-    "lds": "LDS",
-    "kendall": "Kendall",
-    "top_proponents": "top-{k} proponents",
-    "top_opponents": "top-{k} opponents",
-    "sign": "same sign",
-    "slope": "scale (slope)",
-    _RATIO: "ratio of totals",
-}
 
 
 def agreement_tables(influence: Influence) -> RenderableType:
@@ -36,7 +24,7 @@ def agreement_tables(influence: Influence) -> RenderableType:
     agreement = influence.agreement()
     rows = {(row.pair, row.metric): row for row in agreement.rows}
     for pair in agreement.pairs:
-        rows[pair, _RATIO] = _held(rows[pair, _RATIO], influence)
+        rows[pair, _RATIO] = where_totals_hold(rows[pair, _RATIO], influence.scores)
     ratios = any(_defined(rows[pair, _RATIO]) for pair in agreement.pairs)
     metrics = [metric for metric in METRICS if ratios or metric != _RATIO]
     several = len(influence.test_ids) > 1
@@ -87,14 +75,6 @@ def _cell(row: Comparison) -> Text:
     if 0 < _defined(row) < len(row.values):
         lines.append(f"for {_defined(row)} of {len(row.values)}")
     return Text("\n".join(lines))
-
-
-def _held(row: Comparison, influence: Influence) -> Comparison:
-    """Return a ratio of totals where it says something: at no test example if at few."""
-    holds = totals_hold(*(influence.scores[method] for method in row.pair))
-    return replace(
-        row, values=np.where(holds & (2 * holds.sum() >= len(holds)), row.values, np.nan)
-    )
 
 
 def _defined(row: Comparison) -> int:

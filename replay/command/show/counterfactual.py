@@ -9,10 +9,9 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replay.command.show.agreement import LABELS
 from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
-from replay.results.agreement import Agreement
+from replay.results.agreement import LABELS, Agreement
 from replay.results.counterfactual import Counterfactual
 from replay.results.summary import number
 

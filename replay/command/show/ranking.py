@@ -10,9 +10,9 @@ from rich.table import Table
 
 from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
-from replay.methods.table import METHODS
 from replay.results.influence import Influence
 from replay.results.summary import number
+from replay.results.verdict import reference
 from tracer.records import ID
 
 Ranked = list[tuple[ID, float]]
@@ -81,9 +81,3 @@ def _line(influence: Influence, test_id: ID, k: int) -> str:
         return "Proponents lowered its test value, opponents raised it."
     others = (f"{len(best[name] & best[first])} by {name}" for name in best if name != first)
     return f"{first}'s top {len(best[first])} proponents are named: {', '.join(others)}."
-
-
-def reference(influence: Influence) -> str:
-    """Return the method that others are compared with: one that divides what was measured."""
-    measured = (name for name in influence.scores if name in METHODS and METHODS[name].measured)
-    return next(measured, next(iter(influence.scores)))

@@ -1,0 +1,107 @@
+"""The page: one self-contained file that shows a result."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable
+from importlib.resources import files
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from jinja2 import DictLoader, Environment, StrictUndefined
+from markupsafe import Markup
+
+from replay.report.accounts import accounts_table, misses
+from replay.report.comparisons import agreement_table
+from replay.report.facts import facts, of_run, proof
+from replay.report.figures import Drawing, drawings
+from replay.report.mislabelled import examined, mislabelled_table
+from replay.report.rankings import MOST, named, rankings
+from replay.report.study import Study
+from replay.report.tables import signed
+from replay.report.views import Views
+from replay.results.output import check_free, inputs_of, moved_when_whole
+from replay.results.verdict import reference, verdict
+from replay.showing import legible
+
+_FILES = ("page.html", "page.css", "page.js", "parts.html")
+
+
+def page(study: Study) -> str:
+    """Return the page as HTML: styles, figures, pictures and script in one text.
+
+    Raises:
+        TaskError: ``Task.show`` fails.
+    """
+    sources = {name: (files(__package__) / name).read_text("utf-8") for name in _FILES}
+    script = sources["page.js"]
+    environment = Environment(
+        loader=DictLoader(sources),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filled = environment.get_template("page.html").render(
+        **_content(study),
+        css=Markup(sources["page.css"]),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+    return legible(filled)
+
+
+def write(study: Study, path: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Write the page beside its place and move it there when whole.
+
+    Args:
+        study: What it shows.
+        path: Its place.
+        overwrite: Whether it may replace a file.
+        inputs: Files that it may never replace.
+
+    Raises:
+        OutputExistsError: The file exists and ``overwrite`` is off.
+        InputError: It is an input, or cannot be written.
+        TaskError: ``Task.show`` fails.
+    """
+    kept = [*inputs_of(study.influence.attributes), *inputs]
+    check_free(path, None, overwrite=overwrite, inputs=kept)
+    text = page(study)
+    with moved_when_whole(path, overwrite=overwrite) as partial:
+        partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _content(study: Study) -> dict[str, Any]:
+    influence = study.influence
+    views = Views(study, influence.test_ids, [*named(study), *examined(study)])
+    missed = misses(influence)
+    proved, proof_says = proof(influence)
+    figures: dict[str, list[Drawing]] = drawings(study)
+    truth = None if study.truth is None else influence.agreement(truth=study.truth, progress=False)
+    pairs = list(combinations(influence.scores, 2))
+    agreement = influence.agreement(progress=False) if pairs else None
+    return {
+        "title": f"Influence: {influence.attributes.get('log', 'a result')}",
+        "facts": facts(influence),
+        "proved": proved,
+        "proof": proof_says,
+        "missing": of_run(study),
+        "verdict": verdict(influence),
+        "missed": missed,
+        "off": len({miss.test_id for miss in missed}),
+        "count": len(influence.test_ids),
+        "signed": signed,
+        "accounts": accounts_table(influence, views) if influence.terms else None,
+        "agreement": agreement_table(agreement, influence.scores) if agreement else None,
+        "truth": agreement_table(truth, {}) if truth else None,
+        "truth_is": truth.protocol if truth else "",
+        "figures": figures,
+        "rankings": rankings(study, views),
+        "ranked_by": reference(influence),
+        "more": max(0, len(influence.test_ids) - MOST),
+        "mislabelled": mislabelled_table(study, views),
+        "self_facts": {} if study.self_influence is None else study.self_influence.attributes,
+    }
