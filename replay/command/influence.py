@@ -23,6 +23,7 @@ from replay.command.options import (
     takes_log,
     takes_tests,
 )
+from replay.command.report import page_of, reports, write_page
 from replay.command.saving import save
 from replay.command.show.cost import cost_text
 from replay.command.show.influence import report, to_json
@@ -91,6 +92,12 @@ Examples:
 )
 @BY
 @DRY_RUN
+@click.option(
+    "--report",
+    "as_page",
+    is_flag=True,
+    help="Write a page with figures, tables and examples, too, beside the result.",
+)
 @STEPS
 @click.option(
     "--parameters",
@@ -108,6 +115,7 @@ def influence(
     ideal_tolerance: float | None,
     by: str | int | None,
     dry_run: bool,
+    as_page: bool,
     steps: str | None,
     parameters: tuple[str, ...],
     settings: Settings,
@@ -136,6 +144,8 @@ def influence(
         click.echo(cost_text(cost, as_json=as_json))
         return
     check_free(target, INFLUENCE, overwrite=overwrite, inputs=(log, *tests.inputs))
+    if as_page:
+        reports().require_free(page_of(target), overwrite=overwrite, inputs=(log, *tests.inputs))
     began = time.perf_counter()
     with reserved(target):
         run = opened(log, settings, target)
@@ -144,6 +154,8 @@ def influence(
             warn_of_change(beside(log, _ENDING), found.test_ids, found.values, found.attributes)
         save(found, target, overwrite=overwrite)
     click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
+    if as_page:
+        write_page(found, run.task, page_of(target), k=top, overwrite=overwrite)
     if as_json:
         click.echo(json.dumps(to_json(found, k=top), allow_nan=False))
         return

@@ -15,6 +15,7 @@ from replay.command.counterfactual import counterfactual
 from replay.command.export import export
 from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
+from replay.command.report import report
 from replay.command.self_influence import self_influence
 from replay.command.terminal import CLOSED, forget_unwritten
 from replay.command.verify import verify
@@ -22,7 +23,7 @@ from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError
 
 COMMANDS = (
     *(influence, self_influence, counterfactual, checkpoints, verify, inspect),
-    *(convert, export_checkpoint, export),
+    *(convert, export_checkpoint, export, report),
 )
 _EXAMPLES = f"""\b
 Examples:
@@ -36,6 +37,7 @@ Examples:
   tracin-replay verify run.h5
   tracin-replay inspect run.h5
   tracin-replay export run.influence.h5 scores.csv
+  tracin-replay report run.influence.h5
 
 {HELP}"""
 

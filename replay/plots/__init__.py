@@ -14,6 +14,7 @@ except ImportError as _error:
 
 from replay.plots.agreement import agreement, scatter
 from replay.plots.completeness import completeness
+from replay.plots.over_time import over_time
 from replay.plots.ranking import ranking
 from replay.plots.self_influence import self_influence
 from replay.plots.taylor import taylor_gap
@@ -24,6 +25,7 @@ __all__ = [
     "agreement",
     "completeness",
     "foretold",
+    "over_time",
     "ranking",
     "scatter",
     "self_influence",

@@ -9,7 +9,7 @@ except ImportError as _error:
         "'tracin-replay[report]'"
     ) from _error
 
-from replay.report.page import page, write
+from replay.report.page import page, require_free, write
 from replay.report.study import RunFacts, Study, run_facts
 
-__all__ = ["RunFacts", "Study", "page", "run_facts", "write"]
+__all__ = ["RunFacts", "Study", "page", "require_free", "run_facts", "write"]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from replay.report.tables import Table, counted, numeric, words
 from replay.results.agreement import LABELS, Agreement, where_totals_hold
 from replay.results.influence import Influence
-from replay.results.influence import Table as Scores
+from replay.results.row import Row as Scores
 
 _MOST = 1500  # dots of a figure that answer
 

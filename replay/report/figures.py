@@ -15,6 +15,8 @@ from replay.report.comparisons import hover
 from replay.report.study import Study
 from replay.report.svg import drawn, inline
 from replay.results.influence import Influence
+from replay.results.verdict import reference
+from tracer.records import ID
 
 _WIDTH = 4.4  # inches
 _PAIRS = 6  # of methods; more are in the table
@@ -44,7 +46,6 @@ def drawings(study: Study) -> dict[str, list[Drawing]]:
         "truth": _truth(study),
         "self": _self(study),
         "checkpoints": [],
-        "over_time": [],
     }
 
 
@@ -136,6 +137,29 @@ def _self(study: Study) -> list[Drawing]:
         return []
     caption = "The training examples that moved their own loss most."
     return [_drawing(lambda: plots.self_influence(found, width=_WIDTH), "self", caption)]
+
+
+def over_time(study: Study, test_id: ID) -> list[Drawing]:
+    """Return when the strongest examples of a test example earned their scores, if that is known.
+
+    Its learning rates are the log's, if that is at hand.
+    """
+    influence = study.influence
+    if not influence.by_period:
+        return []
+    method = reference(influence)
+    method = method if method in influence.by_period else next(iter(influence.by_period))
+    rates = None if study.run is None else study.run.rates
+    name = f"time-{influence.row(test_id)}"
+    return [
+        _drawing(
+            lambda: plots.over_time(
+                influence, test_id, method=method, learning_rates=rates, width=_WIDTH
+            ),
+            name,
+            "What the strongest examples had earned by each step.",
+        )
+    ]
 
 
 def _drawing(draw: Callable[[], Figure], name: str, caption: str) -> Drawing:

@@ -25,7 +25,9 @@ from replay.report.views import Views
 from replay.results.output import check_free, inputs_of, moved_when_whole
 from replay.results.verdict import reference, verdict
 from replay.showing import legible
+from tracer.errors import InputError
 
+_OURS = b'<meta name="generator" content="tracin-replay">'  # as a page begins
 _FILES = ("page.html", "page.css", "page.js", "parts.html")
 
 
@@ -59,19 +61,43 @@ def write(study: Study, path: Path, *, overwrite: bool, inputs: Iterable[str | P
     Args:
         study: What it shows.
         path: Its place.
-        overwrite: Whether it may replace a file.
+        overwrite: Whether it may replace an earlier page.
         inputs: Files that it may never replace.
 
     Raises:
         OutputExistsError: The file exists and ``overwrite`` is off.
-        InputError: It is an input, or cannot be written.
+        InputError: It is no page, or cannot be written.
         TaskError: ``Task.show`` fails.
     """
     kept = [*inputs_of(study.influence.attributes), *inputs]
-    check_free(path, None, overwrite=overwrite, inputs=kept)
+    require_free(path, overwrite=overwrite, inputs=kept)
     text = page(study)
     with moved_when_whole(path, overwrite=overwrite) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def require_free(path: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise unless a page can be written: it replaces an earlier page and nothing else.
+
+    Args:
+        path: Its place.
+        overwrite: Whether it may replace one.
+        inputs: Files that it may never replace.
+
+    Raises:
+        OutputExistsError: The file exists and ``overwrite`` is off.
+        InputError: It is no page, or cannot be written.
+    """
+    check_free(path, None, overwrite=overwrite, inputs=inputs)
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            begins = file.read(1024)
+        if _OURS not in begins:
+            raise InputError(
+                f"the page would replace {path}, which is no page of tracin-replay.\n"
+                "1. Choose another path (--out).\n"
+                "2. Or remove that file yourself."
+            )
 
 
 def _content(study: Study) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from replay.plots.ranking import strongest
+from replay.report.figures import Drawing, over_time
 from replay.report.study import Study
 from replay.report.tables import Cell, Table, counted, example, numeric
 from replay.report.views import View, Views
@@ -22,11 +23,13 @@ class Ranking:
         test: The test example.
         proponents: The strongest proponents, the strongest first.
         opponents: The strongest opponents, the strongest first.
+        over_time: When they earned their scores, where that is known.
     """
 
     test: View
     proponents: Table
     opponents: Table
+    over_time: list[Drawing]
 
 
 def named(study: Study) -> list[ID]:
@@ -46,11 +49,11 @@ def _ranking(study: Study, views: Views, test: ID) -> Ranking:
     ids, scores = strongest(influence, test, method, study.k)
     up = [identity for identity, score in zip(ids, scores, strict=True) if score > 0]
     down = [identity for identity, score in zip(ids, scores, strict=True) if score < 0][::-1]
-    tables = (
+    proponents, opponents = (
         _table(study, views, test, some, f"{kind} of test example {test}")
         for some, kind in ((up, "proponents"), (down, "opponents"))
     )
-    return Ranking(views.test(test), *tables)
+    return Ranking(views.test(test), proponents, opponents, over_time(study, test))
 
 
 def _table(study: Study, views: Views, test: ID, ids: list[ID], name: str) -> Table:
