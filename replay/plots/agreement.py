@@ -96,7 +96,7 @@ def _scatter(axes: Axes, influence: Influence, pair: tuple[str, str]) -> None:
         *(x, y, "o"),
         ms=2.6,
         mew=0,
-        alpha=0.45 if len(x) < _RASTER else 0.25,
+        alpha=0.45 if len(x) < _RASTER else 0.35,
         color=BLUE,
         rasterized=len(x) >= _RASTER,
     )

@@ -18,7 +18,7 @@ from replay.results.row import Row as Scores
 _MOST = 1500  # dots of a figure that answer
 
 
-def agreement_table(found: Agreement, scores: Mapping[str, Scores]) -> Table:
+def agreement_table(found: Agreement, scores: Mapping[str, Scores], name: str) -> Table:
     """Return the mean of each metric and pair over test examples, with its 95 % interval.
 
     A ratio of totals stands where it says something: not where scores cancel.
@@ -43,7 +43,7 @@ def agreement_table(found: Agreement, scores: Mapping[str, Scores]) -> Table:
                 counted(defined),
             ]
         )
-    return Table(columns, rows, "agreement")
+    return Table(columns, rows, name)
 
 
 def hover(figure: Figure, influence: Influence, pair: tuple[str, str]) -> Markup:

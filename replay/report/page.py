@@ -6,7 +6,6 @@ import base64
 import hashlib
 from collections.abc import Iterable
 from importlib.resources import files
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from markupsafe import Markup
 from replay.report.accounts import accounts_table, misses
 from replay.report.comparisons import agreement_table
 from replay.report.facts import facts, of_run, proof
-from replay.report.figures import Drawing, drawings
+from replay.report.figures import drawings
 from replay.report.mislabelled import examined, mislabelled_table
 from replay.report.rankings import MOST, named, rankings
 from replay.report.study import Study
-from replay.report.tables import signed
+from replay.report.tables import Table, signed
 from replay.report.views import Views
 from replay.results.output import check_free, inputs_of, moved_when_whole
 from replay.results.verdict import reference, verdict
@@ -105,12 +104,9 @@ def _content(study: Study) -> dict[str, Any]:
     views = Views(study, influence.test_ids, [*named(study), *examined(study)])
     missed = misses(influence)
     proved, proof_says = proof(influence)
-    figures: dict[str, list[Drawing]] = drawings(study)
-    truth = None if study.truth is None else influence.agreement(truth=study.truth, progress=False)
-    pairs = list(combinations(influence.scores, 2))
-    agreement = influence.agreement(progress=False) if pairs else None
     return {
         "title": f"Influence: {influence.attributes.get('log', 'a result')}",
+        "count": len(influence.test_ids),
         "facts": facts(influence),
         "proved": proved,
         "proof": proof_says,
@@ -118,16 +114,30 @@ def _content(study: Study) -> dict[str, Any]:
         "verdict": verdict(influence),
         "missed": missed,
         "off": len({miss.test_id for miss in missed}),
-        "count": len(influence.test_ids),
         "signed": signed,
-        "accounts": accounts_table(influence, views) if influence.terms else None,
-        "agreement": agreement_table(agreement, influence.scores) if agreement else None,
-        "truth": agreement_table(truth, {}) if truth else None,
-        "truth_is": truth.protocol if truth else "",
-        "figures": figures,
+        "figures": drawings(study),
         "rankings": rankings(study, views),
         "ranked_by": reference(influence),
         "more": max(0, len(influence.test_ids) - MOST),
-        "mislabelled": mislabelled_table(study, views),
-        "self_facts": {} if study.self_influence is None else study.self_influence.attributes,
+        **_tables(study, views),
     }
+
+
+def _tables(study: Study, views: Views) -> dict[str, Table | str | None]:
+    """Return the tables of the page; None where there is nothing to show."""
+    influence = study.influence
+    found: dict[str, Table | str | None] = {
+        "accounts": accounts_table(influence, views) if influence.terms else None,
+        "agreement": None,
+        "truth": None,
+        "truth_is": "",
+        "mislabelled": mislabelled_table(study, views),
+    }
+    if len(influence.scores) > 1:
+        pairs = influence.agreement(progress=False)
+        found["agreement"] = agreement_table(pairs, influence.scores, "agreement")
+    if study.truth is not None:
+        truth = influence.agreement(truth=study.truth, progress=False)
+        found["truth"] = agreement_table(truth, {}, "agreement with the runs")
+        found["truth_is"] = truth.protocol
+    return found

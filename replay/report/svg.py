@@ -41,8 +41,13 @@ def inline(figure: Figure, name: str, says: str) -> Markup:
         figure.savefig(target, format="svg", metadata=_NO_DATE, dpi=_DPI)
     text = target.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<(metadata|style)\b.*?</\1>", "", text, flags=re.DOTALL
+    )  # that of the page holds
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    drawn_anew = dict.fromkeys(re.findall(rf'id="({name}-[a-zA-Z]+[0-9a-f]{{10}})"', text))
+    for number, address in enumerate(drawn_anew):  # they hold addresses in memory
+        text = text.replace(address, f"{name}-{number}")
     for stands, colour in _COLOURS.items():
         text = text.replace(stands, colour)
     title = f'<svg role="img" aria-label="{escape(says)}"'

@@ -1,4 +1,4 @@
-"""A small result, made without a replay."""
+"""Small results, made without a replay."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from replay import Influence
+from replay import Counterfactual, Influence, SelfInfluence
 from replay.session.step_result import TERMS
 
 
@@ -41,3 +41,31 @@ def made(ids=int, periods=()):
     scores = {m: part.sum(-1) for m, part in by_period.items()}
     of_step = np.array(periods)
     return replace(found, scores=scores, by_period=by_period, period_of_step=of_step)
+
+
+def adding_up(ids=int, periods=(0, 0, 2, 2)):
+    """Return a result of two test and six training examples whose terms add up."""
+    found = made(ids, periods=periods)
+    for terms in found.terms.values():
+        terms["measured"] = found.drops["ideal"]
+        others = [values for name, values in terms.items() if name not in ("residual", "measured")]
+        terms["residual"] = terms["measured"] - np.sum(others, axis=0)
+    return found
+
+
+def left_out(found):
+    """Return counterfactual runs that lack one training example of a result each."""
+    random, m = np.random.default_rng(1), len(found.test_ids)
+    changes = [{identity: 0.0} for identity in found.train_ids]
+    base = np.ones((1, m))
+    values = base + random.normal(size=(len(changes), 1, m))
+    facts = {"protocol": "leave-one-out", "denominators": "of the run"}
+    facts |= {key: found.attributes[key] for key in ("run_uuid",) if key in found.attributes}
+    return Counterfactual(found.test_ids, changes, [4], values, base, facts)
+
+
+def of_themselves(train_ids):
+    """Return self-influence of some training examples."""
+    ids, random = list(train_ids), np.random.default_rng(2)
+    scores = {name: random.random(len(ids)) for name in ("self", "own_drop")}
+    return SelfInfluence(ids, scores, np.full(len(ids), 2), {"unit": "nats"})

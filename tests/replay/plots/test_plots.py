@@ -11,38 +11,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from scipy import stats
 
-from replay import Counterfactual, SelfInfluence, Task, plots
-from tests.helpers.results import made
+from replay import Task, plots
+from tests.helpers.results import adding_up, left_out, of_themselves
 from tracer.errors import InputError
 
 mpl.use("agg")
-
-
-def small(ids=int):
-    """Return a result whose terms add up, of 2 test and 6 training examples over 4 steps."""
-    found = made(ids)
-    for terms in found.terms.values():
-        terms["measured"] = found.drops["ideal"]
-        others = [values for name, values in terms.items() if name not in ("residual", "measured")]
-        terms["residual"] = terms["measured"] - np.sum(others, axis=0)
-    return found
-
-
-def left_out(found):
-    """Return counterfactual runs that lack one training example each."""
-    random = np.random.default_rng(1)
-    base = np.ones((1, 2))
-    facts = {"protocol": "leave-one-out", "denominators": "of the run"}
-    facts |= {key: found.attributes[key] for key in ("run_uuid",) if key in found.attributes}
-    changes = [{identity: 0.0} for identity in found.train_ids]
-    values = base + random.normal(size=(6, 1, 2))
-    return Counterfactual(found.test_ids, changes, [4], values, base, facts)
-
-
-def of_themselves():
-    random = np.random.default_rng(2)
-    scores = {name: random.random(30) for name in ("self", "own_drop")}
-    return SelfInfluence(list(range(100, 130)), scores, np.full(30, 2), {"unit": "nats"})
 
 
 DRAWS = {
@@ -52,6 +25,7 @@ DRAWS = {
     "taylor_gap": lambda found: plots.taylor_gap(found),
     "ranking": lambda found: plots.ranking(found, found.test_ids[0]),
     "against_truth": lambda found: plots.against_truth(found, left_out(found)),
+    "over_time": lambda found: plots.over_time(found, found.test_ids[0]),
     "foretold": lambda found: plots.foretold(found, left_out(found)),
 }
 
@@ -59,7 +33,7 @@ DRAWS = {
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_a_figure_is_a_figure_and_changes_nothing(draw, tmp_path):
     before = dict(mpl.rcParams)
-    figure = draw(small())
+    figure = draw(adding_up())
     assert isinstance(figure, Figure)
     figure.savefig(tmp_path / "figure.svg")
     assert dict(mpl.rcParams) == before
@@ -71,7 +45,7 @@ def test_a_figure_is_a_figure_and_changes_nothing(draw, tmp_path):
 
 @pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
 def test_numbers_that_are_not_finite_and_ids_that_a_typesetter_reads(draw, tmp_path):
-    found = small(lambda k: f"<script>$x^{{$ \\frac &\n{k}")
+    found = adding_up(lambda k: f"<script>$x^{{$ \\frac &\n{k}")
     found.scores["tracin"][:] = np.inf
     found.scores["ideal"][0, 0] = np.nan
     found.terms["ideal"]["data"][1] = np.nan
@@ -79,7 +53,7 @@ def test_numbers_that_are_not_finite_and_ids_that_a_typesetter_reads(draw, tmp_p
 
 
 def test_scatter_has_every_score():
-    found = small()
+    found = adding_up()
     figure = plots.scatter(found)
     pairs = [("tracin", "ideal"), ("tracin", "tracincp"), ("ideal", "tracincp")]
     for axes, (x, y) in zip(figure.axes, pairs, strict=True):
@@ -92,7 +66,7 @@ def test_scatter_has_every_score():
 
 def test_the_matrix_has_means_and_intervals():
     """The mean of scipy's own correlations, and scipy's bootstrap of them."""
-    found = small()
+    found = adding_up()
     axes = plots.agreement(found).axes[0]
     (image,) = axes.images
     own = [
@@ -102,11 +76,11 @@ def test_the_matrix_has_means_and_intervals():
     assert image.get_array()[2, 0] == pytest.approx(np.mean(own))
     cells = [text.get_text() for text in axes.texts]
     low, high = found.agreement().get(("tracin", "tracincp"), "spearman").interval()
-    assert cells[2] == f"{np.mean(own):.3f}\n[{low:.3f}, {high:.3f}]"
+    assert cells[2] == f"{np.mean(own):.3f}\n{low:.3f} to\n{high:.3f}"
 
 
 def test_bars_add_up_to_what_was_measured():
-    found = small()
+    found = adding_up()
     figure = plots.completeness(found)
     assert [axes.get_title() for axes in figure.axes] == ["tracin", "ideal"]
     for axes in figure.axes:
@@ -126,7 +100,7 @@ def test_bars_add_up_to_what_was_measured():
 
 
 def test_of_many_test_examples_those_with_the_largest_residuals():
-    found = small()
+    found = adding_up()
     found.terms["ideal"]["residual"][:] = [[9.0, 0.1]] * 4
     found.terms["tracin"]["residual"][:] = 0
     axes = plots.completeness(found, most=1).axes[0]
@@ -135,7 +109,7 @@ def test_of_many_test_examples_those_with_the_largest_residuals():
 
 @pytest.mark.parametrize("test_id", [None, 3])
 def test_the_taylor_gap(test_id):
-    found = small()
+    found = adding_up()
     rows = [0, 1] if test_id is None else [1]
     top, middle, low = plots.taylor_gap(found, test_id=test_id).axes
     measured = found.terms["ideal"]["measured"][:, rows]
@@ -153,7 +127,7 @@ def test_the_taylor_gap(test_id):
 
 
 def test_ranking_shows_pictures_labels_and_signs():
-    found = small()
+    found = adding_up()
     found.scores["tracin"][0] = [0.0, 2, 1, 0, -3, 0]
     data = {k: (np.full((2, 2), k / 10), f"a {k}") for k in range(10)}
     task = Task(lambda: None, lambda *_: None, data, data, show=lambda example: example)
@@ -167,7 +141,7 @@ def test_ranking_shows_pictures_labels_and_signs():
 
 
 def test_self_influence_finds_the_mislabelled():
-    found = of_themselves()
+    found = of_themselves(range(100, 130))
     wrong = [101, 105, 117]
     first, second = plots.self_influence(found, k=5, mislabelled=wrong).axes
     ids, scores = found.top(5)
@@ -185,7 +159,7 @@ def test_self_influence_finds_the_mislabelled():
 
 
 def test_against_truth_draws_means_intervals_and_points():
-    found = small()
+    found = adding_up()
     truth = left_out(found)
     agreement = found.agreement(truth=truth)
     axes = plots.against_truth(found, truth, metric="pearson").axes[0]
@@ -200,7 +174,7 @@ def test_against_truth_draws_means_intervals_and_points():
 
 
 def test_foretold_draws_runs():
-    found = small()
+    found = adding_up()
     truth = left_out(found)
     for axes, method in zip(plots.foretold(found, truth).axes, found.scores, strict=True):
         (points,) = (line for line in axes.lines if len(line.get_xdata()) == 12)
@@ -211,5 +185,23 @@ def test_foretold_draws_runs():
 @pytest.mark.parametrize("draw", [plots.completeness, plots.taylor_gap])
 def test_a_result_without_terms(draw):
     with pytest.raises(InputError, match="none of its methods walks the steps") as raised:
-        draw(replace(small(), terms={}, drops={}))
+        draw(replace(adding_up(), terms={}, drops={}))
     assert "methods=('tracin', 'ideal')" in str(raised.value)
+
+
+def test_over_time_adds_up_what_was_earned():
+    found = adding_up()
+    rates = [0.1, 0.1, 0.05, 0.05]
+    curves, below = plots.over_time(found, 3, method="ideal", k=1, learning_rates=rates).axes
+    best, worst = found.top(3, method="ideal", k=1)[0], found.bottom(3, method="ideal", k=1)[0]
+    lines = {line.get_label(): line for line in curves.lines}
+    for name in (f"+ {best[0]}", f"− {worst[0]}"):
+        earned = found.by_period["ideal"][1, int(name[2:])]
+        assert lines[name].get_xdata().tolist() == [0, 2, 4]
+        assert lines[name].get_ydata() == pytest.approx([0, earned[0], earned.sum()])
+    assert below.lines[0].get_ydata().tolist() == rates
+    with pytest.raises(InputError, match="one number for each of the 4 steps of the result, found"):
+        plots.over_time(found, 3, learning_rates=[0.1])
+    with pytest.raises(InputError, match="the result has no scores by period") as raised:
+        plots.over_time(adding_up(periods=()), 3)
+    assert 'by="epoch"' in str(raised.value)
