@@ -61,7 +61,7 @@ def ranking(
     say = _sayer(task)
     views = [say("train", identity) for identity in ids]
     names = [
-        label(f"{identity}  {view.text}".rstrip(), 40)
+        label(f"{identity} {view.text}".rstrip(), 40)
         for identity, view in zip(ids, views, strict=True)
     ]
     axes.set_yticks(range(len(ids)), names)

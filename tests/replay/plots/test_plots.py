@@ -134,7 +134,7 @@ def test_ranking_shows_pictures_labels_and_signs():
     figure = plots.ranking(found, 7, task=task)
     axes = figure.axes[0]
     assert [bar.get_width() for bar in axes.patches] == [2, 1, -3]
-    assert [text.get_text() for text in axes.get_yticklabels()] == ["1  a 1", "2  a 2", "4  a 4"]
+    assert [text.get_text() for text in axes.get_yticklabels()] == ["1 a 1", "2 a 2", "4 a 4"]
     assert axes.get_title() == "test example 7: a 7"
     pictures = [image for inset in axes.child_axes for image in inset.images]
     assert [int(image.get_array()[0, 0, 0]) for image in pictures] == [26, 51, 102]
