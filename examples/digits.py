@@ -49,9 +49,9 @@ def per_example_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> 
     return F.cross_entropy(model(pixels), digits, reduction="none")
 
 
-def show(example: Example) -> str:
-    """Return how tables call an image."""
-    return f"a {example[1]}"
+def show(example: Example) -> tuple[Tensor, str]:
+    """Return how reports show an image, and how tables call it."""
+    return example[0].reshape(8, 8), f"a {example[1]}"
 
 
 images = load()

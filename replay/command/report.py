@@ -9,6 +9,7 @@ import click
 
 from replay.command.opening import announced
 from replay.loading import resolved
+from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
@@ -36,6 +37,12 @@ Examples:
     type=click.Path(path_type=Path),
     help="A result of 'self': what may be mislabelled.",
 )
+@click.option(
+    "--checkpoints",
+    "sweep",
+    type=click.Path(path_type=Path),
+    help="A result of 'checkpoints': how many they need to be, and where.",
+)
 @click.option("--task", help="module:name or file.py:name.  [default: what the result names]")
 @click.option(
     "--top",
@@ -55,6 +62,7 @@ def report(
     result: Path,
     truth: Path | None,
     self_result: Path | None,
+    sweep: Path | None,
     task: str | None,
     top: int,
     out: Path | None,
@@ -67,7 +75,7 @@ def report(
     """
     made = reports()
     target = page_of(result) if out is None else out
-    inputs = [path for path in (result, truth, self_result) if path is not None]
+    inputs = [path for path in (result, truth, self_result, sweep) if path is not None]
     made.require_free(target, overwrite=overwrite, inputs=inputs)
     influence = Influence.load(result)
     shows, why = _task(influence, result, task)
@@ -75,6 +83,7 @@ def report(
         influence,
         truth=None if truth is None else Counterfactual.load(truth),
         self_influence=None if self_result is None else SelfInfluence.load(self_result),
+        sweep=None if sweep is None else CheckpointSweep.load(sweep),
         task=shows,
         why_no_task=why,
         run=made.run_facts(influence, result.absolute().parent),

@@ -13,6 +13,7 @@ except ImportError as _error:
     ) from _error
 
 from replay.plots.agreement import agreement, scatter
+from replay.plots.checkpoint_error import checkpoint_error
 from replay.plots.completeness import completeness
 from replay.plots.over_time import over_time
 from replay.plots.ranking import ranking
@@ -23,6 +24,7 @@ from replay.plots.truth import against_truth, foretold
 __all__ = [
     "against_truth",
     "agreement",
+    "checkpoint_error",
     "completeness",
     "foretold",
     "over_time",

@@ -24,7 +24,7 @@ from replay.results.agreement import LABELS, METRICS, Agreement
 from replay.results.influence import Influence
 
 _MATRIX = METRICS[:6]  # those that are the same both ways and at most 1
-_RASTER = 3000  # points that are an image from here on, also in a PDF
+_RASTER = 1500  # points that are an image from here on, also in a PDF
 _COLUMNS = 3
 _PALE = 1.8  # beyond the range, so that black text stands on every cell
 

@@ -65,7 +65,7 @@ def ranking(
         for identity, view in zip(ids, views, strict=True)
     ]
     axes.set_yticks(range(len(ids)), names)
-    axes.invert_yaxis()
+    axes.set_ylim(max(1, len(ids)) - 0.5, -0.5)
     zero_line(axes, vertical=True)
     axes.grid(axis="x")
     axes.set_xlabel(
@@ -111,7 +111,7 @@ def _draw_pictures(axes: Axes, views: list[Shown]) -> None:
     rows = max(1, len(views))
     for row, view in enumerate(views):
         if view.pictures:
-            place = (0.0, 1 - (row + 0.92) / rows, 0.09, 0.84 / rows)
+            place = (1.01, 1 - (row + 0.95) / rows, 0.12, 0.9 / rows)
             inset = axes.inset_axes(place)
             inset.imshow(view.pictures[0], interpolation="nearest")
             inset.set_axis_off()

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from replay import plots
+from replay.methods.table import reference
 from replay.report.accounts import misses
 from replay.report.comparisons import hover
 from replay.report.study import Study
 from replay.report.svg import drawn, inline
 from replay.results.influence import Influence
-from replay.results.verdict import reference
 from tracer.records import ID
 
 _WIDTH = 4.4  # inches
@@ -45,7 +45,7 @@ def drawings(study: Study) -> dict[str, list[Drawing]]:
         "taylor": _taylor(study.influence),
         "truth": _truth(study),
         "self": _self(study),
-        "checkpoints": [],
+        "checkpoints": _checkpoints(study),
     }
 
 
@@ -131,6 +131,23 @@ def _truth(study: Study) -> list[Drawing]:
     return found
 
 
+def _checkpoints(study: Study) -> list[Drawing]:
+    sweep = study.sweep
+    if sweep is None:
+        return []
+    return [
+        _drawing(
+            lambda against=against: plots.checkpoint_error(  # type: ignore[misc]
+                sweep, against=against, width=_WIDTH
+            ),
+            f"checkpoints-{n}",
+            f"Error of the sum over checkpoints against {against}, by their number and placement: "
+            "median over test examples, and quartiles.",
+        )
+        for n, against in enumerate(sweep.errors)
+    ]
+
+
 def _self(study: Study) -> list[Drawing]:
     found = study.self_influence
     if found is None:
@@ -147,7 +164,7 @@ def over_time(study: Study, test_id: ID) -> list[Drawing]:
     influence = study.influence
     if not influence.by_period:
         return []
-    method = reference(influence)
+    method = reference(influence.scores)
     method = method if method in influence.by_period else next(iter(influence.by_period))
     rates = None if study.run is None else study.run.rates
     name = f"time-{influence.row(test_id)}"

@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
+from replay.methods.table import reference
 from replay.report.accounts import accounts_table, misses
 from replay.report.comparisons import agreement_table
 from replay.report.facts import facts, of_run, proof
@@ -22,7 +23,7 @@ from replay.report.study import Study
 from replay.report.tables import Table, signed
 from replay.report.views import Views
 from replay.results.output import check_free, inputs_of, moved_when_whole
-from replay.results.verdict import reference, verdict
+from replay.results.verdict import verdict
 from replay.showing import legible
 from tracer.errors import InputError
 
@@ -117,7 +118,7 @@ def _content(study: Study) -> dict[str, Any]:
         "signed": signed,
         "figures": drawings(study),
         "rankings": rankings(study, views),
-        "ranked_by": reference(influence),
+        "ranked_by": reference(influence.scores),
         "more": max(0, len(influence.test_ids) - MOST),
         **_tables(study, views),
     }

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from replay.methods.table import reference
 from replay.plots.ranking import strongest
 from replay.report.figures import Drawing, over_time
 from replay.report.study import Study
 from replay.report.tables import Cell, Table, counted, example, numeric
 from replay.report.views import View, Views
-from replay.results.verdict import reference
 from tracer.records import ID
 
 MOST = 20  # test examples that a page shows
@@ -35,7 +35,7 @@ class Ranking:
 def named(study: Study) -> list[ID]:
     """Return the training examples that the rankings name."""
     influence = study.influence
-    method, tests = reference(influence), influence.test_ids[:MOST]
+    method, tests = reference(influence.scores), influence.test_ids[:MOST]
     return [i for test in tests for i in strongest(influence, test, method, study.k)[0]]
 
 
@@ -45,7 +45,7 @@ def rankings(study: Study, views: Views) -> list[Ranking]:
 
 
 def _ranking(study: Study, views: Views, test: ID) -> Ranking:
-    influence, method = study.influence, reference(study.influence)
+    influence, method = study.influence, reference(study.influence.scores)
     ids, scores = strongest(influence, test, method, study.k)
     up = [identity for identity, score in zip(ids, scores, strict=True) if score > 0]
     down = [identity for identity, score in zip(ids, scores, strict=True) if score < 0][::-1]

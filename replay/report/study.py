@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
@@ -39,6 +40,7 @@ class Study:
         influence: The result.
         truth: Counterfactual runs of the same run.
         self_influence: Self-influence along the same run.
+        sweep: Error of checkpoint sums along the same run.
         task: Shows what examples are; without one, the page has their IDs alone.
         why_no_task: Why there is none, as the page says it.
         run: What the log says; None where it is not at hand.
@@ -48,6 +50,7 @@ class Study:
     influence: Influence
     truth: Counterfactual | None = None
     self_influence: SelfInfluence | None = None
+    sweep: CheckpointSweep | None = None
     task: Task | None = None
     why_no_task: str = "none was given"
     run: RunFacts | None = None

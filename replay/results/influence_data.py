@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.arguments import one_of, plain, whole
+from replay.methods.table import reference
+from replay.results.notebook import NAMED, ROWS, facts_html, ranking_html
 from replay.results.summary import said_of_checkpoints, summary
 from tracer.errors import InputError, shown
 from tracer.records import ID
@@ -34,9 +36,29 @@ class InfluenceData:
     period_of_step: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     def __repr__(self) -> str:
+        return summary(*self._said())
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what this is, and whose scores are strongest."""
+        method = reference(self.scores)
+        drops = next((terms["measured"].sum(0) for terms in self.terms.values()), None)
+        rows = [
+            (
+                test,
+                None if drops is None else float(drops[j]),
+                zip(*self.top(test, method=method, k=NAMED), strict=True),
+                zip(*self.bottom(test, method=method, k=NAMED), strict=True),
+            )
+            for j, test in enumerate(self.test_ids[:ROWS])
+        ]
+        more = len(self.test_ids) - len(rows)
+        return facts_html(*self._said()) + ranking_html(method, rows, more)
+
+    def _said(self) -> tuple[str, dict[str, object]]:
+        """Return in one line what this is, and what is known of it."""
         m, n, steps = len(self.test_ids), len(self.train_ids), len(self.steps)
         facts = self.attributes
-        rows = {
+        rows: dict[str, object] = {
             "methods": ", ".join(self.scores),
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
             "periods": f"{len(self.periods)}, by {facts.get('by')}" if self.periods else "",
@@ -45,9 +67,8 @@ class InfluenceData:
             "sign": facts.get("sign"),
             "gradients": str(facts.get("gradient_dtype", "")).removeprefix("torch."),
         }
-        return summary(
-            f"{type(self).__name__} of {n} training on {m} test examples over {steps} steps", rows
-        )
+        what = type(self).__name__
+        return f"{what} of {n} training on {m} test examples over {steps} steps", rows
 
     @property
     def completeness(self) -> dict[str, dict[str, Table]]:

@@ -31,12 +31,6 @@ def verdict(influence: Influence) -> list[str]:
     return [f"Verdict{over}: {line}" for line in lines or [f"{_explains(influence, str(best))}."]]
 
 
-def reference(influence: Influence) -> str:
-    """Return the method that others are compared with: one that divides what was measured."""
-    measured = (name for name in influence.scores if name in METHODS and METHODS[name].measured)
-    return next(measured, next(iter(influence.scores)))
-
-
 def _explains(influence: Influence, name: str) -> str:
     """Return what a method explains of the measured drop, or what it predicts instead."""
     measured = float(_total(influence, name, "measured").mean())

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from replay import Counterfactual, Influence, SelfInfluence
+from replay import CheckpointSweep, Counterfactual, Influence, SelfInfluence
+from replay.results.checkpoint_sweep import ERRORS, Choice
 from replay.session.step_result import TERMS
 
 
@@ -62,6 +63,15 @@ def left_out(found):
     facts = {"protocol": "leave-one-out", "denominators": "of the run"}
     facts |= {key: found.attributes[key] for key in ("run_uuid",) if key in found.attributes}
     return Counterfactual(found.test_ids, changes, [4], values, base, facts)
+
+
+def swept(found):
+    """Return errors of two placements of 1, 2 and 4 checkpoints against a result's methods."""
+    random, steps = np.random.default_rng(3), {1: (4,), 2: (2, 4), 4: (1, 2, 3, 4)}
+    choices = [Choice(name, n, steps[n]) for name in ("even", "late") for n in steps]
+    size = (len(choices), len(found.test_ids))
+    errors = {m: {e: random.random(size) for e in ERRORS} for m in ("tracin", "ideal")}
+    return CheckpointSweep(found.test_ids, choices, errors, {})
 
 
 def of_themselves(train_ids):

@@ -8,10 +8,11 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from replay.command.show.cells import counted, explained, number
+from replay.command.show.cells import explained
 from replay.command.terminal import literal
 from replay.results.checkpoint_sweep import ERRORS, CheckpointSweep
 from replay.results.exporting import plain_table
+from replay.results.summary import counted, number
 
 _HEADS = ("Pearson", "Spearman", "error", "scaled error", "ratio of totals")
 

@@ -10,9 +10,9 @@ from rich.table import Table
 
 from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
+from replay.methods.table import reference
 from replay.results.influence import Influence
 from replay.results.summary import number
-from replay.results.verdict import reference
 from tracer.records import ID
 
 Ranked = list[tuple[ID, float]]
@@ -76,7 +76,7 @@ def _line(influence: Influence, test_id: ID, k: int) -> str:
         method: {identity for identity, _ in _proponents(influence, test_id, method, k)}
         for method in influence.scores
     }
-    first = reference(influence)
+    first = reference(influence.scores)
     if len(best) == 1 or not best[first]:
         return "Proponents lowered its test value, opponents raised it."
     others = (f"{len(best[name] & best[first])} by {name}" for name in best if name != first)

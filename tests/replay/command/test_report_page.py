@@ -37,11 +37,15 @@ def test_the_main_job_writes_a_page_and_a_command_writes_it_again(result, folder
     left_out = ("--test", "ids.txt", "--leave-one-out", "train.txt")
     assert run(capsys, "counterfactual", "run.h5", *left_out)[0] == 0
     assert run(capsys, "self", "run.h5")[0] == 0
+    counts = ("--counts", "1,2", "--placement", "even")
+    assert run(capsys, "checkpoints", "run.h5", "--test", "ids.txt", *counts)[0] == 0
     more = ("--truth", "run.counterfactual.h5", "--self", "run.self.h5", "--top", 1)
+    more += ("--checkpoints", "run.checkpoints.h5")
     code, _, err = run(capsys, "report", result, *more, "--out", "study.html")
     assert code == 0, err
     whole = (folder / "study.html").read_text()
     assert "Against counterfactual runs" in whole
+    assert "How many checkpoints, and where" in whole
     assert "Self-influence: what may be mislabelled" in whole
 
 

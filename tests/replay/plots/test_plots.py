@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from replay import Task, plots
-from tests.helpers.results import adding_up, left_out, of_themselves
+from tests.helpers.results import adding_up, left_out, of_themselves, swept
 from tracer.errors import InputError
 
 mpl.use("agg")
@@ -26,6 +26,7 @@ DRAWS = {
     "ranking": lambda found: plots.ranking(found, found.test_ids[0]),
     "against_truth": lambda found: plots.against_truth(found, left_out(found)),
     "over_time": lambda found: plots.over_time(found, found.test_ids[0]),
+    "checkpoint_error": lambda found: plots.checkpoint_error(swept(found)),
     "foretold": lambda found: plots.foretold(found, left_out(found)),
 }
 
@@ -199,9 +200,20 @@ def test_over_time_adds_up_what_was_earned():
         earned = found.by_period["ideal"][1, int(name[2:])]
         assert lines[name].get_xdata().tolist() == [0, 2, 4]
         assert lines[name].get_ydata() == pytest.approx([0, earned[0], earned.sum()])
-    assert below.lines[0].get_ydata().tolist() == rates
+    assert below.lines[0].get_ydata().tolist() == [*rates, rates[-1]]
     with pytest.raises(InputError, match="one number for each of the 4 steps of the result, found"):
         plots.over_time(found, 3, learning_rates=[0.1])
     with pytest.raises(InputError, match="the result has no scores by period") as raised:
         plots.over_time(adding_up(periods=()), 3)
     assert 'by="epoch"' in str(raised.value)
+
+
+def test_checkpoint_error_draws_medians_by_number():
+    sweep = swept(adding_up())
+    sweep.errors["ideal"]["pearson"][4, 0] = np.nan
+    (axes,) = plots.checkpoint_error(sweep, measure="pearson", against="ideal").axes
+    medians = sweep.median("pearson", against="ideal")
+    for line, rows in zip(axes.lines, (slice(0, 3), slice(3, 6)), strict=True):
+        assert line.get_xdata().tolist() == [1, 2, 4]
+        assert line.get_ydata() == pytest.approx(medians[rows])
+    assert [line.get_label() for line in axes.lines] == ["even", "late"]

@@ -16,7 +16,7 @@ from replay import Influence, Task
 from replay.report import RunFacts, Study, figures, page, run_facts
 from replay.report.pictures import addresses
 from tests.helpers.cases import CASES
-from tests.helpers.results import adding_up, left_out, of_themselves
+from tests.helpers.results import adding_up, left_out, of_themselves, swept
 from tracer.errors import TaskError
 
 EMPTY = {"meta", "link", "img", "br", "path", "use", "rect", "image", "input"}
@@ -91,6 +91,7 @@ def studied(ids=int, **more):
     run = RunFacts({ids(k): k + 1 for k in range(6)}, np.array([0.1, 0.1, 0.05, 0.05]))
     everything = {
         "truth": left_out(found),
+        "sweep": swept(found),
         "self_influence": of_themselves(found.train_ids),
         "task": task,
         "run": run,
@@ -131,6 +132,7 @@ def test_numbers_are_those_of_the_result():
                 others = [table[row_of, column] for table in found.scores.values()]
                 assert list(map(float, row[1:4])) == others
                 assert row[4] == str(identity + 1), "visits"
+    assert "How many checkpoints, and where" in shown.text
     own = study.self_influence
     rows = shown.rows("largest self-influence")
     assert [row[0] for row in rows] == list(map(str, own.top(20)[0]))
@@ -318,3 +320,25 @@ def test_the_log_says_visits_and_rates(tmp_path):
     assert run_facts(found) is None
     found.attributes["log"] = "gone.h5"
     assert run_facts(found) is None
+
+
+def test_a_notebook_shows_a_few_escaped_lines():
+    found = adding_up(lambda k: f"{HOSTILE} {'long' * 100} {k}")
+    found.attributes["log"] = HOSTILE * 100
+    many = replace(
+        found,
+        test_ids=[f"<b>{k}" for k in range(100)],
+        scores={name: np.tile(table[:1], (100, 1)) for name, table in found.scores.items()},
+        terms={},
+    )
+    for one in (found, many):
+        text = one._repr_html_()
+        assert "<script>" not in text
+        assert "<b>1" not in text
+        assert len(text) < 20_000
+        Reader(text)
+    assert "95 more test examples" in many._repr_html_()
+    plain = adding_up()._repr_html_()
+    ids, scores = adding_up().top(7, method="ideal", k=1)
+    assert f"<td>{ids[0]}: {scores[0]:.4g}<br>" in plain
+    assert "proponents by ideal" in plain
