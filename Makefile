@@ -43,8 +43,8 @@ demo: $(STAMP)
 	@mkdir -p demo
 	@echo "== 1/2  training an MLP on scikit-learn's 1,797 digits, every step logged to demo/run.h5 =="
 	$(RUN) -m examples.digits --log demo/run.h5 --test-ids demo/test_ids.txt --overwrite
-	@echo "== 2/2  replaying it: tracin-replay --log demo/run.h5 --test demo/test_ids.txt =="
-	$(VENV)/bin/tracin-replay --log demo/run.h5 --test demo/test_ids.txt --overwrite
+	@echo "== 2/2  replaying it: tracin-replay --log demo/run.h5 --test demo/test_ids.txt --report =="
+	$(VENV)/bin/tracin-replay --log demo/run.h5 --test demo/test_ids.txt --report --overwrite
 
 example-mnist example-mislabelled example-text example-approximation-study: $(STAMP)
 	$(RUN) -m examples.$(subst -,_,$(@:example-%=%))

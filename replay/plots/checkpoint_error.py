@@ -27,8 +27,8 @@ _MARKS = ("o", "s", "^", "D", "v")
 _NAMES = {
     "pearson": "Pearson's r",
     "spearman": "Spearman's ρ",
-    "relative_error": "error / size of the exact scores",
-    "scaled_error": "error / size, best common factor",
+    "relative_error": "error, by the exact scores' size",
+    "scaled_error": "error after the best factor",
     "total_ratio": "total / exact total",
 }
 
