@@ -9,7 +9,6 @@ each time. Every score ranks the training images; what it is worth is how early 
 from __future__ import annotations
 
 import warnings
-from itertools import pairwise
 from pathlib import Path
 
 import click
@@ -25,7 +24,7 @@ from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 from examples import gallery
 from examples.digits import Example, build_model, load, per_example_loss
-from replay import Replay, Task
+from replay import Replay, SelfInfluence, Task
 from tracer import TracingSGD, with_ids
 
 Scores = dict[str, NDArray[np.float64]]
@@ -74,22 +73,18 @@ def squared_norms(model: nn.Module, batch: list[Tensor]) -> Tensor:
     return torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0)
 
 
-def scores_of(run: Replay) -> Scores:
+def scores_of(run: Replay, influence: SelfInfluence) -> Scores:
     """Return every score of the training examples, in their order; large means suspicious."""
-    batch = default_collate(list(run.task.train.values()))
-    model, steps = run.task.model().eval(), len(run.log)
-    points = [round((k + 1) * steps / CHECKPOINTS) for k in range(CHECKPOINTS)]
-    influence = run.self_influence(progress=False)
-    found = {"`self` (every visit)": influence.scores["self"]}
-    along = np.zeros(len(run.task.train))
-    for point in points:
-        model.load_state_dict(run.state_dict(point))
-        norms = squared_norms(model, batch).double().numpy()
-        along += run.log.learning_rate(min(point, steps - 1))[0] * norms
-    found[f"`self` by TracInCP, {CHECKPOINTS} checkpoints"] = along
+    batch, model = default_collate(list(run.task.train.values())), run.task.model().eval()
+    points = [int(k) for k in str(influence.attributes["checkpoints"]).split()]
+    found = {
+        "`self` (every visit)": influence.scores["self"],
+        f"`self` by TracInCP, {len(points)} checkpoints": influence.scores["tracincp"],
+    }
     found |= of_captum(run, model, batch, points)
-    model.load_state_dict(run.state_dict(steps))
+    model.load_state_dict(run.state_dict(len(run.log)))
     found["gradient norm at the end"] = squared_norms(model, batch).sqrt().double().numpy()
+    found["loss at its visits, mean"] = influence.scores["loss"]
     found["loss at the end"] = run.task.loss(model, batch).detach().double().numpy()
     return found
 
@@ -139,18 +134,13 @@ def measures(scores: NDArray[np.float64], wrong: NDArray[np.bool_]) -> list[floa
     ]
 
 
-def by_epoch(run: Replay, wrong: NDArray[np.bool_], epochs: int) -> list[list[float]]:
-    """Return AUROC after each epoch: of that epoch's self-influence, of all so far, of the loss."""
-    batch, model = default_collate(list(run.task.train.values())), run.task.model().eval()
-    edges = np.linspace(0, len(run.log), epochs + 1).round().astype(int).tolist()
-    so_far, rows = np.zeros(len(wrong)), []
-    for begin, end in pairwise(edges):
-        found = run.self_influence(steps=slice(begin, end), progress=False).scores["self"]
-        so_far = so_far + found
-        model.load_state_dict(run.state_dict(end))
-        loss = run.task.loss(model, batch).detach().numpy()
-        rows.append([float(roc_auc_score(wrong, one)) for one in (found, so_far, loss)])
-    return rows
+def by_epoch(influence: SelfInfluence, wrong: NDArray[np.bool_]) -> list[list[float]]:
+    """Return AUROC of each epoch: of its self-influence, of all so far, of the losses at visits."""
+    own, losses = influence.by_period["self"], influence.by_period["loss"]
+    tables = own.T, own.cumsum(1).T, losses.T
+    return [
+        [float(roc_auc_score(wrong, one)) for one in rows] for rows in zip(*tables, strict=True)
+    ]
 
 
 def figure_of(ranks: Ranks, epochs: list[list[float]]) -> Figure:
@@ -167,7 +157,7 @@ def figure_of(ranks: Ranks, epochs: list[list[float]]) -> Figure:
     left.set_title(f"mean over {len(ranks)} seeds", fontsize=10)
     left.legend(frameon=False, fontsize=8, loc="lower right")
     ticks = np.arange(1, len(epochs) + 1)
-    for n, name in enumerate(("self, this epoch", "self, so far", "loss after the epoch")):
+    for n, name in enumerate(("self, this epoch", "self, so far", "loss, this epoch")):
         right.plot(ticks, [row[n] for row in epochs], marker=".", label=name)
     right.axhline(0.5, lw=0.8, color="0.6")
     right.set(xlabel="epoch", ylabel="AUROC", xticks=ticks, ylim=(0.45, 1.01))
@@ -217,8 +207,9 @@ def main(out: Path, page: Path | None, epochs: int, seeds: int, count: int | Non
     for seed in range(seeds):
         run, numbers = ranked(seed, logs / f"mislabelled-{seed}.h5", epochs, images)
         wrong = np.array([k in numbers for k in run.task.train])
-        ranks.append((scores_of(run), wrong))
-        curve = curve or by_epoch(run, wrong, epochs)
+        influence = run.self_influence(checkpoints=CHECKPOINTS, by="epoch", progress=False)
+        ranks.append((scores_of(run, influence), wrong))
+        curve = curve or by_epoch(influence, wrong)
         click.echo(f"seed {seed}: self finds {measures(next(iter(ranks[-1][0].values())), wrong)}")
     figures = {"mislabelled.png": figure_of(ranks, curve)}
     gallery.publish(page or out, "mislabelled", text_of(ranks, epochs), figures)

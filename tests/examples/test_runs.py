@@ -60,7 +60,7 @@ def test_mislabelled(tmp_path):
     assert "80 training images, 8 with a wrong label, 1 epochs; means over 2 seeds" in page
     found = rows(page)
     assert found["Captum, `TracInCP`"] == found["`self` by TracInCP, 10 checkpoints"]
-    assert len(found) == 6 + 2
+    assert len(found) == 7 + 2
     assert (tmp_path / "mislabelled.png").stat().st_size > 10_000
 
 
