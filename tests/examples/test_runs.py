@@ -59,7 +59,7 @@ def test_mislabelled(tmp_path):
     page = run("mislabelled", tmp_path, *options)
     assert "80 training images, 8 with a wrong label, 1 epochs; means over 2 seeds" in page
     found = rows(page)
-    assert found["Captum, `TracInCP`"] == found["`self` by TracInCP, 3 checkpoints"]
+    assert found["Captum, `TracInCP`"] == found["`self` by TracInCP, 4 checkpoints"]
     assert len(found) == 7 + 2
     assert (tmp_path / "mislabelled.png").stat().st_size > 10_000
 
