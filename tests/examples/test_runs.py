@@ -15,6 +15,7 @@ from scipy import stats
 
 from examples import approximation_study, gallery, mislabelled
 from tests.examples.idx_files import write_idx
+from tests.helpers.places import ROOT
 
 TINY = replace(
     approximation_study.DEFAULT,
@@ -155,3 +156,12 @@ def test_a_page_keeps_its_words(tmp_path):
     page.write_text("# Title\n")
     with pytest.raises(click.UsageError, match="has no part for results"):
         gallery.publish(tmp_path, "x", "third", {})
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs/gallery").glob("*.md")), ids=lambda p: p.stem)
+def test_a_page_of_the_gallery_has_its_example(page):
+    text, target = page.read_text(), f"example-{page.stem.replace('_', '-')}"
+    assert text.index(gallery.BEGIN) < text.index("\n| ") < text.index(gallery.END)
+    assert f"make {target}\n" in text
+    assert target in (ROOT / "Makefile").read_text()
+    assert (ROOT / "examples" / f"{page.stem}.py").exists()
