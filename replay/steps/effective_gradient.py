@@ -46,9 +46,8 @@ class EffectiveGradient:
         """Return the same of other vectors."""
         return EffectiveGradient(gradient, penalty, w, self.factor, self.decay)
 
-    @property
     def whole(self) -> Tensor:
-        """All of ``u``, in the parameter's dtype."""
+        """Return all of ``u``, in the parameter's dtype."""
         plain = self.penalty is None and self.factor == 1 and not self.decay
         if self.gradient is not None and plain:
             return self.gradient.to(self.w)

@@ -8,16 +8,16 @@ second moments and denominators are differentiated here, which a split holds fix
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from replay.steps.optimizer_state import OptimizerState
 from replay.vectors.blocks import total
-from tracer.rules.rule import Numbers, State, UpdateRule
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 W, GRADIENT, BUFFER = "w", "gradient", "buffer"
-_COUNT = "step"
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,15 @@ class Before:
         w: The parameter.
         gradient: Of the objective, unclipped.
         buffer: The momentum buffer; None if there is none yet.
-        moments: Counts and second moments.
+        moments: Second moments and the like.
+        counts: What gradients have no part in, of the state.
     """
 
     w: Tensor
     gradient: Tensor
     buffer: Tensor | None
     moments: State
+    counts: State
 
     @property
     def leaves(self) -> dict[str, Tensor]:
@@ -42,7 +44,7 @@ class Before:
         found = {W: self.w, GRADIENT: self.gradient}
         if self.buffer is not None:
             found[BUFFER] = self.buffer
-        return found | {k: v for k, v in self.moments.items() if k != _COUNT}
+        return found | self.moments
 
 
 def before(
@@ -50,16 +52,19 @@ def before(
 ) -> Before:
     """Return a parameter before a step, in the dtype of ``g``, from what the replay found."""
     moments = state.moments.get(name) or (rule.initial(w, numbers) if rule.adapts else {})
-    flat = {k: v if k == _COUNT else v.flatten().to(g) for k, v in moments.items()}
+    counts = {k: v for k, v in moments.items() if k in rule.counts}
+    flat = {k: v.flatten().to(g) for k, v in moments.items() if k not in counts}
     buffer = total(state.buffers[name]) if name in state.buffers else None
     if name in state.buffers and buffer is None:
         buffer = torch.zeros_like(w)
-    return Before(w.flatten().to(g), g, None if buffer is None else buffer.flatten().to(g), flat)
+    return Before(
+        w.flatten().to(g), g, None if buffer is None else buffer.flatten().to(g), flat, counts
+    )
 
 
 def step(
     rule: UpdateRule, now: Before, numbers: Numbers, factor: float
-) -> tuple[dict[str, Tensor], Tensor | None]:
+) -> tuple[dict[str, Tensor], State]:
     """Take the step.
 
     Args:
@@ -75,15 +80,16 @@ def step(
     u = now.gradient * factor
     if decay:
         u = u + now.w * decay
-    moments = rule.observe(now.moments, u, numbers) if rule.adapts else now.moments
-    how = rule.filter(moments, numbers, first=now.buffer is None)
+    state = now.moments | now.counts
+    held = None if now.buffer is None else partial(getattr, now, BUFFER)
+    how, state = rule.step(Now(now.w, lambda: u, state, numbers, held))
     move, buffer = how.forward(u, now.buffer)
     w = now.w if not how.decoupled else now.w * (1 - how.decoupled)
     found = {W: w if move is None else w - move}
     if buffer is not None:
         found[BUFFER] = buffer
-    found |= {k: v for k, v in moments.items() if k != _COUNT}
-    return found, moments.get(_COUNT)
+    found |= {k: v for k, v in state.items() if k not in rule.counts}
+    return found, {k: v for k, v in state.items() if k in rule.counts}
 
 
 @dataclass(frozen=True)
@@ -108,9 +114,8 @@ class Jacobian:
 def jacobian(rule: UpdateRule, now: Before, numbers: Numbers, factor: float) -> Jacobian:
     """Return the derivative of a step; see ``step``."""
     leaves = {k: v.detach().requires_grad_() for k, v in now.leaves.items()}
-    counts = {k: v for k, v in now.moments.items() if k == _COUNT}
-    moments = {k: leaves[k] for k in now.moments if k != _COUNT}
-    known = Before(leaves[W], leaves[GRADIENT], leaves.get(BUFFER), counts | moments)
+    moments = {k: leaves[k] for k in now.moments}
+    known = Before(leaves[W], leaves[GRADIENT], leaves.get(BUFFER), moments, now.counts)
     diagonals: dict[tuple[str, str], Tensor] = {}
     with torch.enable_grad():
         after, _ = step(rule, known, numbers, factor)

@@ -112,10 +112,18 @@ class StoredOptimizer:
     def _compare_moments(
         self, t: int, name: str, stored: State, known: OptimizerState, checks: Checks
     ) -> None:
-        unit = known.unit * float(stored["step"]) ** 0.5
-        for key, value in stored.items():
-            allowed = 2 * value.abs().sqrt() * unit + unit**2
-            checks.state(t, name, key, known.moments[name][key], value, allowed)
+        unit = known.unit * float(stored.get("step", t + 1)) ** 0.5
+        for key, found in known.moments[name].items():
+            allowed = self._allowed(key, stored[key], unit)
+            checks.state(t, name, key, found, stored[key], allowed)
+
+    def _allowed(self, key: str, value: Tensor, unit: float) -> Tensor:
+        """Return how far a gradient off by ``unit`` puts a tensor of the state off."""
+        if key in self._rule.counts:
+            return torch.zeros((), dtype=torch.float64, device=value.device)
+        if key in self._rule.linear:
+            return torch.full((), unit, dtype=torch.float64, device=value.device)
+        return 2 * value.abs().sqrt() * unit + unit**2
 
     def _compare_buffer(
         self, t: int, name: str, buffer: Tensor, known: OptimizerState, checks: Checks

@@ -23,10 +23,11 @@ from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
 from replay.steps.replayed_step import ReplayedStep, settings
 from replay.task import Task
+from replay.vectors.blocks import total
 from tracer.errors import MismatchError
 from tracer.records import Step
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, UpdateRule
+from tracer.rules.rule import Now, Numbers, UpdateRule
 from tracer.rules.rule import State as Moments
 
 
@@ -192,11 +193,13 @@ class Replayer:
         """Return how the step moves each parameter, and the second moments after it."""
         moments, filters = dict(optimizer.moments), {}
         for name, n in numbers.items():
-            if rule.adapts:
-                known = moments.get(name) or rule.initial(gradients[name].w, n)
-                moments[name] = rule.observe(known, gradients[name].whole, n)
-            first = name not in optimizer.buffers
-            filters[name] = rule.filter(moments.get(name, {}), n, first=first)
+            gradient = gradients[name]
+            known = moments.get(name) or rule.initial(gradient.w, n)
+            buffer = optimizer.buffers.get(name)
+            held = None if buffer is None else partial(total, buffer)
+            filters[name], after = rule.step(Now(gradient.w, gradient.whole, known, n, held))
+            if after:
+                moments[name] = after
         return filters, moments
 
     def _run(self, replay: Callable[..., TrainedStep], step: Step, state: State) -> TrainedStep:

@@ -82,6 +82,13 @@ class Tape:
                 f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
                 "(Replay.drops) work for every optimizer, and verify compares its gradients."
             )
+        if unrolls and rule is not None and not rule.smooth:
+            raise UnsupportedRuleError(
+                f"the steps of {log.path} were made by {name}: unrolled differentiates steps that "
+                "act on each element by itself and smoothly, and these do not.\n"
+                "  1. Ask for tracin or ideal, which take its factors as they were in the run;\n"
+                "  2. or for counterfactual runs, which take every step again."
+            )
         self._states = states
         self.task, self.models, self.rule, self.window = task, models, rule, window
         self._budget, self.stop = budget, window.stop

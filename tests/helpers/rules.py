@@ -7,6 +7,7 @@ with ``∇φ``. It knows neither the package's filters nor its backward recursio
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import nn
 
 from replay import Task
 from tests.helpers import reference
+from tests.helpers.accounts import Account, Had, had, shrinkage
 from tests.helpers.cases import cross_entropy
 from tracer import TracingOptimizer, open_log
 
@@ -53,6 +55,22 @@ RULES = [
     Rule("rmsprop-centered", O.RMSprop,
          {"lr": 0.01, "momentum": 0.8, "centered": True, "eps": 1e-3}),
     Rule("adagrad", O.Adagrad, {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1}),
+    Rule("nadam", O.NAdam, {"lr": 0.02, "weight_decay": 0.1}),
+    Rule("nadam-decoupled", O.NAdam,
+         {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True, "momentum_decay": 0.1}),
+    Rule("radam", O.RAdam, {"lr": 0.02, "weight_decay": 0.1, "betas": (0.8, 0.95)}),
+    Rule("radam-decoupled", O.RAdam,
+         {"lr": 0.02, "weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}),
+    Rule("adamax", O.Adamax, {"lr": 0.02, "weight_decay": 0.1}),
+    Rule("adamax-maximize", O.Adamax, {"lr": 0.02, "betas": (0.8, 0.5), "maximize": True}),
+    Rule("adadelta", O.Adadelta, {"lr": 1.0, "weight_decay": 0.1}),
+    Rule("adadelta-maximize", O.Adadelta, {"lr": 1.0, "rho": 0.5, "maximize": True}),
+    Rule("adafactor", O.Adafactor, {"lr": 0.1, "weight_decay": 0.1}),
+    Rule("adafactor-clipped", O.Adafactor, {"lr": 0.05, "beta2_decay": -0.6, "maximize": True}),
+    Rule("asgd", O.ASGD, {"lr": 0.1, "lambd": 0.2, "weight_decay": 0.1}),
+    Rule("asgd-maximize", O.ASGD, {"lr": 0.1, "alpha": 0.5, "t0": 2, "maximize": True}),
+    Rule("rprop", O.Rprop, {"lr": 0.01}),
+    Rule("rprop-maximize", O.Rprop, {"lr": 0.01, "etas": (0.3, 1.4), "maximize": True}),
 ]  # fmt: skip
 BY_NAME = {rule.name: rule for rule in RULES}
 
@@ -76,16 +94,14 @@ class Run:
     """A traced run and what torch had in it.
 
     Attributes:
-        denominators: By step and parameter, ``1 / D`` as torch had it; absent for SGD.
+        had: By step and parameter, what torch had.
         first: The momentum buffers before the log began, by parameter.
-        counts: By step and parameter, ``state["step"]``.
     """
 
     rule: Rule
     task: Task
     path: object
-    denominators: list = field(default_factory=list)
-    counts: list = field(default_factory=list)
+    had: list = field(default_factory=list)
     first: dict = field(default_factory=dict)
 
 
@@ -157,11 +173,14 @@ def trace(
     run.first = {names[id(p)]: _buffer(s) for p, s in inner.state.items()}
     with TracingOptimizer(inner, model, path, state_every=state_every) as optimizer:
         for t in range(steps):
+            before = {p: copy.deepcopy(inner.state.get(p, {})) for p in model.parameters()}
+            old = {p: p.detach().clone() for p in before}
             loop.step(t, run, model, optimizer, generator)
-            numbers = {names[id(p)]: g for g in inner.param_groups for p in g["params"]}
-            state = {names[id(p)]: s for p, s in inner.state.items()}
-            run.denominators.append({n: denominator(s, numbers[n]) for n, s in state.items()})
-            run.counts.append({n: float(s.get("step", 0)) for n, s in state.items()})
+            groups = {p: g for g in inner.param_groups for p in g["params"]}
+            run.had.append({
+                names[id(p)]: had(rule.kind, before[p], inner.state.get(p, {}), g, old[p], p.grad)
+                for p, g in groups.items() if p.grad is not None
+            })  # fmt: skip
     return run
 
 
@@ -170,54 +189,13 @@ def _buffer(state):
     return None if found is None else found.clone()
 
 
-def denominator(state, group):
-    """Return ``1 / D`` as torch has it; None for SGD."""
-    if "exp_avg_sq" in state:
-        v = state["max_exp_avg_sq" if group["amsgrad"] else "exp_avg_sq"]
-        correction = 1 - group["betas"][1] ** float(state["step"])
-        return (v / correction).sqrt() + group["eps"]
-    if "square_avg" in state:
-        mean = state["grad_avg"] if group["centered"] else torch.zeros(())
-        return (state["square_avg"] - mean**2).sqrt() + group["eps"]
-    if "sum" in state:
-        return state["sum"].sqrt() + group["eps"]
-    return None
-
-
-class _Account:
-    """One vector's way through the optimizer: what it moved so far lies in ``buffer``."""
-
-    def __init__(self, rule, buffer=None):
-        self.rule, self.buffer = rule, buffer
-
-    def move(self, u, numbers, denominator, count, *, fresh):
-        """Return the move of one parameter when ``u`` comes in; ``fresh``: torch's first buffer."""
-        lr, kind = numbers["lr"], self.rule.kind
-        b = torch.zeros_like(u) if self.buffer is None else self.buffer
-        if kind is O.SGD:
-            mu = numbers["momentum"]
-            if mu == 0:
-                return lr * u
-            self.buffer = u.clone() if fresh else mu * b + (1 - numbers["dampening"]) * u
-            return lr * (u + mu * self.buffer) if numbers["nesterov"] else lr * self.buffer
-        if kind in (O.Adam, O.AdamW):
-            b1 = numbers["betas.0"]
-            self.buffer = b1 * b + (1 - b1) * u
-            return lr / (1 - b1**count) * self.buffer / denominator
-        if kind is O.RMSprop:
-            if numbers["momentum"] == 0:
-                return lr * u / denominator
-            self.buffer = numbers["momentum"] * b + u / denominator
-            return lr * self.buffer
-        return lr / (1 + (count - 1) * numbers["lr_decay"]) * u / denominator
-
-
 class _Parameter:
     """Every account of one parameter: of each visit, of history and of the regulariser."""
 
     def __init__(self, rule, before):
         self.rule, self.started = rule, before is not None
-        self.accounts = {"history": _Account(rule, before), "regulariser": _Account(rule)}
+        kind = rule.kind
+        self.accounts = {"history": Account(kind, before), "regulariser": Account(kind)}
 
     def forget_decay(self):
         """Count what decay left in the buffer as history."""
@@ -226,24 +204,23 @@ class _Parameter:
             old = 0 if history.buffer is None else history.buffer
             history.buffer, decay.buffer = old + decay.buffer, None
 
-    def moves(self, w, gradients, start, factor, numbers, denominator, count, penalty):
+    def moves(self, w, gradients, start, factor, numbers, had, penalty):
         """Return each account's move when the step's gradients come in, numbered from ``start``."""
         fresh = self.rule.kind is O.SGD and not self.started
         self.started |= numbers.get("momentum", 0) != 0
-        decay, apart = numbers["weight_decay"], self.rule.kind is O.AdamW
+        apart, decay = shrinkage(self.rule.kind, numbers, had)
         sign = -1 if numbers["maximize"] else 1
         zero = torch.zeros_like(w)
         inputs = dict.fromkeys(self.accounts, zero)
-        inputs["regulariser"] = sign * factor * penalty + (0 if apart else decay * w)
+        inputs["regulariser"] = sign * factor * penalty + decay * w
         for k, g in enumerate(gradients):
-            self.accounts[start + k] = _Account(self.rule)
+            self.accounts[start + k] = Account(self.rule.kind)
             inputs[start + k] = sign * factor * g
         found = {
-            key: account.move(inputs[key], numbers, denominator, count, fresh=fresh)
+            key: account.move(inputs[key], numbers, had, fresh=fresh)
             for key, account in self.accounts.items()
         }
-        if apart:
-            found["regulariser"] = found["regulariser"] + numbers["lr"] * decay * w
+        found["regulariser"] = found["regulariser"] + apart * w
         return found
 
 
@@ -273,8 +250,7 @@ def moves(run, log, factor, window=None):
                 numbers, rows = group.hyperparameters, [g[n] for g in gradients]
                 if n in step.frozen:  # with the zero gradient that zero_grad may leave
                     rows = [0 * row for row in rows]
-                denominator, count = run.denominators[t].get(n), run.counts[t].get(n, 0.0)
-                known = (numbers, denominator, count, penalty.get(n, 0 * w[n]))
+                known = (numbers, run.had[t].get(n, Had()), penalty.get(n, 0 * w[n]))
                 found = mine.moves(w[n], rows, start, factor[t][n], *known)
                 for key, move in found.items():
                     early = isinstance(key, int) and visits[key][0] not in window

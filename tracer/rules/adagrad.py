@@ -7,22 +7,17 @@ Source: torch.optim.Adagrad of torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, no_steps, root, used
+from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps, root, used
 
 
-class Adagrad:
+class Adagrad(UpdateRule):
     """``torch.optim.Adagrad``."""
 
-    buffer, momentum, adapts = None, None, True
-
-    def remembers(self, used: Callable[[str], bool]) -> bool:
-        return True
+    smooth, frozen = True, "the sum of squares under the gradient"
 
     def coupled_decay(self, numbers: Numbers) -> float:
         return float(numbers.get("weight_decay", 0.0))
@@ -31,12 +26,12 @@ class Adagrad:
         start = numbers.get("initial_accumulator_value", 0.0)
         return {"step": no_steps(), "sum": torch.full_like(w, start)}
 
-    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        return {"step": state["step"] + 1, "sum": state["sum"].addcmul(u, u, value=1)}
-
-    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        k = float(state["step"])
-        return Filter(
+    def step(self, now: Now) -> tuple[Filter, State]:
+        numbers = now.numbers
+        after = {"step": now.state["step"] + 1, "sum": now.state["sum"].addcmul(now.u, now.u)}
+        k = float(after["step"])
+        move = Filter(
             direct=float(used(numbers, "lr") / (1 + (k - 1) * used(numbers, "lr_decay"))),
-            pre=root(state["sum"]).add_(float(numbers["eps"])).double().reciprocal_(),
+            pre=root(after["sum"]).add_(float(numbers["eps"])).double().reciprocal_(),
         )
+        return move, after

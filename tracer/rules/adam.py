@@ -11,52 +11,59 @@ as ``lr / (1 − β₁ᵏ)`` in its dtype, which is float32 in a float64 run, to
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, is_on, no_steps, root, used
+from tracer.rules.rule import (
+    Now,
+    Numbers,
+    State,
+    UpdateRule,
+    coupled,
+    decoupled,
+    is_on,
+    no_steps,
+    root,
+    used,
+)
 
 
-class Adam:
+class Adam(UpdateRule):
     """``torch.optim.Adam`` and ``AdamW``, which differ in a hyperparameter."""
 
-    buffer, momentum, adapts = "exp_avg", "betas.0", True
-
-    def remembers(self, used: Callable[[str], bool]) -> bool:
-        return True
+    buffer, momentum, smooth = "exp_avg", "betas.0", True
+    frozen = "the second moments under the momentum"
 
     def coupled_decay(self, numbers: Numbers) -> float:
-        return 0.0 if is_on(numbers, _DECOUPLED) else float(numbers.get("weight_decay", 0.0))
+        return coupled(numbers)
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         state = {"step": no_steps(), "exp_avg_sq": torch.zeros_like(w)}
         ams = is_on(numbers, "amsgrad")
         return {**state, "max_exp_avg_sq": torch.zeros_like(w)} if ams else state
 
-    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        b2 = used(numbers, "betas.1")
-        v = state["exp_avg_sq"].mul(b2).addcmul_(u, u, value=float(1 - b2))
+    def step(self, now: Now) -> tuple[Filter, State]:
+        numbers, state = now.numbers, now.state
+        v = second_moment(now)
         after = {**state, "step": state["step"] + 1, "exp_avg_sq": v}
         if is_on(numbers, "amsgrad"):
             after["max_exp_avg_sq"] = torch.maximum(state["max_exp_avg_sq"], v)
-        return after
-
-    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        size, denominator = _move(state, numbers)
-        gain = 1 - float(numbers["betas.0"])
-        return Filter(
+        size, denominator = _move(after, numbers)
+        move = Filter(
             through=size,
             keep=float(numbers["betas.0"]),
-            gain=gain,
+            gain=1 - float(numbers["betas.0"]),
             post=denominator.double().reciprocal_(),
-            decoupled=_shrinkage(numbers) if is_on(numbers, _DECOUPLED) else 0.0,
+            decoupled=decoupled(numbers),
         )
+        return move, after
 
 
-_DECOUPLED = "decoupled_weight_decay"
+def second_moment(now: Now) -> Tensor:
+    """Return the mean square after a step, in torch's order of operations."""
+    b2 = used(now.numbers, "betas.1")
+    return now.state["exp_avg_sq"].mul(b2).addcmul_(now.u, now.u, value=float(1 - b2))
 
 
 def _move(state: State, numbers: Numbers) -> tuple[float, Tensor]:
@@ -73,9 +80,3 @@ def _move(state: State, numbers: Numbers) -> tuple[float, Tensor]:
         return float((first / lr).reciprocal()), (v / second).add_(eps)
     size = lr / first
     return 1.0, (v / (second * size)).add_(eps / size)
-
-
-def _shrinkage(numbers: Numbers) -> float:
-    """Return what share of a parameter its decoupled decay takes."""
-    pull = used(numbers, "lr") * used(numbers, "weight_decay")
-    return 1 - float(1 - pull) if isinstance(pull, Tensor) else float(pull)

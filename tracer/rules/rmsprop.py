@@ -9,22 +9,18 @@ torch.optim.RMSprop of torch 2.13.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State, no_steps, root
+from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps, root
 
 
-class RMSprop:
+class RMSprop(UpdateRule):
     """``torch.optim.RMSprop``."""
 
-    buffer, momentum, adapts = "momentum_buffer", "momentum", True
-
-    def remembers(self, used: Callable[[str], bool]) -> bool:
-        return True
+    buffer, momentum, smooth = "momentum_buffer", "momentum", True
+    frozen = "the mean square under the gradient"
 
     def coupled_decay(self, numbers: Numbers) -> float:
         return float(numbers.get("weight_decay", 0.0))
@@ -33,18 +29,20 @@ class RMSprop:
         state = {"step": no_steps(), "square_avg": torch.zeros_like(w)}
         return {**state, "grad_avg": torch.zeros_like(w)} if numbers.get("centered") else state
 
-    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        alpha = numbers["alpha"]
-        v = state["square_avg"].mul(alpha).addcmul_(u, u, value=float(1 - alpha))
-        after = {**state, "step": state["step"] + 1, "square_avg": v}
-        if numbers.get("centered"):
-            after["grad_avg"] = state["grad_avg"].lerp(u, float(1 - alpha))
-        return after
+    def step(self, now: Now) -> tuple[Filter, State]:
+        after = _observed(now.state, now.u, now.numbers)
+        lr, mu = float(now.numbers["lr"]), float(now.numbers.get("momentum", 0.0))
+        pre = _denominator(after, now.numbers).double().reciprocal_()
+        return Filter(0.0, lr, mu, 1.0, pre) if mu > 0 else Filter(direct=lr, pre=pre), after
 
-    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        lr, mu = float(numbers["lr"]), float(numbers.get("momentum", 0.0))
-        pre = _denominator(state, numbers).double().reciprocal_()
-        return Filter(0.0, lr, mu, 1.0, pre) if mu > 0 else Filter(direct=lr, pre=pre)
+
+def _observed(state: State, u: Tensor, numbers: Numbers) -> State:
+    alpha = numbers["alpha"]
+    v = state["square_avg"].mul(alpha).addcmul_(u, u, value=float(1 - alpha))
+    after = {**state, "step": state["step"] + 1, "square_avg": v}
+    if numbers.get("centered"):
+        after["grad_avg"] = state["grad_avg"].lerp(u, float(1 - alpha))
+    return after
 
 
 def _denominator(state: State, numbers: Numbers) -> Tensor:

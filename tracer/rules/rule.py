@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, TypeAlias
+from functools import cached_property
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -31,6 +33,35 @@ def used(numbers: Numbers, name: str) -> Any:
     return float(value) if is_on(numbers, "fused") else value
 
 
+def rate(now: Now) -> Any:
+    """Return the rate of a step as torch computes with it: a tensor stays one, but in foreach."""
+    lr = now.numbers["lr"]
+    return float(lr) if in_foreach(now) else lr
+
+
+def read(number: Tensor, numbers: Numbers) -> Any:
+    """Return a number of a state as torch computes with it: a tensor where ``capturable``."""
+    return number if is_on(numbers, "capturable") else float(number)
+
+
+def in_foreach(now: Now) -> bool:
+    """Return whether torch took the step with ``foreach``: off a CPU that is its default."""
+    asked = now.numbers.get("foreach", 0.0)
+    return now.w.device.type != "cpu" if math.isnan(asked) else asked == 1
+
+
+def scalar(value: float) -> Tensor:
+    """Return a number of a state as torch.optim begins one: float32 unless float64 is default."""
+    wide = torch.get_default_dtype() == torch.float64
+    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32, device="cpu")
+
+
+def over_size(x: Tensor) -> Tensor:
+    """Return ``1 / |x|``, float64, and 0 where ``x`` is 0: times ``x`` it is ``sign(x)``."""
+    size = x.double().abs()
+    return torch.where(size < torch.finfo(size.dtype).tiny, 0.0, size.reciprocal())
+
+
 class _Root(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, v: Tensor) -> Tensor:
@@ -52,20 +83,66 @@ def root(v: Tensor) -> Tensor:
     return _Root.apply(v) if v.requires_grad else v.sqrt()  # type: ignore[no-untyped-call]
 
 
-class UpdateRule(Protocol):
-    """How one class of ``torch.optim`` moves a parameter, given the gradient that it applies."""
+class Now:
+    """What one step of one parameter is given.
 
-    @property
-    def buffer(self) -> str | None:
-        """Name of the momentum buffer in its state; None if it has none."""
+    Attributes:
+        w: The parameter before the step.
+        state: Its state before the step, by torch's names, without the momentum buffer.
+        numbers: The group's hyperparameters at the step; of a tuple ``betas``, ``betas.0`` and so
+            on. None is NaN.
+        first: There is no momentum buffer yet.
+    """
 
-    @property
-    def momentum(self) -> str | None:
-        """Hyperparameter (``betas.0``: the first of a tuple) with the share that is kept of it."""
+    def __init__(
+        self,
+        w: Tensor,
+        u: Callable[[], Tensor],
+        state: State,
+        numbers: Numbers,
+        buffer: Callable[[], Tensor | None] | None,
+    ) -> None:
+        self.w, self.state, self.numbers = w, state, numbers
+        self.first = buffer is None
+        self._u, self._buffer = u, buffer
 
-    @property
-    def adapts(self) -> bool:
-        """Whether it has second moments."""
+    @cached_property
+    def u(self) -> Tensor:
+        """The effective gradient: signed, clipped, with coupled decay; of the parameter's dtype."""
+        return self._u()
+
+    @cached_property
+    def buffer(self) -> Tensor:
+        """The momentum buffer before the step; zero if there is none yet."""
+        found = None if self._buffer is None else self._buffer()
+        return torch.zeros_like(self.w) if found is None else found.to(self.w)
+
+
+class UpdateRule:
+    """How one class of optimizer moves a parameter, given the gradient that it applies.
+
+    Subclass it for an optimizer of your own: ``step`` says how a step moves a parameter, the rest
+    has defaults that suit an optimizer without a momentum buffer.
+
+    Attributes:
+        buffer: Name of the momentum buffer in torch's state; None if it has none.
+        momentum: Hyperparameter (``betas.0``: the first of a tuple) with the share that is kept of
+            it.
+        adapts: Whether its factors depend on gradients.
+        counts: Tensors of its state that gradients have no part in: numbers of steps and the like.
+        linear: Tensors of its state that grow as gradients do; the others grow as their squares.
+        smooth: Whether a step works element by element and has a derivative that autograd finds:
+            then ``unrolled`` takes it.
+        frozen: What a split takes as it was in the run, in words.
+    """
+
+    buffer: str | None = None
+    momentum: str | None = None
+    adapts: bool = True
+    counts: tuple[str, ...] = ("step",)
+    linear: tuple[str, ...] = ()
+    smooth: bool = False
+    frozen: str = "its factors"
 
     def remembers(self, used: Callable[[str], bool]) -> bool:
         """Return whether its steps depend on earlier ones.
@@ -73,27 +150,37 @@ class UpdateRule(Protocol):
         Args:
             used: Says whether a hyperparameter was anything but 0 in the run.
         """
+        return True
 
     def coupled_decay(self, numbers: Numbers) -> float:
         """Return the weight decay that is added to the gradient."""
+        return 0.0
 
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         """Return the state before a parameter's first step, without the buffer."""
+        return {}
 
-    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        """Return the state after a step, without the buffer: counts and second moments.
-
-        Args:
-            state: Before the step.
-            u: The effective gradient, which is the applied one plus coupled decay.
-            numbers: The group's hyperparameters.
-        """
-
-    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
-        """Return the step as a linear map of ``u``.
+    def step(self, now: Now) -> tuple[Filter, State]:
+        """Return the step as a linear map of ``u``, and the state after it, without the buffer.
 
         Args:
-            state: After the step.
-            numbers: The group's hyperparameters.
-            first: There was no buffer before it.
+            now: What the step is given.
         """
+        raise NotImplementedError
+
+
+def coupled(numbers: Numbers) -> float:
+    """Return the weight decay that is added to the gradient, unless it is decoupled."""
+    decoupled = is_on(numbers, "decoupled_weight_decay")
+    return 0.0 if decoupled else float(numbers.get("weight_decay", 0.0))
+
+
+def decoupled(numbers: Numbers) -> float:
+    """Return what share of a parameter its decay takes where an option decouples it."""
+    return shrinkage(numbers) if is_on(numbers, "decoupled_weight_decay") else 0.0
+
+
+def shrinkage(numbers: Numbers) -> float:
+    """Return what share of a parameter its decoupled decay takes."""
+    pull = used(numbers, "lr") * used(numbers, "weight_decay")
+    return 1 - float(1 - pull) if isinstance(pull, Tensor) else float(pull)

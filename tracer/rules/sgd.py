@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
-
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers, State
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
-class SGD:
+class SGD(UpdateRule):
     """``torch.optim.SGD``."""
 
-    buffer, momentum, adapts = "momentum_buffer", "momentum", False
+    buffer, momentum, adapts, smooth = "momentum_buffer", "momentum", False, True
+    frozen = ""
 
     def remembers(self, used: Callable[[str], bool]) -> bool:
         return used("momentum")
@@ -26,13 +25,10 @@ class SGD:
     def coupled_decay(self, numbers: Numbers) -> float:
         return float(numbers.get("weight_decay", 0.0))
 
-    def initial(self, w: Tensor, numbers: Numbers) -> State:
-        return {}
+    def step(self, now: Now) -> tuple[Filter, State]:
+        return self._filter(now.numbers, now.first), now.state
 
-    def observe(self, state: State, u: Tensor, numbers: Numbers) -> State:
-        return state
-
-    def filter(self, state: State, numbers: Numbers, *, first: bool) -> Filter:
+    def _filter(self, numbers: Numbers, first: bool) -> Filter:
         lr, mu = float(numbers["lr"]), float(numbers.get("momentum", 0.0))
         if mu == 0:  # the buffer is neither used nor changed
             return Filter(direct=lr)

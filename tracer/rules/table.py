@@ -7,9 +7,16 @@ from typing import Any
 
 import torch
 
+from tracer.rules.adadelta import Adadelta
+from tracer.rules.adafactor import Adafactor
 from tracer.rules.adagrad import Adagrad
 from tracer.rules.adam import Adam
+from tracer.rules.adamax import Adamax
+from tracer.rules.asgd import ASGD
+from tracer.rules.nadam import NAdam
+from tracer.rules.radam import RAdam
 from tracer.rules.rmsprop import RMSprop
+from tracer.rules.rprop import Rprop
 from tracer.rules.rule import UpdateRule
 from tracer.rules.sgd import SGD
 
@@ -19,6 +26,13 @@ RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
     "AdamW": Adam(),
     "RMSprop": RMSprop(),
     "Adagrad": Adagrad(),
+    "NAdam": NAdam(),
+    "RAdam": RAdam(),
+    "Adamax": Adamax(),
+    "Adadelta": Adadelta(),
+    "Adafactor": Adafactor(),
+    "ASGD": ASGD(),
+    "Rprop": Rprop(),
 }
 _GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to call theirs
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from replay.evaluate.state import Transition
 from replay.vectors.blocks import Parts, total
 from tracer.rules.filter import Filter
-from tracer.rules.rule import UpdateRule
+from tracer.rules.rule import Now, UpdateRule
 
 _NOISE = 1e-2  # how much of it may be rounding of the parameters
 
@@ -36,11 +37,13 @@ def applied_gradient(
     for group in now.step.groups:
         n = group.hyperparameters
         for name in moved.intersection(group.names):
-            one = rule.filter({}, n, first=name not in buffers)
+            w, after = (s.parameters[name] for s in (now.before, now.after))
+            buffer = buffers.get(name)
+            held = None if buffer is None else partial(total, buffer)
+            one, _ = rule.step(Now(w, partial(torch.zeros_like, w), {}, n, held))
             if not one.immediate:
                 return {}
-            w, after = (s.parameters[name] for s in (now.before, now.after))
-            u = _undone(one, w.double() - after.double(), buffers.get(name))
+            u = _undone(one, w.double() - after.double(), buffer)
             noise += (torch.finfo(w.dtype).eps / one.immediate) ** 2 * float(w.double().norm() ** 2)
             square += float(u.norm() ** 2)
             sign = -1 if n.get("maximize") else 1

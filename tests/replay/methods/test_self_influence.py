@@ -27,12 +27,13 @@ def first_coefficient(run, t, name, numbers, *, fresh):
         mu = numbers["momentum"]
         gain = 1.0 if fresh else 1 - numbers["dampening"]
         return lr * (1 + mu * gain if numbers["nesterov"] else gain if mu else 1)
-    size = 1 / run.denominators[t][name]
+    had = run.had[t][name]
+    size, k = 1 / had.divisor, had.numbers.get("step")
     if kind is O.AdamW:
         b1 = numbers["betas.0"]
-        return lr * (1 - b1) / (1 - b1 ** run.counts[t][name]) * size
+        return lr * (1 - b1) / (1 - b1**k) * size
     if kind is O.Adagrad:
-        return lr / (1 + (run.counts[t][name] - 1) * numbers["lr_decay"]) * size
+        return lr / (1 + (k - 1) * numbers["lr_decay"]) * size
     return lr * size
 
 

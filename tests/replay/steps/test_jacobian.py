@@ -44,7 +44,7 @@ def difference(rule, vectors, k, h=1e-5):
     return (ends[0] - ends[1]) / (2 * h)
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", [r for r in RULES if TABLE[r.kind.__name__].smooth], ids=str)
 def test_several_steps(rule):
     generator = torch.Generator().manual_seed(0)
     draw = lambda: torch.randn(SIZE, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -53,14 +53,15 @@ def test_several_steps(rule):
     description, numbers = TABLE[rule.kind.__name__], numbers_of(optimizer)
     sign = -1.0 if rule.options.get("maximize") else 1.0
     moments = description.initial(first, numbers) if description.adapts else {}
-    now, chain = Before(first, gradients[0], None, moments), []
+    counts = {k: v for k, v in moments.items() if k in description.counts}
+    moments = {k: v for k, v in moments.items() if k not in counts}
+    now, chain = Before(first, gradients[0], None, moments, counts), []
     for k, w in enumerate(expected):
         chain.append(jacobian(description, now, numbers, sign))
-        after, count = step(description, now, numbers, sign)
+        after, counts = step(description, now, numbers, sign)
         assert torch.allclose(after[W], w, rtol=1e-14, atol=1e-15)
         kept = {key: v for key, v in after.items() if key not in (W, BUFFER)}
-        kept |= {} if count is None else {"step": count}
-        now = Before(after[W], gradients[(k + 1) % STEPS], after.get(BUFFER), kept)
+        now = Before(after[W], gradients[(k + 1) % STEPS], after.get(BUFFER), kept, counts)
     found = {W: torch.ones(1, SIZE, dtype=torch.float64)}
     for k in reversed(range(STEPS)):
         found = chain[k].transposed(found)
@@ -79,7 +80,9 @@ def test_a_gradient_that_was_always_zero(name):
     w, eps = torch.ones(1, dtype=torch.float64), 1e-3
     numbers = numbers_of(kind([w.requires_grad_()], lr=0.5, eps=eps))
     rule = TABLE[name]
-    now = Before(w.detach(), torch.zeros(1).double(), None, rule.initial(w.detach(), numbers))
+    moments = rule.initial(w.detach(), numbers)
+    counts = {"step": moments.pop("step")}
+    now = Before(w.detach(), torch.zeros(1).double(), None, moments, counts)
     found = jacobian(rule, now, numbers, 1.0).transposed({W: torch.ones(1, 1).double()})
     assert torch.allclose(found[GRADIENT], torch.tensor(-0.5 / eps).double(), rtol=1e-12)
     assert all(torch.isfinite(v).all() for v in found.values())

@@ -1,0 +1,135 @@
+"""What torch had in a step, and one vector's way through the optimizer: the naive reference.
+
+It takes factors from torch's own state, and pushes vectors forwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+O = torch.optim  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Had:
+    """What torch had in a step of one parameter.
+
+    Attributes:
+        divisor: ``1 / D``; None where the step has none.
+        numbers: Its numbers after the step: ``step``, ``mu_product``.
+        eta: ASGD's rate before it.
+    """
+
+    divisor: torch.Tensor | None = None
+    numbers: dict = field(default_factory=dict)
+    eta: float = 0.0
+
+
+def had(kind, before, after, group, w, g):
+    """Return what torch had, from its state on either side and what it was given."""
+    numbers = {k: float(v) for k, v in after.items() if v is not None and v.dim() == 0}
+    eta = float(before.get("eta", torch.tensor(group["lr"], dtype=torch.float32)))
+    return Had(_divisor(kind, before, after, group, w, g), numbers, eta)
+
+
+def _divisor(kind, before, after, group, w, g):
+    if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam):
+        v = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
+        return (v / (1 - group["betas"][1] ** float(after["step"]))).sqrt() + group["eps"]
+    if kind is O.Adamax:
+        return after["exp_inf"].clone()
+    if kind is O.RMSprop:
+        mean = after["grad_avg"] if group["centered"] else torch.zeros(())
+        return (after["square_avg"] - mean**2).sqrt() + group["eps"]
+    if kind is O.Adagrad:
+        return after["sum"].sqrt() + group["eps"]
+    if kind is O.Adadelta:
+        moved = before.get("acc_delta", torch.zeros_like(w)) + group["eps"]
+        return ((after["square_avg"] + group["eps"]) / moved).sqrt()
+    if kind is O.Rprop:
+        return after["prev"].abs() / after["step_size"]
+    return _adafactor(after, group, w, g) if kind is O.Adafactor else None
+
+
+def _adafactor(after, group, w, g):
+    """Return ``u`` over the move."""
+    k, d, lr = float(after["step"]), group["d"], float(group["lr"])
+    least = group["eps"][0] or torch.finfo(w.dtype).eps
+    if g.dim() > 1:
+        rows, columns = after["row_var"], after["col_var"]
+        v = rows * columns / rows.mean().clamp(min=least)
+    else:
+        v = after["variance"]
+    divisor = v.sqrt().clamp(min=least)
+    clipped = max(1.0, float((g / divisor).square().mean().sqrt()) / d)
+    size = max(group["eps"][1], float(w.square().mean().sqrt())) * min(lr, k**-0.5)
+    return divisor * clipped / size
+
+
+class Account:
+    """One vector's way through the optimizer: what it moved so far lies in ``buffer``."""
+
+    def __init__(self, kind, buffer=None):
+        self.kind, self.buffer = kind, buffer
+
+    def move(self, u, numbers, had, *, fresh):
+        """Return the move of one parameter when ``u`` comes in; ``fresh``: torch's first buffer."""
+        lr, kind, k = numbers["lr"], self.kind, had.numbers.get("step", 0.0)
+        b = torch.zeros_like(u) if self.buffer is None else self.buffer
+        if kind is O.SGD:
+            return self._sgd(u, b, numbers, fresh)
+        if kind is O.ASGD:
+            return had.eta * u
+        if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam, O.Adamax):
+            b1 = numbers["betas.0"]
+            self.buffer = b1 * b + (1 - b1) * u
+            return self._adam(u, numbers, had)
+        if kind is O.RMSprop:
+            if numbers["momentum"] == 0:
+                return lr * u / had.divisor
+            self.buffer = numbers["momentum"] * b + u / had.divisor
+            return lr * self.buffer
+        if kind is O.Adagrad:
+            return lr / (1 + (k - 1) * numbers["lr_decay"]) * u / had.divisor
+        if kind is O.Rprop:
+            return torch.where(had.divisor == 0, 0.0, u / had.divisor)
+        return (lr if kind is O.Adadelta else 1.0) * u / had.divisor
+
+    def _sgd(self, u, b, numbers, fresh):
+        lr, mu = numbers["lr"], numbers["momentum"]
+        if mu == 0:
+            return lr * u
+        self.buffer = u.clone() if fresh else mu * b + (1 - numbers["dampening"]) * u
+        return lr * (u + mu * self.buffer) if numbers["nesterov"] else lr * self.buffer
+
+    def _adam(self, u, numbers, had):
+        lr, b1, k = numbers["lr"], numbers["betas.0"], had.numbers["step"]
+        corrected = self.buffer / (1 - b1**k)
+        if self.kind is O.RAdam:
+            far, b2 = 2 / (1 - numbers["betas.1"]) - 1, numbers["betas.1"]
+            rho = far - 2 * k * b2**k / (1 - b2**k)
+            if rho <= 5:
+                return lr * corrected
+            r = ((rho - 4) * (rho - 2) * far / ((far - 4) * (far - 2) * rho)) ** 0.5
+            plain = (had.divisor - numbers["eps"]) * (1 - b2**k) ** 0.5 + numbers["eps"]
+            return lr * corrected * r * (1 - b2**k) ** 0.5 / plain
+        if self.kind is O.NAdam:
+            mu, ahead = (
+                b1 * (1 - 0.5 * 0.96 ** (n * numbers["momentum_decay"])) for n in (k, k + 1)
+            )
+            done = had.numbers["mu_product"]
+            now, later = (1 - mu) / (1 - done) * u, ahead / (1 - done * ahead) * self.buffer
+            return lr * (now + later) / had.divisor
+        return lr * corrected / had.divisor
+
+
+def shrinkage(kind, numbers, had):
+    """Return the share that decay takes of a parameter, apart from ``u``, and that inside ``u``."""
+    decay = numbers.get("weight_decay", 0.0)
+    if kind is O.ASGD:
+        return numbers["lambd"] * had.eta, decay
+    if kind is O.Adafactor or numbers.get("decoupled_weight_decay") == 1:
+        return numbers["lr"] * decay, 0.0
+    return 0.0, decay
