@@ -68,10 +68,11 @@ class Tape:
         log = states.log
         name = str(log.metadata["update_rule"])
         rule = RULES.get(name)
-        if unrolls and rule is None:
+        if unrolls and (rule is None or not rule.smooth):
+            smooth = [one for one, known in RULES.items() if known.smooth]
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update unrolled cannot "
-                f"differentiate; it can those of {', '.join(RULES)}.\n"
+                f"differentiate; it can those of {', '.join(smooth)}.\n"
                 "  1. Take counterfactual runs, which any optimizer will do for: "
                 "Replay.leave_one_out, Replay.subsets;\n"
                 "  2. or ask for tracincp, tracin-sgd, or the measured drops (Replay.drops)."
@@ -81,13 +82,6 @@ class Tape:
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
                 f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
                 "(Replay.drops) work for every optimizer, and verify compares its gradients."
-            )
-        if unrolls and rule is not None and not rule.smooth:
-            raise UnsupportedRuleError(
-                f"the steps of {log.path} were made by {name}: unrolled differentiates steps that "
-                "act on each element by itself and smoothly, and these do not.\n"
-                "  1. Ask for tracin or ideal, which take its factors as they were in the run;\n"
-                "  2. or for counterfactual runs, which take every step again."
             )
         self._states = states
         self.task, self.models, self.rule, self.window = task, models, rule, window

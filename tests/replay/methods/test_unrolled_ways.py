@@ -170,6 +170,14 @@ def test_a_rule_that_is_not_split_is_refused(tmp_path, monkeypatch):
     assert np.isfinite(found.change).all()
 
 
+@pytest.mark.parametrize("name", ["rprop", "adafactor"])  # signs; whole rows and columns
+def test_a_rule_that_is_split_and_cannot_be_differentiated(tmp_path, name):
+    run = rules.trace(tmp_path / "run.h5", BY_NAME[name], steps=2)
+    said = rf"made by {run.rule.kind.__name__}, whose update unrolled cannot .* Adam, .*, NAdam"
+    with pytest.raises(UnsupportedRuleError, match=said):
+        unrolled(type("Run", (), {"task": lambda _: run.task})(), run.path)
+
+
 def scaled(t, optimizer, model):
     for p in model.parameters():
         p.grad *= 0.377123

@@ -20,7 +20,6 @@ from tracer import open_log
 from tracer.errors import InputError, LogError
 from tracer.log.read.run_log import RunLog
 
-
 FIRST = {rule.kind: rule for rule in reversed(RULES)}.values()  # of each optimizer
 LOOPS = list(itertools.product([False, True], [None, 0.3], [False, True], [0, 4]))
 FEW = [LOOPS[k] for k in (0, 3, 5, 9, 14)]  # each two of the four together
