@@ -38,7 +38,7 @@ def test_every_rule_equals_the_reference(tmp_path, rule, scheduled, clip, accumu
     compare(run, rules.clip_factors(run, clip))
 
 
-@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("rule", FIRST, ids=str)
 def test_every_rule_without_ideal_and_in_small_blocks(tmp_path, monkeypatch, rule):
     # tracin alone finds its terms while credits are found; nothing depends on where a cut is
     monkeypatch.setattr(blocks, "_BLOCK", 4)
