@@ -30,7 +30,7 @@ class Had:
 def had(kind, before, after, group, w, g):
     """Return what torch had, from its state on either side and what it was given."""
     numbers = {k: float(v) for k, v in after.items() if v is not None and v.dim() == 0}
-    eta = float(before.get("eta", torch.tensor(group["lr"], dtype=torch.float32)))
+    eta = float(before.get("eta", torch.tensor(float(group["lr"]))))
     return Had(_divisor(kind, before, after, group, w, g), numbers, eta)
 
 
