@@ -12,30 +12,36 @@ if TYPE_CHECKING:
     from replay.results.self_influence import SelfInfluence
     from replay.session.replay import Replay
     from replay.task import Task
+    from tracer.rules.filter import Filter
+    from tracer.rules.rule import UpdateRule
 
     __version__: str
 
 __all__ = [
     "CheckpointSweep",
     "Counterfactual",
+    "Filter",
     "Influence",
     "Replay",
     "SelfInfluence",
     "Task",
+    "UpdateRule",
     "__version__",
     "compare",
     "load_task",
 ]
 
 _HOMES = {
-    "CheckpointSweep": "results.checkpoint_sweep",
-    "Counterfactual": "results.counterfactual",
-    "Influence": "results.influence",
-    "Replay": "session.replay",
-    "SelfInfluence": "results.self_influence",
-    "Task": "task",
-    "compare": "results.comparison",
-    "load_task": "loading",
+    "CheckpointSweep": "replay.results.checkpoint_sweep",
+    "Counterfactual": "replay.results.counterfactual",
+    "Filter": "tracer.rules.filter",
+    "Influence": "replay.results.influence",
+    "Replay": "replay.session.replay",
+    "SelfInfluence": "replay.results.self_influence",
+    "Task": "replay.task",
+    "UpdateRule": "tracer.rules.rule",
+    "compare": "replay.results.comparison",
+    "load_task": "replay.loading",
 }
 
 
@@ -45,4 +51,4 @@ def __getattr__(name: str) -> Any:
         return import_module("importlib.metadata").version("tracin-replay")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(_HOMES[name]), name)

@@ -63,6 +63,7 @@ class InfluenceData:
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
             "periods": f"{len(self.periods)}, by {facts.get('by')}" if self.periods else "",
             "claims": facts.get("claims"),
+            "as in the run": facts.get("as_in_the_run"),
             "run": facts.get("log"),
             "sign": facts.get("sign"),
             "gradients": str(facts.get("gradient_dtype", "")).removeprefix("torch."),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ from replay.steps.tape import Tape
 from replay.task import Task
 from replay.vectors.workspace import temporaries
 from tracer.log.read.run_log import RunLog
+from tracer.rules.rule import UpdateRule
+from tracer.rules.table import rule_of
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class BoundRun:
         chunks: Cuts examples into chunks that fit into memory.
         computing: How; a context.
         source: The task as it was given: itself, its name, or None for the one that the log names.
+        rules: The user's own update rules, by name.
     """
 
     states: States
@@ -65,6 +68,12 @@ class BoundRun:
     chunks: Chunks
     computing: Surroundings
     source: Task | str | None = None
+    rules: Mapping[str, UpdateRule] = field(default_factory=dict)
+
+    @property
+    def rule(self) -> UpdateRule | None:
+        """How the run's steps are split; None is not at all."""
+        return rule_of(str(self.log.metadata["update_rule"]), self.rules)
 
     @property
     def budget(self) -> int:
@@ -79,5 +88,5 @@ class BoundRun:
     def tape(self, steps: range, shown: Progress, **how: Any) -> Tape:
         """Return the training side of some steps; ``how`` is ``Tape``'s."""
         budget = self.budget // 4
-        known = self.states, self.task, self.models, steps
+        known = self.states, self.task, self.models, steps, self.rule
         return Tape(*known, budget=budget, report=shown.task, **how)

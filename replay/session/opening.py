@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from replay.states.opening import states_of
 from replay.task import Task
 from tracer.errors import InputError, LogError, TaskError, shown
 from tracer.log.read.run_log import open_log
+from tracer.rules.rule import UpdateRule
 
 
 def bound(
@@ -30,6 +32,7 @@ def bound(
     allow_tf32: Any,
     match_environment: Any,
     announce: Any,
+    rules: Any = None,
 ) -> BoundRun:
     """Return a bound run; arguments and errors are those of ``Replay``."""
     one_of("values", values, ("float64", "model"))
@@ -40,6 +43,7 @@ def bound(
         raise TaskError(f"task must be a replay.Task or its name, found {shown(task)}.")
     if announce is not None and not callable(announce):
         raise InputError(f"announce must be a function or None, found {shown(announce)}.")
+    own = _checked_rules(rules)
     opened = open_log(place("a run log", log))
     if len(opened) == 0:
         raise LogError(f"{log} holds no complete step; nothing can be replayed.")
@@ -50,7 +54,21 @@ def bound(
         models = bind(chosen, opened, where, kinds, audit=audit)
         states = states_of(opened, chosen, where, budget // 8)
     chunks = Chunks(chosen, models, states, budget)
-    return BoundRun(states, chosen, models, chunks, how, task)
+    return BoundRun(states, chosen, models, chunks, how, task, own)
+
+
+def _checked_rules(rules: Any) -> dict[str, UpdateRule]:
+    known = {} if rules is None else dict(rules) if isinstance(rules, Mapping) else None
+    if known is None or not all(
+        isinstance(name, str) and isinstance(rule, UpdateRule) for name, rule in known.items()
+    ):
+        raise InputError(
+            "rules must be a mapping from names of optimizer classes to replay.UpdateRule objects, "
+            f"found {shown(rules)}.\n"
+            '  1. Pass rules={"Lion": LionRule()}, an object of your subclass and not the class;\n'
+            "  2. see docs/how-to/optimizers.md for how to write one."
+        )
+    return known
 
 
 def gradient_dtype(dtype: Any) -> torch.dtype | None:

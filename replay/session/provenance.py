@@ -11,6 +11,7 @@ import torch
 from replay.evaluate.binding import Models
 from replay.task import Task
 from tracer.log.read.run_log import RunLog
+from tracer.rules.rule import UpdateRule
 
 
 def measured_value(task: Task) -> tuple[str, str]:
@@ -18,6 +19,14 @@ def measured_value(task: Task) -> tuple[str, str]:
     if task.measure is not None:
         return "measured test value", "task.measure"
     return "test loss", "task.loss"
+
+
+def as_in_the_run(rule: UpdateRule | None) -> dict[str, str]:
+    """Return what a split took as it was in the run, as an attribute; nothing without a rule."""
+    if rule is None:
+        return {}
+    factors = [rule.frozen] if rule.frozen else []
+    return {"as_in_the_run": "; ".join([*factors, "factors of clipping"])}
 
 
 def provenance(

@@ -128,8 +128,13 @@ class Question:
     def tape(self) -> dict[str, bool]:
         """What the tape is to do: ``splits`` and ``unrolls`` are not possible for every rule."""
         unrolls = any(method.unroll is not None for method in self.methods)
-        splits = unrolls or any(method.divide is not None for method in self.methods)
+        splits = unrolls or self.divides
         return {"allow_mismatch": self.allow_mismatch, "splits": splits, "unrolls": unrolls}
+
+    @property
+    def divides(self) -> bool:
+        """Whether steps are divided, with their factors as they were in the run."""
+        return any(method.divide is not None for method in self.methods)
 
     @property
     def vectors(self) -> int:

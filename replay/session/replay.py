@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from replay.session.self_influence import SelfQuestion, self_influence
 from replay.session.truth import GroundTruth
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
+from tracer.rules.rule import UpdateRule
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
@@ -48,6 +49,8 @@ class Replay(GroundTruth, Inspection):
         allow_tf32: Let a GPU round products to 10 bits.
         match_environment: Take the run's number of threads and its oneDNN setting.
         announce: Told which file a task named by the log is loaded from.
+        rules: How steps of other optimizers are split, ``{"Lion": MyRule()}``: by the name of the
+            optimizer's class, with its module or without, a ``replay.UpdateRule``.
 
     Raises:
         LogError: The log cannot be read or holds no step.
@@ -68,6 +71,7 @@ class Replay(GroundTruth, Inspection):
         allow_tf32: bool = False,
         match_environment: bool = False,
         announce: Callable[[str], None] | None = None,
+        rules: Mapping[str, UpdateRule] | None = None,
     ) -> None:
         self._run = bound(
             log,
@@ -80,6 +84,7 @@ class Replay(GroundTruth, Inspection):
             allow_tf32=allow_tf32,
             match_environment=match_environment,
             announce=announce,
+            rules=rules,
         )
         self.log, self.task = self._run.log, self._run.task
 

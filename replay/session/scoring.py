@@ -16,7 +16,7 @@ from replay.path.test_values import drops
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.session.bound_run import BoundRun
-from replay.session.provenance import measured_value, provenance
+from replay.session.provenance import as_in_the_run, measured_value, provenance
 from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
@@ -113,7 +113,9 @@ class Scoring:
             self._sum_up(rest)
         found |= proved(self._run.states, allow_mismatch=question.allow_mismatch)
         value, run = measured_value(self._run.task), self._run
-        facts = provenance(run.log, run.models, value, **question.facts, **found)
+        frozen = as_in_the_run(run.rule) if question.divides else {}
+        choices = question.facts | frozen
+        facts = provenance(run.log, run.models, value, **choices, **found)
         result = self._tables.influence(facts)
         if self._moves():
             _warn_of_nothing(result, self._run.task)

@@ -19,7 +19,7 @@ from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
 from replay.session.choices import Window, known_ids, window
 from replay.session.periods import Periods
-from replay.session.provenance import provenance
+from replay.session.provenance import as_in_the_run, provenance
 from replay.session.scoring import proved
 from replay.states.checkpoints import checkpoint_at, chosen_checkpoints
 from replay.task import Task, example_ids
@@ -94,6 +94,7 @@ def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> Se
         "window": f"{steps.start}:{steps.stop}",
         "checkpoints": " ".join(map(str, question.checkpoints)),
         **({"by": periods.by} if periods.by else {}),
+        **as_in_the_run(run.rule),
     }
     facts = provenance(run.log, run.models, _OWN_LOSS, **choices, **found)
     whole, parts = _scores(tables, sums.visits)

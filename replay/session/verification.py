@@ -9,7 +9,6 @@ from replay.arguments import whole
 from replay.progress import Progress
 from replay.session.bound_run import BoundRun
 from replay.steps.verify import Verification, verified
-from tracer.rules.table import RULES
 
 
 def compared(run: BoundRun, steps: range, sample: int | None, shown: Progress) -> Verification:
@@ -26,10 +25,10 @@ def compared(run: BoundRun, steps: range, sample: int | None, shown: Progress) -
     Raises:
         MismatchError: Names the first step that does not reproduce.
     """
-    splits = run.log.metadata["update_rule"] in RULES
+    splits = run.rule is not None
     chosen, windows = _windows(steps, sample)
     tapes = (run.tape(one, shown, allow_mismatch=False, splits=splits) for one in windows)
-    return verified(tapes, run.states, chosen)
+    return verified(tapes, run.states, chosen, splits=splits)
 
 
 def _windows(steps: range, sample: int | None) -> tuple[Sequence[int], list[range]]:

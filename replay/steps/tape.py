@@ -23,6 +23,7 @@ from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, seg
 from replay.task import Task
 from tracer.errors import UnsupportedRuleError
 from tracer.records import Step
+from tracer.rules.rule import UpdateRule
 from tracer.rules.table import RULES
 
 
@@ -34,6 +35,7 @@ class Tape:
         task: Its task.
         models: The bound copies.
         window: The steps, consecutive.
+        rule: How steps are split; None is not at all.
         budget: Bytes for replayed steps.
         allow_mismatch: Go on where a step does not reproduce.
         splits: Whether optimizer steps are divided among examples; if not, only per-example
@@ -58,6 +60,7 @@ class Tape:
         task: Task,
         models: Models,
         window: range,
+        rule: UpdateRule | None,
         *,
         budget: int,
         allow_mismatch: bool,
@@ -67,7 +70,6 @@ class Tape:
     ) -> None:
         log = states.log
         name = str(log.metadata["update_rule"])
-        rule = RULES.get(name)
         if unrolls and (rule is None or not rule.smooth):
             smooth = [one for one, known in RULES.items() if known.smooth]
             raise UnsupportedRuleError(
@@ -80,8 +82,11 @@ class Tape:
         if splits and rule is None:
             raise UnsupportedRuleError(
                 f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
-                f"of {', '.join(RULES)} can. tracincp, tracin-sgd and the measured drops "
-                "(Replay.drops) work for every optimizer, and verify compares its gradients."
+                f"of {', '.join(RULES)} can.\n"
+                "  1. Ask for tracincp, tracin-sgd or the measured drops (Replay.drops), which "
+                "work for every optimizer; verify compares its gradients;\n"
+                "  2. or say how its steps are split, if they are a factor times a filter of "
+                "gradients: Replay(rules=), docs/how-to/optimizers.md."
             )
         self._states = states
         self.task, self.models, self.rule, self.window = task, models, rule, window

@@ -10,7 +10,6 @@ from replay.evaluate.proof import Proof
 from replay.evaluate.state import States
 from replay.steps.tape import Tape
 from tracer.errors import MismatchError, UnsupportedRuleError
-from tracer.rules.table import RULES
 
 _ALIKE = 1e-3  # by which factors may differ that are one and the same
 
@@ -87,20 +86,22 @@ class NotVerified(MismatchError):
         self.found = found
 
 
-def verified(tapes: Iterable[Tape], states: States, steps: Sequence[int]) -> Verification:
+def verified(
+    tapes: Iterable[Tape], states: States, steps: Sequence[int], *, splits: bool
+) -> Verification:
     """Compare the steps of some tapes with the log.
 
     Args:
         tapes: One for each window of consecutive steps.
         states: The run's states.
         steps: All of these steps, in order.
+        splits: Whether the update rule is known, so that moves are compared, too.
 
     Raises:
         NotVerified: Names the first step that does not reproduce.
         UnsupportedRuleError: The steps cannot be split, and the log has no norms of gradients.
     """
-    rule = str(states.log.metadata["update_rule"])
-    unsplit = None if rule in RULES else rule
+    unsplit = None if splits else str(states.log.metadata["update_rule"])
     if unsplit and all(math.isnan(g.gradient_norm) for g in states.step(steps[0]).groups):
         raise UnsupportedRuleError(
             f"the steps of {states.log.path} were made by {unsplit}, whose update cannot be split, "

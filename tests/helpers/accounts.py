@@ -38,6 +38,9 @@ def _divisor(kind, before, after, group, w, g):
     if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam):
         v = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
         return (v / (1 - group["betas"][1] ** float(after["step"]))).sqrt() + group["eps"]
+    if kind.__name__ == "Lion":
+        b = before.get("exp_avg", torch.zeros_like(w))
+        return (group["betas"][0] * b + (1 - group["betas"][0]) * g).abs()
     if kind is O.Adamax:
         return after["exp_inf"].clone()
     if kind is O.RMSprop:
@@ -86,6 +89,10 @@ class Account:
             b1 = numbers["betas.0"]
             self.buffer = b1 * b + (1 - b1) * u
             return self._adam(u, numbers, had)
+        if kind.__name__ == "Lion":
+            b1, b2 = numbers["betas.0"], numbers["betas.1"]
+            self.buffer = b2 * b + (1 - b2) * u
+            return lr * (b1 * b + (1 - b1) * u) / had.divisor
         if kind is O.RMSprop:
             if numbers["momentum"] == 0:
                 return lr * u / had.divisor
@@ -130,6 +137,6 @@ def shrinkage(kind, numbers, had):
     decay = numbers.get("weight_decay", 0.0)
     if kind is O.ASGD:
         return numbers["lambd"] * had.eta, decay
-    if kind is O.Adafactor or numbers.get("decoupled_weight_decay") == 1:
+    if kind is O.Adafactor or kind.__name__ == "Lion" or numbers.get("decoupled_weight_decay") == 1:
         return numbers["lr"] * decay, 0.0
     return 0.0, decay

@@ -10,9 +10,9 @@ from tests.helpers.rules import TEST, expected
 TEST_IDS = list(range(TEST))
 
 
-def compare(run, kappa, tmp_path=None, *, window=None, memory="2GiB", methods=("tracin", "ideal")):
+def compare(run, kappa, *, window=None, memory="2GiB", methods=("tracin", "ideal"), rules=None):
     """Replay a run and hold every number against the reference."""
-    found = Replay(run.path, task=run.task, memory=memory).influence(
+    found = Replay(run.path, task=run.task, memory=memory, rules=rules).influence(
         TEST_IDS, methods=methods, ideal_tolerance=1e-12, steps=window, by="step", progress=False
     )
     for method in methods:

@@ -209,7 +209,7 @@ class _Parameter:
         fresh = self.rule.kind is O.SGD and not self.started
         self.started |= numbers.get("momentum", 0) != 0
         apart, decay = shrinkage(self.rule.kind, numbers, had)
-        sign = -1 if numbers["maximize"] else 1
+        sign = -1 if numbers.get("maximize") else 1
         zero = torch.zeros_like(w)
         inputs = dict.fromkeys(self.accounts, zero)
         inputs["regulariser"] = sign * factor * penalty + decay * w

@@ -37,6 +37,16 @@ RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
 _GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to call theirs
 
 
+def rule_of(name: str, own: Mapping[str, UpdateRule]) -> UpdateRule | None:
+    """Return how steps are split; None if no rule is known.
+
+    Args:
+        name: The update rule, as a log has it: with its module, if it is not torch's.
+        own: Rules by a class's name, with its module or without.
+    """
+    return own.get(name) or own.get(name.rpartition(".")[2]) or RULES.get(name)
+
+
 def momentum_of(name: str, defaults: Mapping[str, Any]) -> float:
     """Return the share of its last move that an optimizer repeats, for predictions; 0 if unknown.
 

@@ -66,13 +66,14 @@ def header(influence: Influence) -> RenderableType:
         f"{facts.get('methods')}",
         "periods": f"{len(influence.periods)}, by {facts.get('by')}" if influence.periods else "",
         "claims": facts.get("claims"),
+        "as in the run": facts.get("as_in_the_run"),
         "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
         f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():
-        if text or name not in ("checkpoints", "claims", "periods"):
+        if text or name not in ("checkpoints", "claims", "as in the run", "periods"):
             table.add_row(name, literal(text))
     return table
 
