@@ -40,6 +40,8 @@ RULES: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "momentum": lambda p: torch.optim.SGD(p, lr=0.01, momentum=0.9),
     "AdamW": lambda p: torch.optim.AdamW(p, lr=1e-3),
     AGAIN: lambda p: torch.optim.AdamW(p, lr=1e-3),
+    "NAdam": lambda p: torch.optim.NAdam(p, lr=1e-3),
+    "Muon": lambda p: torch.optim.Muon([w for w in p if w.dim() == 2], lr=1e-3),
 }
 
 

@@ -13,6 +13,7 @@ Examples with large self-influence are often mislabelled. Source: Pruthi et al. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from replay.steps.replayed_step import ReplayedStep
 from replay.task import Task
 from tracer.errors import TaskError
 from tracer.records import ID
+from tracer.rules.filter import Filter
 
 SUMS = ("self", "own_drop", "loss")
 
@@ -67,17 +69,24 @@ def _immediate(replayed: ReplayedStep) -> Tensor:
     found = []
     for batch, micro in zip(replayed.trained.batches, micro_batches, strict=True):
         total = batch.losses.new_zeros(batch.count, dtype=torch.float64)
-        weights = {}
+        weights: dict[str, products.Weight] = {}
         for name, rule in replayed.filters.items():
             if name not in batch.names or not rule.immediate:
                 continue
             diagonal = rule.immediate * replayed.factors[name]
+            if rule.is_matrix:
+                weights[name] = partial(_turned, rule, diagonal)
+                continue
             sides = [d.flatten() for d in rule.diagonals if d is not None]
             weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
         total += products.weighted_squares(batch, weights)
         c = micro.coefficients.to(total)  # gradients are those of c_i l_i
         found.append(torch.where(c == 0, 0.0, total / torch.where(c == 0, 1.0, c)))
     return torch.cat(found).cpu()
+
+
+def _turned(rule: Filter, factor: float, rows: Tensor) -> Tensor:
+    return rule.turned(rows) * factor
 
 
 def _own_losses(replayed: ReplayedStep, task: Task, models: Models) -> tuple[Tensor, Tensor]:

@@ -90,6 +90,8 @@ class Checks:
             if self.allow_mismatch or left <= _least(move, post):
                 continue
             rest = found.parts.rounding[name].double()
+            if rule is not None and rule.beyond is not None:
+                rest = rest - rule.beyond.view_as(rest)
             over = _beyond_last_places(rest, w, moved)
             if rule is not None and not bool((over <= _outer(move, post)).all()):
                 size = max(size, share / 10 * added())
@@ -190,4 +192,9 @@ def _carried(
     """Return how far a gradient off by ``size`` puts off the move, before ``E``, and the buffer."""
     each = size if rule.pre is None else rule.pre * size
     later = abs(rule.keep) * noise + abs(rule.gain) * each
-    return abs(rule.direct) * each + abs(rule.through) * later, later
+    move = abs(rule.direct) * each + abs(rule.through) * later
+    for matrix in (rule.left, rule.right):
+        if matrix is not None:  # at least its spectral norm
+            sizes = matrix.abs()
+            move = move * float((sizes.sum(0).amax() * sizes.sum(1).amax()).sqrt())
+    return move, later

@@ -106,7 +106,8 @@ def split(
         diagonals, known = rule.diagonals, buffers.get(name, nothing)
         given = [x is None for x in (*diagonals, *known, *(gradient.vectors if gradient else ()))]
         numbers = (gradient.factor, gradient.decay) if gradient else None
-        return (name in filters, name in buffers, numbers, rule.numbers, *given)
+        alone = name if rule.is_matrix else None
+        return (name in filters, name in buffers, numbers, rule.numbers, alone, *given)
 
     moved = {n: w for n, w in transition.before.parameters.items() if w.numel()}
     for names, olds in alike(moved, kind):
@@ -155,7 +156,7 @@ def _divided(
     dtype: torch.dtype,
 ) -> _Divided:
     """Divide a vector's change; no ``gradient`` means that the step left it out."""
-    size = block_size(w)
+    size = max(1, w.numel()) if rule.is_matrix else block_size(w)
     moves, after = _Vectors(w, dtype, size), _Vectors(w, torch.float64, size)
     diagonals, known = (
         zip(*(cut(x, size) for x in xs), strict=False) for xs in (rule.diagonals, before)
@@ -180,6 +181,8 @@ def _divided(
                     moves.block(number, k).copy_(move)
                     rest.sub_(move)
         moves.block(3, k).copy_(rest)
+        if rule.beyond is not None:
+            rest.sub_(rule.beyond.flatten())
         ends += torch.aminmax(rest)
     largest = float(torch.stack(ends).abs().amax())
     data, regulariser, history, _ = after.found

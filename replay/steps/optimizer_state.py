@@ -25,25 +25,29 @@ class OptimizerState:
         buffers: By parameter, the momentum buffer in parts, float64; one that has none is absent.
         noise: By parameter, how far rounding may have put a buffer off.
         unit: How far it may have put an element of any gradient off.
-        tensors: By parameter, the dtypes of its hyperparameters that are tensors.
+        tensors: By parameter, the dtypes of its hyperparameters that are tensors, and those that
+            are words.
     """
 
     moments: dict[str, State] = field(default_factory=dict)
     buffers: dict[str, Parts] = field(default_factory=dict)
     noise: dict[str, Tensor | float] = field(default_factory=dict)
     unit: float = 0.0
-    tensors: Mapping[str, Mapping[str, torch.dtype]] = field(default_factory=dict)
+    tensors: Mapping[str, Mapping[str, torch.dtype | str]] = field(default_factory=dict)
 
     def as_history(self) -> OptimizerState:
         """Return the same with all of each buffer counted as history."""
         return replace(self, buffers={n: (None, None, total(b)) for n, b in self.buffers.items()})
 
     def as_tensors(self, name: str, numbers: Numbers) -> Numbers:
-        """Return hyperparameters as torch has them of a parameter: some of them as tensors."""
-        dtypes = self.tensors.get(name)
-        if not dtypes:
+        """Return hyperparameters as torch has them of a parameter: some are tensors, some words."""
+        known = self.tensors.get(name)
+        if not known:
             return numbers
-        held = {k: torch.tensor(numbers[k], dtype=d, device="cpu") for k, d in dtypes.items()}
+        held = {
+            k: d if isinstance(d, str) else torch.tensor(numbers[k], dtype=d, device="cpu")
+            for k, d in known.items()
+        }
         return {**numbers, **held}
 
 
@@ -148,15 +152,18 @@ class StoredOptimizer:
         return None if buffer is None else buffer.to(self._device)
 
 
-def _tensors(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, torch.dtype]]:
-    """Return the dtypes of the hyperparameters that are tensors, by parameter and name."""
-    found: dict[str, dict[str, torch.dtype]] = {}
+def _tensors(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, torch.dtype | str]]:
+    """Return what no number says of hyperparameters: dtypes of tensors, and words, by parameter."""
+    found: dict[str, dict[str, torch.dtype | str]] = {}
     for name, group in groups.items():
         spread = dict(group)
         for key, value in group.items():
             if isinstance(value, (list, tuple)) and key != "params":
                 spread.update({f"{key}.{k}": one for k, one in enumerate(value)})
-        dtypes = {k: v.dtype for k, v in spread.items() if isinstance(v, Tensor) and v.numel() == 1}
-        if dtypes:
-            found[name] = dtypes
+        known: dict[str, torch.dtype | str] = {
+            k: v.dtype for k, v in spread.items() if isinstance(v, Tensor) and v.numel() == 1
+        }
+        known |= {k: v for k, v in group.items() if isinstance(v, str)}
+        if known:
+            found[name] = known
     return found

@@ -46,7 +46,7 @@ class ReplayedStep:
         tensors = [*now.before.parameters.values(), *now.before.buffers.values()]
         tensors += [v for part in self.parts.parts for v in part.values()]
         for rule in self.filters.values():
-            tensors += [d for d in rule.diagonals if d is not None]
+            tensors += rule.tensors
         tensors += [v for state in optimizer.moments.values() for v in state.values()]
         tensors += [v for b in optimizer.buffers.values() for v in b if v is not None]
         tensors += [batch.coefficients for batch in batches]

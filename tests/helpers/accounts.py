@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
+from torch.optim._muon import _zeropower_via_newtonschulz as orthogonal
 
 O = torch.optim  # noqa: E741
 
@@ -18,11 +19,13 @@ class Had:
 
     Attributes:
         divisor: ``1 / D``; None where the step has none.
+        matrix: Muon's, from the left, or from the right of a tall parameter.
         numbers: Its numbers after the step: ``step``, ``mu_product``.
         eta: ASGD's rate before it.
     """
 
     divisor: torch.Tensor | None = None
+    matrix: torch.Tensor | None = None
     numbers: dict = field(default_factory=dict)
     eta: float = 0.0
 
@@ -31,7 +34,8 @@ def had(kind, before, after, group, w, g):
     """Return what torch had, from its state on either side and what it was given."""
     numbers = {k: float(v) for k, v in after.items() if v is not None and v.dim() == 0}
     eta = float(before.get("eta", torch.tensor(float(group["lr"]))))
-    return Had(_divisor(kind, before, after, group, w, g), numbers, eta)
+    matrix = _matrix(after["momentum_buffer"], group, g) if kind is O.Muon else None
+    return Had(_divisor(kind, before, after, group, w, g), matrix, numbers, eta)
 
 
 def _divisor(kind, before, after, group, w, g):
@@ -54,6 +58,28 @@ def _divisor(kind, before, after, group, w, g):
     if kind is O.Rprop:
         return after["prev"].abs() / after["step_size"]
     return _adafactor(after, group, w, g) if kind is O.Adafactor else None
+
+
+def momentum(buffer, group, u):
+    """Return what Muon orthogonalises."""
+    mu = group["momentum"]
+    return (1 - mu) * u + mu * buffer if group["nesterov"] else buffer.clone()
+
+
+def _matrix(buffer, group, g):
+    """Return ``L'`` from the singular values of the momentum and the step that torch takes."""
+    m = momentum(buffer, group, -g if group.get("maximize") else g)
+    run = orthogonal(m, group["ns_coefficients"], group["ns_steps"], group["eps"]).double()
+    m, run = (x.double().T if x.shape[0] > x.shape[1] else x.double() for x in (m, run))
+    p, sizes, q = torch.linalg.svd(m, full_matrices=False)
+    a, b, c = group["ns_coefficients"]
+    scaled, factor = sizes / m.norm(), torch.ones_like(sizes) / m.norm()
+    for _ in range(group["ns_steps"]):
+        bracket = a + b * scaled**2 + c * scaled**4
+        scaled, factor = bracket * scaled, bracket * factor
+    left = p * factor @ p.T
+    noise = (2**-8 * m.norm()) ** 2 / len(m)
+    return left + (run - left @ m) @ q.T * (sizes / (sizes**2 + noise)) @ p.T
 
 
 def _adafactor(after, group, w, g):
@@ -89,6 +115,12 @@ class Account:
             b1 = numbers["betas.0"]
             self.buffer = b1 * b + (1 - b1) * u
             return self._adam(u, numbers, had)
+        if kind is O.Muon:
+            mu, (rows, columns) = numbers["momentum"], u.shape
+            self.buffer = mu * b + (1 - mu) * u
+            m = (1 - mu) * u + mu * self.buffer if numbers["nesterov"] else self.buffer
+            turned = m @ had.matrix.T if rows > columns else had.matrix @ m
+            return lr * max(1, rows / columns) ** 0.5 * turned
         if kind.__name__ == "Lion":
             b1, b2 = numbers["betas.0"], numbers["betas.1"]
             self.buffer = b2 * b + (1 - b2) * u
@@ -137,6 +169,10 @@ def shrinkage(kind, numbers, had):
     decay = numbers.get("weight_decay", 0.0)
     if kind is O.ASGD:
         return numbers["lambd"] * had.eta, decay
-    if kind is O.Adafactor or kind.__name__ == "Lion" or numbers.get("decoupled_weight_decay") == 1:
+    if (
+        kind in (O.Adafactor, O.Muon)
+        or kind.__name__ == "Lion"
+        or numbers.get("decoupled_weight_decay") == 1
+    ):
         return numbers["lr"] * decay, 0.0
     return 0.0, decay

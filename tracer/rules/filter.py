@@ -5,8 +5,9 @@ parameter is linear in ``u``, the signed and clipped gradient plus coupled decay
 
     b' = keep b + gain D u,      w − w' = E (direct D u + through b') + decoupled w,
 
-``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal. ``forward`` splits
-steps. ``backward``, its transpose, carries gradients of later steps to earlier ones.
+``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal; or ``E`` multiplies by a
+matrix from the left or from the right. ``forward`` splits steps. ``backward``, its transpose,
+carries gradients of later steps to earlier ones.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Filter:
         pre: ``D``, in the parameter's shape; None is 1.
         post: ``E``, likewise.
         decoupled: Weight decay that is no part of ``u`` (AdamW).
+        left: ``E`` of a parameter ``(p, d)`` that multiplies it from the left, ``(p, p)``.
+        right: Likewise from the right, ``(d, d)``.
+        beyond: What the step moved besides, which is linear in nothing: the run's own rounding.
 
     >>> step = Filter(through=0.1, keep=0.5, gain=1.0)
     >>> step.forward(torch.tensor(4.0), torch.tensor(2.0))  # b' = 0.5 · 2 + 4, then 0.1 b'
@@ -49,6 +53,9 @@ class Filter:
     pre: Tensor | None = None
     post: Tensor | None = None
     decoupled: float = 0.0
+    left: Tensor | None = None
+    right: Tensor | None = None
+    beyond: Tensor | None = None
 
     def forward(
         self, u: Tensor | None, b: Tensor | None, move: Place = _new, buffer: Place = _new
@@ -64,12 +71,24 @@ class Filter:
         u = u if u is None or self.pre is None else u * self.pre
         b = _sum(self.keep, b, self.gain, u, buffer)
         moved = _sum(self.direct, u, self.through, b, move)
+        if moved is not None and self.is_matrix:
+            moved = _turned(moved, 1, self.left, self.right)
         return moved if moved is None or self.post is None else moved.mul_(self.post), b
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether ``E`` mixes elements."""
+        return self.left is not None or self.right is not None
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """Return ``E`` times each of n vectors ``(n, numel)``, if it is a matrix."""
+        return _turned(rows, len(rows), self.left, self.right)
 
     @property
     def adds_plainly(self) -> bool:
         """Whether ``backward`` needs nothing of ``q`` but ``through * q`` in ``adjoint``."""
-        return bool(self.through) and not self.direct and self.post is None
+        plain = not self.direct and self.post is None and not self.is_matrix
+        return bool(self.through) and plain
 
     def backward(self, q: Tensor | None, adjoint: Tensor | None) -> tuple[Tensor, float]:
         """Return ``λ``, the gradient of this step's and all later moves with respect to ``u``.
@@ -85,6 +104,9 @@ class Filter:
         Returns:
             A tensor, which may be ``adjoint`` itself, and a number; ``λ`` is their product.
         """
+        if q is not None and self.is_matrix:
+            left, right = (None if x is None else x.T for x in (self.left, self.right))
+            q = _turned(q, len(q), left, right)
         if adjoint is not None and self.through and q is not None:
             if self.post is None:
                 adjoint.add_(q, alpha=self.through)
@@ -101,11 +123,19 @@ class Filter:
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""
         pre, post = (None if d is None else d.flatten().to(dtype) for d in (self.pre, self.post))
-        return self.with_diagonals(pre, post)
+        matrices = (None if d is None else d.to(dtype) for d in (self.left, self.right))
+        left, right = matrices
+        return replace(self.with_diagonals(pre, post), left=left, right=right, beyond=None)
 
     def rescaled(self, scale: float) -> Filter:
         """Return the filter whose ``backward`` takes ``1 / scale`` times the adjoint."""
         return replace(self, through=self.through / scale, gain=self.gain * scale)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds."""
+        held = (self.pre, self.post, self.left, self.right, self.beyond)
+        return [x for x in held if x is not None]
 
     @property
     def diagonals(self) -> tuple[Tensor | None, Tensor | None]:
@@ -128,6 +158,16 @@ class Filter:
     def immediate(self) -> float:
         """Share of a step's own ``u`` in its move, without ``pre`` and ``post``."""
         return self.direct + self.through * self.gain
+
+
+def _turned(x: Tensor, count: int, left: Tensor | None, right: Tensor | None) -> Tensor:
+    """Return so many matrices, each flat or not, multiplied from either side."""
+    found = x
+    if left is not None:
+        found = left @ found.reshape(count, len(left), -1)
+    if right is not None:
+        found = found.reshape(count, -1, len(right)) @ right
+    return found.reshape(x.shape)
 
 
 def _sum(a: float, x: Tensor | None, b: float, y: Tensor | None, place: Place) -> Tensor | None:

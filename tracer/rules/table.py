@@ -13,6 +13,7 @@ from tracer.rules.adagrad import Adagrad
 from tracer.rules.adam import Adam
 from tracer.rules.adamax import Adamax
 from tracer.rules.asgd import ASGD
+from tracer.rules.muon import Muon
 from tracer.rules.nadam import NAdam
 from tracer.rules.radam import RAdam
 from tracer.rules.rmsprop import RMSprop
@@ -33,6 +34,7 @@ RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
     "Adafactor": Adafactor(),
     "ASGD": ASGD(),
     "Rprop": Rprop(),
+    "Muon": Muon(),
 }
 _GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to call theirs
 

@@ -5,6 +5,9 @@ How the gradients of one parameter are multiplied is known to their forms (see `
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
 import torch
 from torch import Tensor
 
@@ -12,6 +15,8 @@ from replay.gradients.forms.cuts import LARGE
 from replay.gradients.forms.form import Form
 from replay.gradients.forms.per_example import PerExample
 from replay.vectors.workspace import room
+
+Weight: TypeAlias = float | Tensor | Callable[[Tensor], Tensor]
 
 
 def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tensor:
@@ -94,12 +99,13 @@ def squared_norms(examples: PerExample, names: set[str]) -> Tensor:
     return weighted_squares(examples, dict.fromkeys(sorted(names & examples.names), 1.0))
 
 
-def weighted_squares(examples: PerExample, weights: dict[str, Tensor | float]) -> Tensor:
+def weighted_squares(examples: PerExample, weights: Mapping[str, Weight]) -> Tensor:
     """Return ``Σ_k weights_k g_ik²`` over some parameters, float64 ``(n,)``.
 
     Args:
         examples: Gradients of n examples.
-        weights: By parameter, one number or one for each element, ``(numel,)``.
+        weights: By parameter, one number, or one for each element, ``(numel,)``; or what multiplies
+            gradients ``(n, numel)`` by a matrix, for ``⟨K g_i, g_i⟩``.
     """
     result = examples.losses.new_zeros(examples.count, dtype=torch.float64)
     for block, forms in examples.parts(weights):
@@ -109,7 +115,10 @@ def weighted_squares(examples: PerExample, weights: dict[str, Tensor | float]) -
     return result
 
 
-def _squares(form: Form, weight: Tensor | float) -> Tensor:
+def _squares(form: Form, weight: Weight) -> Tensor:
+    if callable(weight):
+        g = form.dense(slice(0, form.shape[0])).double()
+        return (weight(g) * g).sum(1)
     if isinstance(weight, Tensor):
         return form.weighted_squares(weight)
     return form.squared_norms(weight)

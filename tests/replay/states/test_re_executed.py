@@ -66,7 +66,7 @@ def test_scores_are_those_of_the_log_with_all_states(tmp_path, rule, memory):
 
 
 @pytest.mark.parametrize("rule", ["nadam", "muon"])
-def test_what_cannot_be_split_has_drops_and_checkpoints(tmp_path, rule):
+def test_drops_and_checkpoints_of_other_rules(tmp_path, rule):
     found = []
     for every in (1, 5):
         trace(tmp_path / f"{every}.h5", "mlp", rule, snapshot_every=every)

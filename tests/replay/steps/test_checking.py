@@ -82,7 +82,6 @@ class SignSGD(torch.optim.Optimizer):
 
 
 OTHERS = {
-    "muon": (lambda m: torch.optim.Muon([p for p in m.parameters() if p.dim() == 2]), "Muon"),
     "sign": (lambda m: SignSGD(m.parameters()), r"tests\.replay\.steps\.test_checking\.SignSGD"),
 }
 

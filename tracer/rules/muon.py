@@ -1,0 +1,104 @@
+r"""Muon: the momentum, orthogonalised by a polynomial.
+
+    b' = μ b + (1 − μ) u,      M = b'   (Nesterov: μ b' + (1 − μ) u),
+    w − w' = lr s NS(M) + lr decay w,      s = √max(1, p/d) or 0.2 √max(p, d), for M ``(p, d)``.
+
+Newton–Schulz multiplies a matrix from one side by polynomials in itself: ``X ← (aI + bA + cA²) X``
+with ``A = X Xᵀ``, from ``X = M / ‖M‖``. So ``NS(M) = L M`` with a matrix ``L`` as it was in the
+run, from the left, or from the right where ``p > d``.
+
+Torch takes the polynomial in bfloat16, ``U``, and that is another matrix. The map here is the one
+nearest to ``L`` that gives ``U`` in the directions that bfloat16 leaves of ``M``:
+
+    L' = L + (U − L M) Mᵀ (M Mᵀ + ε² I)⁻¹,      ε = 2⁻⁸ ‖M‖ / √p
+
+Without ``ε`` the division is by singular values that are nothing but rounding: shares then change
+by half of themselves when gradients change in their seventh digit. What ``L'`` leaves of the step,
+``U − L' M``, no gradient is linear in: it is rounding. Source: torch.optim.Muon of torch 2.13.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.rules.filter import Filter
+from tracer.rules.rule import Now, Numbers, State, UpdateRule, is_on, shrinkage
+
+_UNIT = 2.0**-8  # of bfloat16
+
+
+class Muon(UpdateRule):
+    """``torch.optim.Muon``."""
+
+    buffer, momentum = "momentum_buffer", "momentum"
+    frozen = "the matrix that orthogonalises the momentum"
+
+    def step(self, now: Now) -> tuple[Filter, State]:
+        numbers, mu = now.numbers, float(now.numbers["momentum"])
+        m = now.buffer.lerp(now.u, 1 - mu)
+        m = now.u.lerp(m, mu) if is_on(numbers, "nesterov") else m
+        size, ahead = _size(m, numbers), mu if is_on(numbers, "nesterov") else 1.0
+        wide = m.T if m.shape[0] > m.shape[1] else m
+        left, rest = orthogonalising(wide, numbers)
+        rest = size * (rest.T if wide is not m else rest)
+        move = Filter(
+            direct=size * (1 - ahead),
+            through=size * ahead,
+            keep=mu,
+            gain=1 - mu,
+            decoupled=shrinkage(numbers),
+            left=left if wide is m else None,
+            right=None if wide is m else left.T.contiguous(),
+            beyond=rest.contiguous(),
+        )
+        return move, {}
+
+
+def _size(m: Tensor, numbers: Numbers) -> float:
+    p, d = m.shape
+    how = numbers.get("adjust_lr_fn")
+    alike = how == "match_rms_adamw"
+    return float(numbers["lr"] * (0.2 * math.sqrt(max(p, d)) if alike else max(1, p / d) ** 0.5))
+
+
+def orthogonalising(m: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """Return ``L'`` and ``U − L' M``, float64, for a matrix that is not taller than wide."""
+    exact, run = m.double(), in_bfloat16(m, numbers).double()
+    gram = exact @ exact.T
+    left = polynomial(gram, numbers)
+    noise = _UNIT**2 * gram.trace().clamp_min(torch.finfo(gram.dtype).tiny) / len(gram)
+    gram.diagonal().add_(noise)
+    missed = (run - left @ exact) @ exact.T
+    left += torch.cholesky_solve(missed.T, torch.linalg.cholesky_ex(gram)[0]).T
+    return left, run - left @ exact
+
+
+def polynomial(gram: Tensor, numbers: Numbers) -> Tensor:
+    """Return ``L`` of ``M Mᵀ``, in its precision."""
+    a, b, c = _coefficients(numbers)
+    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    norm = gram.trace().sqrt().clamp_min(float(numbers["eps"]))
+    left, square = one / norm, gram / norm**2
+    for _ in range(int(numbers["ns_steps"])):
+        bracket = a * one + b * square + c * (square @ square)
+        left, square = bracket @ left, bracket @ square @ bracket
+    return left
+
+
+def in_bfloat16(m: Tensor, numbers: Numbers) -> Tensor:
+    """Return what torch makes of a matrix, operation by operation."""
+    a, b, c = _coefficients(numbers)
+    x = m.bfloat16()
+    x = x / x.norm().clamp(min=float(numbers["eps"]))
+    for _ in range(int(numbers["ns_steps"])):
+        gram = x @ x.T
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x
+
+
+def _coefficients(numbers: Numbers) -> Any:
+    return (float(numbers[f"ns_coefficients.{k}"]) for k in range(3))
