@@ -108,7 +108,8 @@ def hold_half(run: Replay, steps: range) -> None:
     bound = run._run
     with bound.computing(), Progress(enabled=False) as shown:
         held = bound.tape(steps, shown, allow_mismatch=False).estimate().nbytes - 1
-    run._run = replace(bound, budget=4 * held)  # a tape takes a quarter
+    how = replace(bound.computing, budget=4 * held)  # a tape takes a quarter
+    run._run = replace(bound, computing=how)
 
 
 def measure(name: str, folder: Path, counts: list[int]) -> None:

@@ -161,7 +161,7 @@ def _divided(
     diagonals, known = (
         zip(*(cut(x, size) for x in xs), strict=False) for xs in (rule.diagonals, before)
     )
-    given = itertools.repeat((None, None)) if gradient is None else gradient.blocks()
+    given = itertools.repeat((None, None)) if gradient is None else gradient.blocks(size)
     ends: list[Tensor] = []
     squares = 0.0
     blocks = zip(cut(w, size), cut(moved, size), given, diagonals, known, strict=False)

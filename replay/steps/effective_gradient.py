@@ -14,7 +14,7 @@ from torch import Tensor
 
 from replay.evaluate.state import State
 from replay.evaluate.train_side import TrainedStep
-from replay.vectors.blocks import block_size, cut, double, total
+from replay.vectors.blocks import cut, double, total
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,14 @@ class EffectiveGradient:
         found = total(self._parts(self.gradient, self.penalty, self.w))
         return torch.zeros_like(self.w) if found is None else found.to(self.w)
 
-    def blocks(self) -> Iterator[tuple[Tensor | None, Tensor | None]]:
+    def blocks(self, size: int) -> Iterator[tuple[Tensor | None, Tensor | None]]:
         """Yield blocks of ``u`` of data and of the regulariser, float64; None is zero.
 
         The next ones may overwrite them.
+
+        Args:
+            size: How many elements a block has.
         """
-        size = block_size(self.w)
         vectors = (cut(v, size) for v in self.vectors)
         return (self._parts(g, p, w, "u") for g, p, w in zip(*vectors, strict=False))
 

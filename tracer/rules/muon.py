@@ -51,9 +51,9 @@ class Muon(UpdateRule):
             keep=mu,
             gain=1 - mu,
             decoupled=shrinkage(numbers),
-            left=left if wide is m else None,
-            right=None if wide is m else left.T.contiguous(),
-            beyond=rest.contiguous(),
+            left=left.double() if wide is m else None,
+            right=None if wide is m else left.mT.double().contiguous(),
+            beyond=rest.double().contiguous(),
         )
         return move, {}
 
@@ -66,14 +66,19 @@ def _size(m: Tensor, numbers: Numbers) -> float:
 
 
 def orthogonalising(m: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
-    """Return ``L'`` and ``U − L' M``, float64, for a matrix that is not taller than wide."""
-    exact, run = m.double(), in_bfloat16(m, numbers).double()
+    """Return ``L'`` and ``U − L' M`` for a matrix that is not taller than wide.
+
+    Products are taken in its dtype, at least float32: what they miss of ``L``, ``L'`` has not.
+    """
+    exact = m.to(torch.promote_types(m.dtype, torch.float32))
+    run = in_bfloat16(m, numbers).to(exact)
     gram = exact @ exact.T
     left = polynomial(gram, numbers)
+    missed, gram = (run - left @ exact) @ exact.T, gram.double()
     noise = _UNIT**2 * gram.trace().clamp_min(torch.finfo(gram.dtype).tiny) / len(gram)
     gram.diagonal().add_(noise)
-    missed = (run - left @ exact) @ exact.T
-    left += torch.cholesky_solve(missed.T, torch.linalg.cholesky_ex(gram)[0]).T
+    solved = torch.cholesky_solve(missed.mT.double(), torch.linalg.cholesky_ex(gram)[0])
+    left = left + solved.mT.to(left)
     return left, run - left @ exact
 
 
@@ -83,9 +88,11 @@ def polynomial(gram: Tensor, numbers: Numbers) -> Tensor:
     one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     norm = gram.trace().sqrt().clamp_min(float(numbers["eps"]))
     left, square = one / norm, gram / norm**2
-    for _ in range(int(numbers["ns_steps"])):
-        bracket = a * one + b * square + c * (square @ square)
-        left, square = bracket @ left, bracket @ square @ bracket
+    for k in range(int(numbers["ns_steps"])):
+        bracket = torch.addmm(b * square, square, square, alpha=c)
+        bracket.diagonal().add_(a)
+        left = bracket @ left if k else bracket / norm
+        square = bracket @ square @ bracket
     return left
 
 
