@@ -133,6 +133,7 @@ def _tables(study: Study, views: Views) -> dict[str, Table | str | None]:
         "truth": None,
         "truth_is": "",
         "mislabelled": mislabelled_table(study, views),
+        "baseline": "loss" if _has_baseline(study) else None,
     }
     if len(influence.scores) > 1:
         pairs = influence.agreement(progress=False)
@@ -142,3 +143,7 @@ def _tables(study: Study, views: Views) -> dict[str, Table | str | None]:
         found["truth"] = agreement_table(truth, {}, "agreement with the runs")
         found["truth_is"] = truth.protocol
     return found
+
+
+def _has_baseline(study: Study) -> bool:
+    return study.self_influence is not None and "loss" in study.self_influence.scores

@@ -46,8 +46,8 @@ def inline(figure: Figure, name: str, says: str) -> Markup:
     )  # that of the page holds
     text = re.sub(r'( id="|href="#|url\(#)', rf"\g<1>{name}-", text)
     drawn_anew = dict.fromkeys(re.findall(rf'id="({name}-[a-zA-Z]+[0-9a-f]{{10}})"', text))
-    for number, address in enumerate(drawn_anew):  # they hold addresses in memory
-        text = text.replace(address, f"{name}-{number}")
+    for number, made in enumerate(drawn_anew):  # its names differ from one time to the next
+        text = text.replace(made, f"{name}-{number}")
     for stands, colour in _COLOURS.items():
         text = text.replace(stands, colour)
     title = f'<svg role="img" aria-label="{escape(says)}"'
