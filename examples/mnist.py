@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, default_collate
 
 from examples import gallery, mnist_data
-from replay import Influence, Replay, Task
+from replay import Influence, Replay, Task, report
 from tracer import TracingSGD, with_ids
 
 RATES = (0.02, 0.05, 0.1)  # learning rates of the figure; pictures are of LEARNING_RATE
@@ -196,6 +196,9 @@ def main(data: Path | None, out: Path, page: Path | None, epochs: int, tests: in
             task, model, results[LEARNING_RATE], chosen[: 2 * SHOWN : 2]
         ),
     }
+    shown = results[LEARNING_RATE]
+    study = report.Study(shown, task=task, run=report.run_facts(shown))
+    report.write(study, out / "mnist.html", overwrite=True)
     gallery.publish(page or out, "mnist", text_of(results, task, epochs), figures)
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from examples import gallery
 from examples.texts import Text, dbpedia, docstrings, vocabulary, words
-from replay import Influence, Replay, Task
+from replay import Influence, Replay, Task, report
 from tracer import TracingOptimizer, collate_with_ids, with_ids
 
 LENGTH = 32  # words of a text that are read
@@ -222,6 +222,8 @@ def main(
     run = Replay(log, task)
     influence = run.influence(chosen, methods=("tracin", "ideal"))
     click.echo(f"Python {sys.version.split()[0]}, {len(task.train)} training texts")
+    study = report.Study(influence, task=task, run=report.run_facts(influence))
+    report.write(study, out / "text.html", overwrite=True)
     gallery.publish(page or out, "text", text_of(run, influence, judgements, epochs), {})
 
 

@@ -46,11 +46,12 @@ def rows(page):
 def test_mnist(tmp_path):
     for part, count in (("train", 64), ("t10k", 30)):
         write_idx(tmp_path, part, count)
-    page = run("mnist", tmp_path, "--data", str(tmp_path), "--epochs", "1", "--tests", "4")
-    assert "64 training images, 1 epochs, 2 steps of 32; 4 test images, so 8 pairs" in page
+    page = run("mnist", tmp_path, "--data", str(tmp_path), "--epochs", "1", "--tests", "2")
+    assert "64 training images, 1 epochs, 2 steps of 32; 2 test images, so 4 pairs" in page
     assert 0.9 < float(rows(page)["0.02"][0]) <= 1  # small steps are of first order
     for figure in ("mnist-steps.png", "mnist-pictures.png"):
         assert (tmp_path / figure).stat().st_size > 10_000
+    assert "data:image/png" in (tmp_path / "mnist.html").read_text()
 
 
 @pytest.mark.filterwarnings("ignore")  # of captum's imports
