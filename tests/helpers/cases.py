@@ -194,14 +194,14 @@ class Case:
         train, test = dict(enumerate(data[:10])), dict(enumerate(data[10:]))
         return Task(model, self.loss, train, test, penalty=self.penalty)
 
-    def trace(self, path: Path, after_step=None) -> Task:
+    def trace(self, path: Path, after_step=None, **how) -> Task:
         """Train with tracing; return the task."""
         task = self.task()
         torch.manual_seed(1)
         model = task.model()
         groups = self.groups(model) if self.groups else model.parameters()
         inner = torch.optim.SGD(groups, **self.options)
-        with TracingSGD(inner, model, path, reduction=self.reduction) as optimizer:
+        with TracingSGD(inner, model, path, reduction=self.reduction, **how) as optimizer:
             scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8)
             for t, ids in enumerate(self.batches):
                 optimizer.epoch = t // 3

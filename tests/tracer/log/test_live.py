@@ -16,9 +16,10 @@ from tracer import open_log
 from tracer.errors import LogWarning
 
 
-def test_in_the_same_process(tmp_path):
+@pytest.mark.parametrize("every", [1, 3])
+def test_in_the_same_process(tmp_path, every):
     path = tmp_path / "run.h5"
-    run = Run(path).train(3)
+    run = Run(path, snapshot_every=every).train(3)
     run.optimizer.flush()
     with open_log(path) as log:
         assert (len(log), log.live) == (3, True)
@@ -34,9 +35,10 @@ def test_in_the_same_process(tmp_path):
         assert (len(log), log.live, log.metadata["closed"]) == (12, False, True)
 
 
-def test_a_step_is_on_file_soon_without_flush(tmp_path):
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_step_is_on_file_soon_without_flush(tmp_path, every):
     path = tmp_path / "run.h5"
-    run = Run(path).train(1)
+    run = Run(path, snapshot_every=every).train(1)
     run.optimizer.flush()
     with open_log(path) as log:
         run.train(5)  # the fifth is final when the sixth begins
@@ -60,7 +62,8 @@ def test_writer_closes_while_a_reader_of_the_same_process_looks_on(tmp_path):
     Run(path, resume=True).train(6).close()
 
 
-def test_replay_while_training(tmp_path):
+@pytest.mark.parametrize("every", [1, 4])
+def test_replay_while_training(tmp_path, every):
     case = next(case for case in CASES if case.name == "mlp")
     path, whole = tmp_path / "run.h5", tmp_path / "whole.h5"
     task = case.trace(whole)
@@ -75,21 +78,22 @@ def test_replay_while_training(tmp_path):
         seen.append((len(replay.log), found.terms["tracin"]["data"]))
         replay.log.close()
 
-    case.trace(path, after_step=look)
+    case.trace(path, after_step=look, snapshot_every=every)
     assert len(seen) > 1
     for steps, data in seen:
         assert (data == expected.terms["tracin"]["data"][:steps]).all()
 
 
-def test_from_another_process(tmp_path):
+@pytest.mark.parametrize("every", [1, 50])
+def test_from_another_process(tmp_path, every):
     path = tmp_path / "run.h5"
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
-        run = Run(path).train(1)
+        run = Run(path, snapshot_every=every).train(1)
         run.optimizer.flush()
         os.write(write, b"1")
-        until = time.monotonic() + 1.5
+        until = time.monotonic() + 1
         while time.monotonic() < until:
             run.step()
         run.close()
@@ -102,7 +106,7 @@ def test_from_another_process(tmp_path):
             steps = log.refresh()
             seen.append(steps)
             assert log.step(steps - 1).index == steps - 1
-            log.parameters(steps)
+            log.parameters(steps if every == 1 else log.states()[-1])
     os.waitpid(child, 0)
     assert len(set(seen)) > 5
     assert seen == sorted(seen)
@@ -159,9 +163,13 @@ def test_follow_a_closed_log(tmp_path):
     assert lines[1] == f"{path}: closed, 3 steps"
 
 
-@pytest.mark.parametrize("compression", ["none", "delta"])
-def test_a_reader_sees_a_last_row_that_was_replaced(tmp_path, compression):
-    run = Run(tmp_path / "run.h5", compression=compression).train(3)
+@pytest.mark.parametrize(
+    "how",
+    [{"compression": "none"}, {"compression": "delta"}, {"snapshot_every": 3}],
+    ids=["none", "delta", "sparse"],
+)
+def test_a_reader_sees_a_last_row_that_was_replaced(tmp_path, how):
+    run = Run(tmp_path / "run.h5", **how).train(3)
     run.optimizer.flush()
     with open_log(tmp_path / "run.h5") as log:
         log.parameters(3)

@@ -77,12 +77,13 @@ def killed(path, stop, **options):
 
 
 @pytest.mark.parametrize("named", [True, False], ids=["text", "numbers"])
+@pytest.mark.parametrize("kind", ["snapshot_every", "state_every"])
 @pytest.mark.parametrize(("stop", "back"), [(3, 0), (5, 5), (13, 10), (21, 20)])
-def test_after_kill(whole, tmp_path, stop, back, named, capfd):
-    expected, _ = whole("Adam", named=named)
-    path = tmp_path / "run.h5"
-    killed(path, stop, state_every=5, named=named)
-    run = Run(path, state_every=5, resume=True, named=named)
+def test_after_kill(tmp_path, stop, back, kind, named, capfd):
+    expected, path, how = tmp_path / "whole.h5", tmp_path / "run.h5", {"named": named, kind: 5}
+    Run(expected, **how).train(STEPS).close()
+    killed(path, stop, **how)
+    run = Run(path, resume=True, **how)
     assert run.optimizer.position[0] == back
     assert f"resuming {path} at step {back}, its last full state; {stop - back} later steps" in (
         capfd.readouterr().err
@@ -91,15 +92,16 @@ def test_after_kill(whole, tmp_path, stop, back, named, capfd):
     assert_equal_logs(path, expected)
 
 
-def test_resumed_twice_and_killed_between(whole, tmp_path):
-    expected, _ = whole("Adam")
-    path = tmp_path / "run.h5"
-    Run(path, state_every=5).train(8).close()  # a passing state, before step 8
-    killed(path, 9, state_every=5, resume=True)
-    run = Run(path, state_every=5, resume=True)
+@pytest.mark.parametrize("kind", ["snapshot_every", "state_every"])
+def test_resumed_twice_and_killed_between(tmp_path, kind):
+    expected, path, how = tmp_path / "whole.h5", tmp_path / "run.h5", {kind: 5}
+    Run(expected, **how).train(STEPS).close()
+    Run(path, **how).train(8).close()  # a passing state, before step 8
+    killed(path, 9, resume=True, **how)
+    run = Run(path, resume=True, **how)
     assert run.optimizer.position[0] == 8
     run.train(12).close()
-    run = Run(path, state_every=5, resume=True).train(STEPS)
+    run = Run(path, resume=True, **how).train(STEPS)
     run.close()
     assert_equal_logs(path, expected)
 
@@ -161,19 +163,21 @@ def flushed_early(run):
     return run
 
 
+@pytest.mark.filterwarnings("ignore:.*parameters:tracer.errors.TracingWarning")
+@pytest.mark.parametrize("kind", ["snapshot_every", "state_every"])
 @pytest.mark.parametrize("ending", ["killed", "flushed", "closed", "closed at a regular state"])
-def test_what_changes_between_steps_is_as_the_next_step_found_it(tmp_path, ending):
-    path, expected = tmp_path / "run.h5", tmp_path / "whole.h5"
-    run = Changing(expected, state_every=5)
+def test_what_changes_between_steps_is_as_the_next_step_found_it(tmp_path, ending, kind):
+    path, expected, how = tmp_path / "run.h5", tmp_path / "whole.h5", {kind: 5}
+    run = Changing(expected, **how)
     if not ending.startswith("closed"):
         flushed_early(run)
     run.train(STEPS).close()
     if ending.startswith("closed"):
-        Changing(path, state_every=5).train(12 if ending == "closed" else 10).close()
+        Changing(path, **how).train(12 if ending == "closed" else 10).close()
     else:
         child = os.fork()
         if child == 0:
-            run = flushed_early(Changing(path, state_every=5))
+            run = flushed_early(Changing(path, **how))
             if ending == "flushed":
                 torch.manual_seed(3)  # random state is the one right after the step
             else:
@@ -181,18 +185,19 @@ def test_what_changes_between_steps_is_as_the_next_step_found_it(tmp_path, endin
             run.optimizer.flush()
             os._exit(0)
         os.waitpid(child, 0)
-    run = Changing(path, state_every=5, resume=True)
+    run = Changing(path, resume=True, **how)
     assert run.t == (12 if ending == "closed" else 10)
     run.train(STEPS).close()
     assert_equal_logs(path, expected)
 
 
-def test_torn_state_falls_back_to_the_one_before(tmp_path):
+@pytest.mark.parametrize("kind", ["snapshot_every", "state_every"])
+def test_torn_state_falls_back_to_the_one_before(tmp_path, kind):
     path = tmp_path / "run.h5"
-    Run(path, state_every=5).train(12).close()
+    Run(path, **{kind: 5}).train(12).close()
     with h5py.File(path, "r+") as file:
         file["snap/opt"][-3] ^= 1
-    run = Run(path, state_every=5, resume=True)
+    run = Run(path, resume=True, **{kind: 5})
     assert run.optimizer.position[0] == 10
     run.close()
 
