@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.helpers.training import Run
-from tracer import TracingSGD
+from tracer import TracingOptimizer, TracingSGD
 from tracer.errors import TracingWarning
 
 BATCH = 4 * 3000 * 50  # bytes of one
@@ -133,3 +133,25 @@ def test_a_resumed_run_has_room_that_its_log_takes_already(tmp_path, free, capfd
     with pytest.warns(TracingWarning, match="will not fit"):
         optimizer.forecast(21)
     optimizer.close()
+
+
+@pytest.mark.parametrize(
+    ("width", "steps", "said"),
+    [
+        (20_000, None, "parameters of every step; "),  # 80 kB a step
+        (50_000, None, "a full state every 100 steps, a digest of every step (snapshot_every=1: "),
+        (50_000, 1000, "parameters of every step; "),  # 200 MB in all
+        (50_000, 9000, "a full state every 100 steps"),
+    ],
+)
+def test_auto_is_every_step_while_that_stays_small(tmp_path, capfd, width, steps, said):
+    """One line and ``forecast`` say which; the class for SGD alone behaves like the other."""
+    for kind in (TracingSGD, TracingOptimizer):
+        model = torch.nn.Linear(width, 1)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer = kind(sgd, model, tmp_path / f"{kind.__name__}.h5", steps=steps)
+        line = capfd.readouterr().err
+        assert said in line
+        assert said in str(optimizer.forecast(steps or 1))
+        assert "B a step" in line
+        optimizer._log.give_up()
