@@ -193,8 +193,7 @@ def test_what_changes_between_steps_is_as_the_next_step_found_it(tmp_path, endin
 
 @pytest.mark.parametrize("kind", ["snapshot_every", "state_every"])
 def test_torn_state_falls_back_to_the_one_before(tmp_path, kind):
-    path = tmp_path / "run.h5"
-    Run(path, **{kind: 5}).train(12).close()
+    Run(path := tmp_path / "run.h5", **{kind: 5}).train(12).close()
     with h5py.File(path, "r+") as file:
         file["snap/opt"][-3] ^= 1
     run = Run(path, resume=True, **{kind: 5})
@@ -210,8 +209,7 @@ def test_nothing_to_resume_begins_anew(tmp_path, capfd):
 
 
 def test_another_model(tmp_path):
-    path = tmp_path / "run.h5"
-    Run(path).train(2).close()
+    Run(path := tmp_path / "run.h5").train(2).close()
     before = path.read_bytes()
     with pytest.raises(TracingError, match=r"'0.weight' is float32 \(7, 4\) in the model and flo"):
         Run(path, width=7, resume=True)
@@ -220,8 +218,7 @@ def test_another_model(tmp_path):
 
 
 def test_another_optimizer(tmp_path):
-    path = tmp_path / "run.h5"
-    Run(path).train(2).close()
+    Run(path := tmp_path / "run.h5").train(2).close()
     with pytest.raises(
         TracingError, match="its optimizer is 'torch.optim.AdamW', now it is 'torch"
     ):
@@ -229,8 +226,7 @@ def test_another_optimizer(tmp_path):
 
 
 def test_another_reduction(tmp_path):
-    path = tmp_path / "run.h5"
-    Run(path).train(2).close()
+    Run(path := tmp_path / "run.h5").train(2).close()
     with pytest.raises(TracingError, match="its reduction is 'mean', now it is 'sum'; resume with"):
         Run(path, reduction="sum", resume=True)
 
