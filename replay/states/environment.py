@@ -33,10 +33,22 @@ def differences(metadata: Mapping[str, Any]) -> list[str]:
         for name, (here, text) in found.items()
         if name in metadata and metadata[name] != here
     ]
-    precision = torch.get_float32_matmul_precision()
-    if precision != "highest":
+    precision = _precision()
+    if precision not in ("highest", "ieee", "none"):
         known.append(f"products have the precision {precision!r} here; the log has not the run's")
     return known
+
+
+def _precision() -> str:
+    """Return how products are rounded; torch refuses to tell where both of its settings were set.
+
+    A replay sets the newer one, of GPUs.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        backend: Any = torch.backends.mkldnn
+        return str(backend.matmul.fp32_precision)
 
 
 @contextmanager

@@ -106,6 +106,13 @@ def recorded(tmp_path_factory):
         return [log.digest(t) for t in range(13)], scores(path)[1], path.stat().st_size
 
 
+def test_recorded_batches_serve_a_sparse_log(tmp_path, recorded):
+    trace(tmp_path / "run.h5", record="batches", snapshot_every=5)
+    run, found = scores(tmp_path / "run.h5")
+    assert all(map(np.array_equal, found, recorded[1]))
+    assert run.verify(progress=False).proof.proved == 12
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("every", [1, 5])
 def test_it_is_the_run_whose_batches_are_on_file(tmp_path, recorded, workers, every):
