@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -29,7 +30,7 @@ class Change:
         """Return the change that removes some examples."""
         return cls(dict.fromkeys(ids, 0.0), renormalise)
 
-    @property
+    @cached_property
     def ids(self) -> set[ID]:
         """The examples whose weights are changed."""
         return {identity for identity, factor in self.scale.items() if factor != 1}

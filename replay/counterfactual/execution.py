@@ -8,10 +8,11 @@ from torch import Tensor
 
 from replay.counterfactual.change import Change
 from replay.counterfactual.clipping import Clips, norms_of
+from replay.counterfactual.lanes import Lanes
+from replay.counterfactual.refused import clipped_apart
 from replay.evaluate.state import State
 from replay.states.applied_again import scaled
 from replay.states.execution import Execution, as_sum
-from tracer.errors import UnsupportedRuleError
 from tracer.records import MicroBatch, Step
 
 
@@ -31,6 +32,16 @@ class ChangedExecution(Execution):
         self.change: Change | None = None
         self.clips = Clips()
         self._changed: tuple[MicroBatch, ...] = ()
+
+    def lanes(self) -> Lanes | None:
+        """Return what takes several runs together, unless this run does what that cannot.
+
+        It cannot clip, nor add a penalty, nor take one backward pass through all micro-batches.
+        """
+        if self.clips.found or self._task.penalty is not None or self.joining.together:
+            return None
+        known = (self._log, self._task, self._bound, self._device)
+        return Lanes(*known, self._kind, self.joining.part)
 
     def advance(self, step: Step) -> None:
         """Take a step from where it stands."""
@@ -63,17 +74,8 @@ class ChangedExecution(Execution):
             before = norms_of(gradients)
             found = super().clip(step, gradients, first=first)
             if self.applied.apart:
-                raise _clipped_apart(step)
+                raise clipped_apart(step)
             self.clips.observe(step, before, norms_of(found))
             return found
         factor = self.clips.factor(step, norms_of(gradients)) if self.clips.found else 1.0
         return scaled(gradients, factor) if factor < 1 else gradients
-
-
-def _clipped_apart(step: Step) -> UnsupportedRuleError:
-    return UnsupportedRuleError(
-        f"step {step.index} clipped the gradients of groups, of parameters or of elements by "
-        "themselves, and what that does to another gradient is not in the log.\n"
-        "  1. Clip all gradients together, optimizer.clip_grad_norm_(...), and train again;\n"
-        "  2. or ask for influence, which needs no counterfactual run."
-    )

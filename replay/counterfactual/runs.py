@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 from replay.counterfactual.change import Change, first_visits
 from replay.counterfactual.clipping import Clips
 from replay.counterfactual.execution import ChangedExecution
+from replay.counterfactual.lanes import Lanes
+from replay.counterfactual.refused import not_the_run
 from replay.evaluate.state import State
-from replay.states.environment import differences
 from replay.states.execution import JOININGS, Joining, Point
-from tracer.errors import MismatchError, NonFiniteError
+from tracer.errors import NonFiniteError
+from tracer.full_state import digest
 from tracer.log.read.run_log import RunLog
+from tracer.records import Step
 
 Table = NDArray[np.float64]
 _STEP = 1 << 14  # bytes of a step, most of them random states
@@ -51,6 +54,9 @@ class Runs:
         allow_mismatch: Go on where the run, taken again without a change, comes out otherwise.
 
     Attributes:
+        step: Gives a step of the run.
+        measure: See above.
+        marks: Likewise.
         advance: Called after each step.
         baseline: The values of the run itself, ``(marks, m)``.
         mismatch: The first step that came out otherwise; None if none did.
@@ -66,17 +72,17 @@ class Runs:
         budget: int,
         allow_mismatch: bool,
     ) -> None:
-        self._log, self._execution, self._measure = log, execution, measure
-        self._marks, self._allow = list(marks), allow_mismatch
+        self._log, self._execution, self.measure = log, execution, measure
+        self.marks, self._allow = list(marks), allow_mismatch
         self.advance: Callable[[], None] = lambda: None
-        self._step = lru_cache(max(1, budget // _STEP))(log.step)
-        self._first = first_visits(map(self._step, range(len(log))))
+        self.step = lru_cache(max(1, budget // _STEP))(log.step)
+        self._first = first_visits(map(self.step, range(len(log))))
         self.baseline: Table = np.empty((0, 0))
         self.mismatch: int | None = None
 
     def start(self, change: Change) -> int:
         """Return the first step that a change alters; ``T`` if none does."""
-        return min((self._first.get(i, self._total) for i in change.ids), default=self._total)
+        return min((self._first.get(i, self.total) for i in change.ids), default=self.total)
 
     @property
     def clips(self) -> Clips:
@@ -84,7 +90,8 @@ class Runs:
         return self._execution.clips
 
     @property
-    def _total(self) -> int:
+    def total(self) -> int:
+        """How many steps the run has."""
         return len(self._log)
 
     def begin(self, earliest: int) -> int:
@@ -94,7 +101,7 @@ class Runs:
             earliest: The first step that a change will alter.
         """
         self._from = self._at = max(
-            t for t in self._log.states() if t <= min([earliest, *self._marks])
+            t for t in self._log.states() if t <= min([earliest, *self.marks])
         )
         known, buffers = self._log.state(self._from), self._log.buffers(self._from)
         self._origin = self._point = {**known, "buffers": buffers}
@@ -115,13 +122,13 @@ class Runs:
         """Return the seconds that a step and that values at one state take, from a few steps."""
         self._execution.change = change
         self._restore(self._from, self._origin)
-        steps = range(self._from, min(self._from + most + 1, self._total))
+        steps = range(self._from, min(self._from + most + 1, self.total))
         self._values()
         for t in steps[:1]:
-            self._execution.advance(self._step(t))
+            self._execution.advance(self.step(t))
         began = time.perf_counter()
         for t in steps[1:]:
-            self._execution.advance(self._step(t))
+            self._execution.advance(self.step(t))
         taken = time.perf_counter()
         self._values()
         done = time.perf_counter()
@@ -142,7 +149,7 @@ class Runs:
             missed.setdefault(miss, joining)
         furthest = max(missed)
         if not self._allow:
-            raise _not_the_run(self._log, *furthest)
+            raise not_the_run(self._log, *furthest)
         self.mismatch = furthest[0]
         self._walked(missed[furthest], stop=False)
         return self.baseline
@@ -157,17 +164,17 @@ class Runs:
         run, rows, first = self._execution, dict[int, Table](), None
         run.joining = joining
         self._restore(self._from, self._origin)
-        if self._from in self._marks:
+        if self._from in self.marks:
             rows[self._from] = self._values()
-        for t in range(self._from, self._total):
-            run.advance(self._step(t))
+        for t in range(self._from, self.total):
+            run.advance(self.step(t))
             first = first or self._difference(t)
             if first and stop:
                 return first
-            if t + 1 in self._marks:
+            if t + 1 in self.marks:
                 rows[t + 1] = self._values()
             self.advance()
-        self.baseline = np.stack([rows[mark] for mark in self._marks])
+        self.baseline = np.stack([rows[mark] for mark in self.marks])
         return first
 
     def _difference(self, t: int) -> tuple[int, str] | None:
@@ -186,23 +193,38 @@ class Runs:
         asked for in the order of their starts take the least time.
         """
         found, start = self.baseline.copy(), self.start(change)
-        if start == self._total:
+        if start == self.total:
             return found
         self._reach(start)
         self._execution.change = change
         self._restore(start, self._point)
         t = start
         try:
-            for t in range(start, self._total):
-                self._execution.advance(self._step(t))
+            for t in range(start, self.total):
+                self._execution.advance(self.step(t))
                 self.advance()
-                if t + 1 in self._marks:
-                    found[self._marks.index(t + 1)] = self._values()
+                if t + 1 in self.marks:
+                    found[self.marks.index(t + 1)] = self._values()
         except NonFiniteError:
-            found[[k for k, mark in enumerate(self._marks) if mark > t]] = np.nan
+            found[[k for k, mark in enumerate(self.marks) if mark > t]] = np.nan
         finally:
             self._execution.change = None
         return found
+
+    def reached(self, start: int) -> tuple[Step, Point]:
+        """Return a step of the run and the state before it, taken again if need be."""
+        self._reach(start)
+        return self.step(start), self._point
+
+    def is_run(self, found: State, t: int) -> bool:
+        """Return whether a state is the run's before step ``t``, to the last bit."""
+        logged = self._log.buffers(t)
+        same = digest(found.parameters) == self._log.digest(t)
+        return same and all(torch.equal(found.buffers[n], b) for n, b in logged.items())
+
+    def lanes(self) -> Lanes | None:
+        """Return what takes several runs together, if that is possible."""
+        return self._execution.lanes()
 
     def _reach(self, start: int) -> None:
         """Take the run again, without a change, up to where one leaves it."""
@@ -211,25 +233,11 @@ class Runs:
         if start > self._at:
             self._restore(self._at, self._point)
             for t in range(self._at, start):
-                self._execution.advance(self._step(t))
+                self._execution.advance(self.step(t))
             self._at, self._point = start, self._execution.point()
 
     def _restore(self, t: int, point: Point) -> None:
-        self._execution.restore(self._step(min(t, self._total - 1)), point)
+        self._execution.restore(self.step(min(t, self.total - 1)), point)
 
     def _values(self) -> Table:
-        return self._measure(self._execution.state(), "a counterfactual run")
-
-
-def _not_the_run(log: RunLog, t: int, what: str) -> MismatchError:
-    path = log.path
-    why = "; ".join(differences(log.metadata))
-    here = f" This process differs: {why}." if why else ""
-    return MismatchError(
-        f"step {t} of {path}, taken again with nothing removed, does not lead to {what} of the "
-        f"run to the last bit, so a counterfactual of it would be another run's.{here}\n"
-        f"1. Compute where the run did, or as it did: match_environment=True "
-        "(--match-environment).\n"
-        f"2. Look for the cause: tracin-replay verify {path} names steps that do not reproduce.\n"
-        "3. Compare with the run as it comes out here: allow_mismatch=True (--allow-mismatch)."
-    )
+        return self.measure(self._execution.state(), "a counterfactual run")

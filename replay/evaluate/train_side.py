@@ -167,7 +167,7 @@ def forward_pass(
     task: Task, micro: MicroBatch, where: str, bound: BoundModel, device: torch.device
 ) -> Callable[[], Tensor]:
     """Return the micro-batch's forward pass, under its random state, from the buffers of now."""
-    batch = moved(_batch(task, micro, where), device, bound.dtype)
+    batch = moved(batch_of(task, micro, where), device, bound.dtype)
     before = {name: buffer.detach().clone() for name, buffer in bound.module.named_buffers()}
     runs = itertools.count()
 
@@ -189,7 +189,7 @@ def _put_back(bound: BoundModel, before: dict[str, Tensor]) -> None:
             buffer.copy_(before[name])
 
 
-def _batch(task: Task, micro: MicroBatch, where: str) -> Any:
+def batch_of(task: Task, micro: MicroBatch, where: str) -> Any:
     """Return the logged batch, or the one that the task has for its IDs."""
     if micro.payload is not None:
         return micro.batch

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from replay.counterfactual.runs import Runs, Table
+from replay.counterfactual.stacks import seconds, stacked
+from replay.counterfactual.stacks import taken as taken_runs
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
@@ -78,17 +80,25 @@ def _take(
 ) -> None:
     """Take the runs that are missing, in the order in which they leave the run."""
     starts, total = [runs.start(change) for change in asked.changes], asked.marks[-1]
-    todo = sorted((n for n in range(len(starts)) if n not in parts.done), key=starts.__getitem__)
-    steps = sum(total - starts[n] for n in todo)
-    runs.advance = shown.task(f"{len(todo)} counterfactual runs, steps", steps)
+    todo = [some for some in stacked(run.log, starts) if not parts.done.keys() >= set(some)]
+    count, steps = sum(map(len, todo)), sum(total - starts[n] for some in todo for n in some)
+    most = max(map(len, todo), default=1)
+    together = f", up to {most} together" if most > 1 else ""
+    runs.advance = shown.task(f"{count} counterfactual runs{together}, steps", steps)
     if workers == 1 or not todo:
-        for number in todo:
-            parts.add(number, runs.values(asked.changes[number]))
+        for some in todo:
+            _keep(parts, some, taken_runs(runs, [asked.changes[number] for number in some]))
         return
-    for number, values in taken_apart(Work.of(run, asked, runs), todo, workers):
-        parts.add(number, values)
-        for _ in range(total - starts[number]):
+    for some, values in taken_apart(Work.of(run, asked, runs), todo, workers):
+        _keep(parts, some, values)
+        for _ in range(sum(total - starts[number] for number in some)):
             runs.advance()
+
+
+def _keep(parts: Parts, numbers: list[int], values: list[Table]) -> None:
+    for number, table in zip(numbers, values, strict=True):
+        if number not in parts.done:
+            parts.add(number, table)
 
 
 def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
@@ -101,12 +111,16 @@ def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
     total, starts = len(run.log), [runs.start(change) for change in asked.changes]
     began = runs.begin(min(starts))
     step, values = runs.timed(asked.changes[starts.index(min(starts))], _TIMED)
-    along, count = total - began, min(workers, len(starts))
-    steps = along + (along * count + sum(total - start for start in starts)) / _at_once(count)
+    stacks = stacked(run.log, starts)
+    whole = seconds(runs, [asked.changes[n] for n in stacks[0]], _TIMED) if stacks[0][1:] else None
+    each = step if whole is None else whole / len(stacks[0])
+    along, count = total - began, min(workers, len(stacks))
+    taking = step * along * count + each * sum(total - start for start in starts)
     marks = len(asked.marks) * (1 + sum(start < total for start in starts) / _at_once(count))
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
     held = peak_bytes() * (1 if count == 1 else 1 + count)
-    return Cost(step * steps + values * marks, held + table, table)
+    took = step * along + taking / _at_once(count) + values * marks
+    return Cost(took, held + table, table)
 
 
 def _at_once(workers: int) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from replay.counterfactual.runs import Known, Runs, Table
+from replay.counterfactual.stacks import taken
 from replay.loading import tasks_last_on_path
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
@@ -91,17 +92,19 @@ class Work:
         return work
 
 
-def taken_apart(work: Work, numbers: list[int], workers: int) -> Iterator[tuple[int, Table]]:
-    """Yield the number and the values of each run, in the order in which they are done.
+def taken_apart(
+    work: Work, todo: list[list[int]], workers: int
+) -> Iterator[tuple[list[int], list[Table]]]:
+    """Yield the numbers and the values of runs that are taken together, as they are done.
 
     Raises:
         InputError: A process ended before its work was done; says how it ended.
     """
     started, known = Started(), (work.packed(), sys.path[:])
-    count = min(workers, len(numbers))
+    count = min(workers, len(todo))
     with tasks_last_on_path():
         pool = ProcessPoolExecutor(count, started, initializer=_begin, initargs=known)
-        futures = {pool.submit(_values, number): number for number in numbers}
+        futures = {pool.submit(_taken, some): some for some in todo}
     try:
         for future in as_completed(futures):
             yield futures[future], future.result()
@@ -121,10 +124,10 @@ def _begin(data: bytes, path: list[str]) -> None:
     _DATA.append(data)
 
 
-def _values(number: int) -> Table:
+def _taken(numbers: list[int]) -> list[Table]:
     run, runs, asked = _opened()
     with run.computing():
-        return runs.values(asked.changes[number])
+        return taken(runs, [asked.changes[number] for number in numbers])
 
 
 @cache

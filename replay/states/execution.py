@@ -171,19 +171,7 @@ class Execution:
         bound.module.train()
         for name, parameter in bound.parameters.items():
             parameter.requires_grad_(parameter.is_floating_point() and name not in step.frozen)
-        self._set_groups(step, optimizer)
-
-    def _set_groups(self, step: Step, optimizer: Optimizer) -> None:
-        """Give the optimizer the groups of the step, also those that were added or changed here."""
-        parameters = self._bound.parameters
-        del optimizer.param_groups[len(step.groups) :]
-        for k, logged in enumerate(step.groups):
-            own = [parameters[name] for name in logged.names]
-            if k == len(optimizer.param_groups):
-                optimizer.add_param_group({"params": own})
-            group = optimizer.param_groups[k]
-            group["params"] = own
-            set_hyperparameters(group, logged)
+        set_groups(optimizer, step, bound.parameters)
 
     def _gradients(self, step: Step, *, first: bool = True) -> Any:
         """Put a step's gradients where the optimizer looks for them; return the objective.
@@ -241,3 +229,15 @@ class Execution:
             parameter.grad = None
         for name, gradient in self.clip(step, held, first=first).items():
             self._bound.parameters[name].grad = gradient
+
+
+def set_groups(optimizer: Optimizer, step: Step, parameters: Mapping[str, Tensor]) -> None:
+    """Give an optimizer the groups of a step, also those that were added or changed there."""
+    del optimizer.param_groups[len(step.groups) :]
+    for k, logged in enumerate(step.groups):
+        own = [parameters[name] for name in logged.names]
+        if k == len(optimizer.param_groups):
+            optimizer.add_param_group({"params": own})
+        group = optimizer.param_groups[k]
+        group["params"] = own
+        set_hyperparameters(group, logged)

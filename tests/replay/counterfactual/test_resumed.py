@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from replay import Counterfactual, Replay, Task
+from replay.counterfactual import stacks
 from replay.counterfactual.runs import Runs
 from replay.session.started import Started
 from replay.session.workers import Work
@@ -71,6 +72,25 @@ def test_it_goes_on_and_ends_in_the_same_file(tmp_path, monkeypatch, folder, rep
     assert interrupted(monkeypatch, replay, out, 1) == 1
     assert interrupted(monkeypatch, replay, out, 99) == 4 - kept - 1
     assert not parts.exists()
+    assert out.read_bytes() == (folder / "whole.h5").read_bytes()
+
+
+def test_stacks_go_on_and_end_in_the_same_file(tmp_path, monkeypatch, folder, replay):
+    monkeypatch.setattr(stacks, "FEWEST", 2)
+    monkeypatch.setattr(stacks, "MOST", 2)
+    out, together, count = tmp_path / "study.h5", stacks._together, []
+
+    def some(runs, changes):
+        count.append(len(changes))
+        if len(count) == 2:
+            raise KeyboardInterrupt
+        return together(runs, changes)
+
+    monkeypatch.setattr(stacks, "_together", some)
+    with pytest.raises(KeyboardInterrupt):
+        replay.leave_one_out([0, 2], out=out, **ASKED)
+    replay.leave_one_out([0, 2], out=out, **ASKED)
+    assert count == [2, 2, 2]
     assert out.read_bytes() == (folder / "whole.h5").read_bytes()
 
 
