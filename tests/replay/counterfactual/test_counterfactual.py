@@ -10,6 +10,7 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.counterfactual.change import Change, drawn
+from replay.counterfactual.execution import ChangedExecution
 from tests.helpers.alternatives import EXAMPLES, TESTS, Loop
 from tests.helpers.sparse import MODELS, OPTIMIZERS
 from tracer import TracingOptimizer, TracingSGD
@@ -149,6 +150,23 @@ def test_nothing_removed_is_the_run_bit_for_bit(tmp_path, every):
     found = run.counterfactual(TEST_IDS, remove=[[], [3]], along=1, progress=False)
     assert np.array_equal(found.values_along[0], values)
     assert (found.change[0] == 0).all()
+
+
+def test_it_starts_at_the_first_step_that_visits_what_is_removed(tmp_path, monkeypatch):
+    Loop().train(tmp_path / "run.h5")
+    run, taken = Replay(tmp_path / "run.h5", Loop().task()), {}
+    visits = {i: [t for t in range(6) if i in run.log.batch_ids(t)] for i in range(EXAMPLES)}
+    advance = ChangedExecution.advance
+
+    def seen(self, step):
+        if self.change is not None:
+            taken.setdefault(min(self.change.ids), []).append(step.index)
+        advance(self, step)
+
+    monkeypatch.setattr(ChangedExecution, "advance", seen)
+    run.leave_one_out([0], progress=False)
+    assert taken == {i: list(range(steps[0], 6)) for i, steps in visits.items() if steps}
+    assert len({steps[0] for steps in taken.values()}) > 3
 
 
 def test_how_losses_were_joined_may_show_late(tmp_path):

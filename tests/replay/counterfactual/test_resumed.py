@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 
 import numpy as np
 import pytest
+import xarray
 
 from replay import Counterfactual, Replay, Task
 from replay.counterfactual import stacks
@@ -129,6 +130,12 @@ def test_a_file_holds_what_was_found(folder, replay):
     for name in ("values_along", "baseline_along", "change"):
         assert np.array_equal(getattr(loaded, name), getattr(found, name))
     assert "4 runs, 2 test examples" in repr(found)
+    with xarray.open_dataset(folder / "whole.h5", engine="h5netcdf") as data:
+        assert dict(data.sizes) == {"run": 4, "step": 3, "test": 2, "change": 4}
+        assert data["step"].values.tolist() == [2, 4, 6]
+        assert data["change"].values.tolist() == ASKED["train_ids"]
+        tables = [v.values for v in data.values() if v.dims == ("run", "step", "test")]
+    assert any(np.array_equal(table, found.values_along) for table in tables)
 
 
 BESIDE = """

@@ -44,7 +44,8 @@ def test_windows_and_blocks(tmp_path):
     window = unrolled(run, path, steps=(2, 4)).scores["unrolled"]
     assert late
     assert np.abs(window[:, late]).max() > 0
-    assert np.array_equal(window[:, late], whole.scores["unrolled"][:, late])
+    expected = whole.scores["unrolled"][:, late]  # there the optimizer is found step by step
+    assert np.abs(window[:, late] - expected).max() <= 1e-13
     blocks = [unrolled(run, path, parameters=some) for some in (["0.*"], ["2.*", "4.*"])]
     total = sum(block.scores["unrolled"] for block in blocks)
     assert np.allclose(total, whole.scores["unrolled"], rtol=0, atol=1e-14)
