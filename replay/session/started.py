@@ -23,6 +23,12 @@ class Started(SpawnContext):
         self._all.append(SpawnProcess(*args, **kwargs))
         return self._all[-1]
 
+    def stop(self) -> None:
+        """End all processes now, whatever they do."""
+        for one in self._all:
+            if one.is_alive():
+                one.terminate()
+
     def ended(self) -> InputError:
         """Return the error for a pool that is broken: why a process of it ended."""
         codes = [one.exitcode for one in self._all]

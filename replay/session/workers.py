@@ -111,6 +111,9 @@ def taken_apart(
     except BrokenProcessPool as error:
         pool.shutdown()
         raise started.ended() from error
+    except BaseException:  # finished runs are kept; others would take as long as they take
+        started.stop()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 

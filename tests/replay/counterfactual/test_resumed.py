@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import sys
+import time
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
@@ -174,6 +175,16 @@ def test_how_a_worker_ended_is_said(job, with_, said):
     pool.shutdown()
     with pytest.raises(InputError, match=said):
         raise started.ended()
+
+
+def test_workers_are_stopped_at_once():
+    started, began = Started(), time.monotonic()
+    pool = ProcessPoolExecutor(1, started, initializer=time.sleep, initargs=(60,))
+    future = pool.submit(abs, 1)
+    started.stop()
+    pool.shutdown()
+    assert isinstance(future.exception(), BrokenProcessPool)
+    assert time.monotonic() - began < 30
 
 
 def test_a_task_that_a_worker_cannot_find_is_said(folder, monkeypatch):
