@@ -39,8 +39,8 @@ def stacked(log: RunLog, starts: Sequence[int]) -> list[list[int]]:
     order = sorted(range(len(starts)), key=starts.__getitem__)
     changed = [n for n in order if starts[n] < len(log)]
     small = sum(shape.numel() for shape, _ in log.parameter_layout.values()) < SMALL
-    known = str(log.metadata["optimizer"]).removeprefix("torch.optim.") in RULES
-    if not (small and known) or len(changed) < FEWEST:
+    rule = RULES.get(str(log.metadata["optimizer"]).removeprefix("torch.optim."))
+    if not small or rule is None or not rule.smooth or len(changed) < FEWEST:
         return [[n] for n in order]
     together = np.array_split(changed, -(-len(changed) // MOST))
     return [some.tolist() for some in together] + [[n] for n in order if starts[n] == len(log)]
