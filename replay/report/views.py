@@ -11,7 +11,7 @@ from replay.showing import Shown, shown_of
 from tracer.errors import TaskError
 from tracer.records import ID
 
-_MOST = 600  # characters of a text
+_MOST = 400  # characters of a text
 
 
 @dataclass(frozen=True)
