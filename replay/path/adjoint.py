@@ -17,6 +17,7 @@ from torch import Tensor
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.form import Form
+from replay.gradients.forms.outer_products import OuterProducts
 from replay.path.buffer_adjoint import BufferAdjoint
 from replay.path.test_means import Projections, WeightedGradients, gradient_of
 from replay.steps.displacement import Vector
@@ -94,9 +95,14 @@ class Adjoint:
         forms = {k: b.forms[name] for k, b in enumerate(trained.batches) if name in b.forms}
         stored = list(forms.values())
         size = self._block(stored, name, replayed, whole=bool(complete))
-        added = self._added(name, rule, mean)
+        outers = self._outers(name, rule, mean)
+        if outers is not None:
+            rule = rule.without_matrix()
+        added = outers is not None and self._added(name, rule, outers)
         waits = added and not complete and self._can_wait(name, rule, stored)
-        vectors = self._vectors(name, rule, mean, projections, size, added=added, whole=not waits)
+        formed = outers if replayed.filters[name].is_matrix else None
+        known = rule, mean, formed, projections
+        vectors = self._vectors(name, *known, size, added=added, whole=not waits)
         for rows, found, scale in vectors:
             factor = scale * kappa
             for k, form in forms.items():
@@ -114,6 +120,7 @@ class Adjoint:
         name: str,
         exact: Filter,
         mean: Sequence[WeightedGradients],
+        formed: Sequence[OuterProducts] | None,
         projections: Projections,
         size: int,
         *,
@@ -126,6 +133,7 @@ class Adjoint:
             name: The parameter.
             exact: How the step moved it.
             mean: The test examples' gradients along the step.
+            formed: What they add up to, if a matrix was multiplied into their factors.
             projections: Gets those that are formed.
             size: How many test examples at a time.
             added: Whether gradients are in the buffer's adjoint already.
@@ -136,7 +144,7 @@ class Adjoint:
         rule: Filter | None = None
         for start in range(0, self._count, size):
             rows = slice(start, min(start + size, self._count))
-            q = None if added else self._gradient(mean, name, rows)
+            q = None if added else self._gradient(mean, formed, name, rows)
             if q is None and not added:
                 continue
             if q is not None and not all(part.is_single(name) for part in mean):
@@ -160,24 +168,46 @@ class Adjoint:
     def _can_wait(self, name: str, rule: Filter, forms: list[Form]) -> bool:
         return rule.pre is None and self._buffers[name].can_wait(forms)
 
-    def _gradient(self, mean: Sequence[WeightedGradients], name: str, rows: slice) -> Tensor | None:
+    def _gradient(
+        self,
+        mean: Sequence[WeightedGradients],
+        formed: Sequence[OuterProducts] | None,
+        name: str,
+        rows: slice,
+    ) -> Tensor | None:
         """Return gradients of one parameter; None if there are none, now or in later steps."""
+        if formed is not None:
+            return sum((o.deltas[rows].mT @ o.inputs[rows]).flatten(1) for o in formed)  # type: ignore[return-value]
         q = gradient_of(mean, name, rows.start, rows.stop)
         adjoint = self._buffers.get(name)
         if q is None and adjoint is not None:
             return torch.zeros_like(adjoint.whole[rows])
         return q
 
-    def _added(self, name: str, rule: Filter, mean: Sequence[WeightedGradients]) -> bool:
+    def _outers(
+        self, name: str, rule: Filter, mean: Sequence[WeightedGradients]
+    ) -> list[OuterProducts] | None:
+        """Return gradients that are outer products, turned back by a matrix of the rule's.
+
+        Two products of their factors cost less than one of what they are when written out.
+        """
+        if not (rule.adds_plainly or rule.is_matrix):
+            return None
+        found = [part.outer(name, self._count) for part in mean if name in part.gradients]
+        outers = [outer for outer in found if outer is not None]
+        if not outers or len(outers) < len(found):
+            return None
+        if not rule.is_matrix:
+            return outers
+        turned = (rule.turned_back(outer.deltas, outer.inputs) for outer in outers)
+        return [OuterProducts(a, deltas, 0, deltas.shape[2]) for deltas, a in turned]
+
+    def _added(self, name: str, rule: Filter, outers: Sequence[OuterProducts]) -> bool:
         """Add outer products to a buffer's adjoint, without forming them, if that will do.
 
         It is the larger part of the walk: one pass over ``λ`` instead of three.
         """
         if not rule.adds_plainly:
-            return False
-        found = [part.outer(name, self._count) for part in mean if name in part.gradients]
-        outers = [outer for outer in found if outer is not None]
-        if not outers or len(outers) < len(found):
             return False
         if name not in self._buffers:
             p, d = outers[0].shape

@@ -84,6 +84,12 @@ class Filter:
         """Return ``E`` times each of n vectors ``(n, numel)``, if it is a matrix."""
         return _turned(rows, len(rows), self.left, self.right)
 
+    def turned_back(self, deltas: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors of ``Eᵀ (δ aᵀ)``, ``(..., p)`` and ``(..., d)``, if it is a matrix."""
+        left, right = (None if x is None else x.to(deltas.dtype) for x in (self.left, self.right))
+        deltas = deltas if left is None else deltas @ left
+        return deltas, inputs if right is None else inputs @ right.mT
+
     @property
     def adds_plainly(self) -> bool:
         """Whether ``backward`` needs nothing of ``q`` but ``through * q`` in ``adjoint``."""
@@ -119,6 +125,10 @@ class Filter:
         if adjoint is not None and self.gain:
             result.add_(adjoint, alpha=self.gain)
         return (result if self.pre is None else result.mul_(self.pre)), 1.0
+
+    def without_matrix(self) -> Filter:
+        """Return the filter for gradients that were turned back."""
+        return replace(self, left=None, right=None, beyond=None) if self.is_matrix else self
 
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""

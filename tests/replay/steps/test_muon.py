@@ -11,6 +11,7 @@ from torch import nn
 from torch.optim._muon import _zeropower_via_newtonschulz as orthogonal
 
 from replay import Replay
+from replay.path.test_means import WeightedGradients
 from tests.helpers import reference, rules
 from tests.helpers.rules import O, Rule, expected, trace
 from tracer import open_log
@@ -52,6 +53,17 @@ def test_muon_equals_the_reference(tmp_path, rule, scheduled, clip, accumulate, 
         assert np.abs(ours[term] - terms[term]).max() <= 1e-10 * size, term
     parts = sum(ours[term] for term in ("data", "regulariser", "history", "rounding"))
     assert np.abs(parts - terms["slope"]).max() <= 1e-12 * size
+
+
+@pytest.mark.parametrize("rule", MUON, ids=str)
+def test_gradients_that_are_no_single_products(tmp_path, monkeypatch, rule):
+    run = trace(tmp_path / "run.h5", rule, steps=4, clip=0.3, base=task())
+    ask = {"methods": ("tracin", "ideal"), "progress": False}
+    factors = Replay(run.path, run.task).influence([0, 1], **ask).scores
+    monkeypatch.setattr(WeightedGradients, "outer", lambda *_: None)
+    written = Replay(run.path, run.task).influence([0, 1], **ask).scores
+    for method, scores in factors.items():
+        assert np.abs(written[method] - scores).max() <= 1e-13 * np.abs(scores).max()
 
 
 def test_self_influence_is_the_quadratic_form(tmp_path):
