@@ -5,13 +5,14 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
 
-.PHONY: help demo test test-oldest soak lint bench docs constraints clean
+.PHONY: help demo test test-oldest test-integrations soak lint bench docs constraints clean
 .PHONY: example-mnist example-mislabelled example-text example-approximation-study
 help:
 	@echo "make demo         trace a real training run, replay it, print the tables"
 	@echo "make example-X    mnist, mislabelled, text or approximation-study: real data, minutes"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
+	@echo "make test-integrations  run the tests with transformers' Trainer"
 	@echo "make soak         kill 200 training runs and look at what they leave (minutes)"
 	@echo "make lint         check style and types: what .pre-commit-config.yaml lists"
 	@echo "make bench        run every benchmark"
@@ -36,6 +37,9 @@ $(STAMP): pyproject.toml constraints.txt
 $(VENV)/.docs: $(STAMP)
 	$(call install,constraints.txt,docs)
 
+$(VENV)/.integrations: $(STAMP)
+	$(call install,constraints.txt,transformers)
+
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,constraints-oldest.txt,dev)
 
@@ -54,6 +58,10 @@ test: $(STAMP)
 
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -q -n 2
+
+test-integrations: $(VENV)/.integrations
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/integrations \
+		"tests/house/test_docs.py::test_blocks_run[docs/how-to/transformers.md]"
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200

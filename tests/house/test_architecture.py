@@ -27,8 +27,10 @@ ORDER = [  # each may import what stands before it, and its own room
     *(
         "tracer.wrapper",
         "tracer",
+        "tracer.integrations",
         "replay.showing",
         "replay.task",
+        "replay.tasks",
         "replay.loading",
         "replay.arguments",
     ),

@@ -56,6 +56,11 @@ class RunState:
         self.next_epoch: int | None = None
         self._every, self._row_bytes = every, row_bytes
         self._complained, self._sparse = False, sparse
+        self._wanted: int | None = None  # a step that has one besides the regular ones
+
+    def want(self, *, state: bool) -> None:
+        """Make the full state before the next step one that is kept."""
+        self._wanted = self.steps if state else self._wanted
 
     def step_taken(self, epoch: int | None) -> None:
         """Note what the run is after one more step."""
@@ -87,8 +92,8 @@ class RunState:
 
     @property
     def is_due(self) -> bool:
-        """Whether the full state before the next step is one of the regular ones."""
-        if self.steps == 0:
+        """Whether the full state before the next step is one that is kept."""
+        if self.steps in (0, self._wanted):
             return True
         return self.steps % self.every == 0 if self.every else self.next_epoch != self.epoch
 

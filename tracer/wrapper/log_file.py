@@ -58,10 +58,10 @@ class LogFile:
             options=self.options,
         )
 
-    def last_state(self) -> Resumption | None:
+    def last_state(self, at: int | None) -> Resumption | None:
         """Return the log's last full state, None if it holds no step; see ``resumption``."""
         known = {name: self.attributes[name] for name in _SHARED if name in self.attributes}
-        return last_state(self.path, known)
+        return last_state(self.path, known, at)
 
     def reopening(self, step: int) -> Callable[[], LogWriter]:
         """Return what opens the log, cut to so many steps."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 _STEP = (
     "call step() of the wrapper, with a closure if the method needs several passes, not the "
     "wrapped optimizer's step() nor methods such as first_step() and second_step()."
@@ -17,6 +19,15 @@ def without_step(since: str) -> str:
     return (
         f"the model's parameters moved {since}, and not by step() of the wrapper: that is not in "
         f"the log.\n1. To log those steps, {_STEP}"
+    )
+
+
+def nothing(log: Path) -> str:
+    """Say that a log is closed and no step was taken by the wrapper."""
+    return (
+        f"the log {log} is closed without a step.\n"
+        "1. Call step(batch_ids=ids) of this wrapper, not of the optimizer in it.\n"
+        "2. Give the wrapper to whatever steps: scheduler, GradScaler, trainer."
     )
 
 

@@ -17,6 +17,7 @@ from tracer.errors import warn
 from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
+from tracer.wrapper import moved
 from tracer.wrapper.arguments import check_arguments, check_group
 from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.epochs import checked_data
@@ -45,7 +46,8 @@ class TracingOptimizer(Delegating):
             draws the same; or ``"batches"``, the batches themselves (streamed data).
         data: For ``record="seeds"``: the ``with_ids(dataset, seed=...)`` of the loader.
         resume: Go on with the log, if there is one: model, optimizer and torch's random state are
-            put back to its last full state, and what it holds behind that is dropped.
+            put back to its last full state, and what it holds behind that is dropped. A number
+            of steps: to the state there, where a trainer's own checkpoint is.
         overwrite: Replace an existing log.
         steps: How many steps the run will have, if you know: the line printed at the start then
             says what the log will take.
@@ -80,7 +82,7 @@ class TracingOptimizer(Delegating):
         snapshot_every: int | str = "auto",
         record: str = "ids",
         data: Any = None,
-        resume: bool = False,
+        resume: bool | int = False,
         overwrite: bool = False,
         steps: int | None = None,
         compression: str | None = None,
@@ -91,7 +93,7 @@ class TracingOptimizer(Delegating):
         require_training()
         check_arguments(optimizer, model, reduction, record)
         self._require(optimizer)
-        path = checked_path(log, overwrite=overwrite, resume=resume)
+        path = checked_path(log, overwrite=overwrite, resume=bool(resume))
         self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
         check_parameters(optimizer, self._names)
         super().__init__(optimizer)
@@ -206,8 +208,12 @@ class TracingOptimizer(Delegating):
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        self._tracing.forwards.clipped(max_norm, norm)
+        self.clipped(norm, max_norm)
         return norm
+
+    def clipped(self, norm: Tensor, max_norm: float) -> None:
+        """Record that torch clipped the gradients, with what it returned and was given."""
+        self._tracing.forwards.clipped(max_norm, norm)
 
     @extending
     def add_param_group(self, *arguments: Any, **named: Any) -> None:
@@ -227,20 +233,16 @@ class TracingOptimizer(Delegating):
         """
         return self._tracing.forecasts.forecast(steps)
 
-    def flush(self) -> None:
-        """Return when every step so far is on file."""
-        self._log.flush()
+    def flush(self, *, state: bool = False) -> None:
+        """Return when every step so far is on file, with ``state`` a full state of here, too."""
+        self._log.flush(state=state)
 
     def close(self) -> None:
         """End the log, and warn if it has no step; further steps are errors."""
         without = self._log.has_no_step
         self._log.close()
         if without:
-            warn(
-                f"the log {self._log.path} is closed without a step.\n"
-                "1. Call step(batch_ids=ids) of this wrapper, not of the optimizer in it.\n"
-                "2. Give the wrapper to whatever steps: scheduler, GradScaler, trainer."
-            )
+            warn(moved.nothing(self._log.path))
 
     @property
     def position(self) -> tuple[int, int | None]:

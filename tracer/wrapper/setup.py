@@ -37,7 +37,7 @@ class Settings:
     snapshot_every: Any
     record: str
     data: WithIds | None
-    resume: bool
+    resume: bool | int
     steps: int | None
     compression: str | None
     sync_every: int
@@ -137,14 +137,15 @@ def _directory() -> str:
         return ""
 
 
-def _go_back(log: StepLogger, *, resume: bool) -> None:
-    """Go to the log's last full state if the run is to resume, and say so."""
-    found = log.resume() if resume else None
+def _go_back(log: StepLogger, *, resume: bool | int) -> None:
+    """Go to a full state of the log if the run is to resume, and say so."""
+    found = log.resume(None if resume is True else resume) if resume else None
     log.channel.require_lock()
     if found is not None:
+        which = "its last full state" if resume is True else "the full state that was asked for"
         say(
-            f"resuming {log.path} at step {found.step}, its last full state; {found.dropped} later "
-            "steps are taken again"
+            f"resuming {log.path} at step {found.step}, {which}; {found.dropped} later steps are "
+            "taken again"
         )
     elif resume:
         say(f"there is no step in {log.path} to resume from; a new run begins")

@@ -96,8 +96,11 @@ class StepLogger:
                 "only that one can step the traced optimizer."
             )
 
-    def resume(self) -> Resumption | None:
-        """Go back to the log's last full state and go on from there; None if nothing is logged.
+    def resume(self, at: int | None) -> Resumption | None:
+        """Go back to a full state of the log and go on from there; None if nothing is logged.
+
+        Args:
+            at: Its step; None is that of the last one.
 
         Raises:
             TracingError: The log is of another run, not writable, open in a reader, without state.
@@ -105,7 +108,7 @@ class StepLogger:
         if not self.path.exists():
             return None
         self.channel.require_writable()
-        found = self._file.last_state()
+        found = self._file.last_state(at)
         if found is None:
             return None
         self.state.restore(found.step, found.state)
@@ -182,8 +185,9 @@ class StepLogger:
         self.channel.step_taken(self.state.steps)
         self._last.keep(PendingStep(measured, epoch, batches, clip_factor, frozen))
 
-    def flush(self) -> None:
+    def flush(self, *, state: bool = False) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
+        self.state.want(state=state)
         said = self._last.moved(ending=False)
         if self.channel.started and not self.channel.stopped and not self._closed:
             if not self._last.between and os.getpid() == self._owner:

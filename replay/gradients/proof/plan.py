@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from operator import add
 
 import torch
@@ -65,7 +65,7 @@ class Proof:
     total: dict[str, Tensor]
     paths: dict[str, str]
 
-    @property
+    @cached_property
     def plan(self) -> Plan:
         """What later passes can be read by."""
         return {name: [choice for _, choice in some] for name, some in self.ways.items()}

@@ -36,7 +36,7 @@ class Resumption:
     state: dict[str, Any]
 
 
-def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
+def last_state(path: Path, expected: Mapping[str, Any], at: int | None = None) -> Resumption | None:
     """Find the last full state of a log, None if it holds no step.
 
     The caller holds the lock and has repaired the log.
@@ -44,6 +44,7 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
     Args:
         path: The log.
         expected: Metadata that the log must share with the run that goes on.
+        at: The step of the state that is asked for; None is the last one.
 
     Raises:
         TracingError: The log is of another run, or holds no whole state.
@@ -57,6 +58,8 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
                     "with what the run was started with."
                 )
         states = sorted(set(log.states()))
+        if at is not None:
+            return _state_at(log, at, states)
         since = len(log) - int(log.metadata.get("sync_every", 0))
         last = None
         for t in (t for t in states if t >= since):
@@ -73,6 +76,19 @@ def last_state(path: Path, expected: Mapping[str, Any]) -> Resumption | None:
         raise TracingError(
             f"cannot resume {path}: it holds no whole state; pass overwrite=True to begin anew."
         )
+
+
+def _state_at(log: RunLog, at: int, states: list[int]) -> Resumption:
+    """Return the full state that is asked for."""
+    state = _whole_state(log, at) if at in states else None
+    if state is None:
+        raise TracingError(
+            f"cannot resume {log.path} at step {at}: it has no whole state there; it has those "
+            f"before the steps {', '.join(map(str, states)) or 'none'}.\n"
+            "1. Resume where it has one: resume=True is the last.\n"
+            "2. Begin anew: overwrite=True."
+        )
+    return Resumption(at, len(log) - at, state)
 
 
 def _whole_state(log: RunLog, t: int) -> dict[str, Any] | None:

@@ -1,0 +1,1 @@
+"""Tests with trainers of other libraries."""

@@ -1,0 +1,1 @@
+"""Tests of loops of the shape of a trainer's."""

@@ -1,0 +1,1 @@
+"""Tracing by the training libraries' own loops: one module for each."""
