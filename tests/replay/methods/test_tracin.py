@@ -183,8 +183,8 @@ def test_penalty_and_measure(tmp_path, name):
 
 @pytest.mark.parametrize(
     "kind",
-    [O.NAdam, O.Adamax, O.Rprop, lambda p, lr: O.LBFGS(p, lr=lr, max_iter=3)],
-    ids=["NAdam", "Adamax", "Rprop", "LBFGS"],
+    [O.Rprop, lambda p, lr: O.LBFGS(p, lr=lr, max_iter=3)],
+    ids=["Rprop", "LBFGS"],
 )
 def test_the_papers_formula_needs_no_rule(tmp_path, kind):
     task, path = rules.task(), tmp_path / "run.h5"
@@ -220,5 +220,7 @@ def test_the_papers_formula_needs_no_rule(tmp_path, kind):
     assert np.abs(found.scores["tracin-sgd"] - expected).max() <= 1e-12 * np.abs(expected).max()
     measured = found.completeness["tracin-sgd"]["measured"]
     assert np.allclose(measured, run.drops([0, 1], progress=False).sum(0), atol=1e-14)
-    with pytest.raises(UnsupportedRuleError, match="tracincp, tracin-sgd and the measured drops"):
+    if kind is O.Rprop:  # whose steps are split
+        return
+    with pytest.raises(UnsupportedRuleError, match="tracincp, tracin-sgd or the measured drops"):
         run.influence([0, 1], methods=("tracin-sgd", "tracin"), progress=False)
