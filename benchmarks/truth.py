@@ -36,7 +36,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # examples are not installed
 from examples.digits import task as digits
 
 TURNS, TESTS, LANES = 5, 20, 64
-EPS_ROOT = 1e-20  # with 0, MAGIC of AdamW is NaN where a gradient is always 0
+EPS_ROOT = 1e-20  # with 0, MAGIC of AdamW is NaN here
 
 
 def losses(model: nn.Module, batch: list[Tensor]) -> Tensor:
