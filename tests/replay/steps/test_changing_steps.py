@@ -9,6 +9,7 @@ from torch import nn
 
 from replay import Replay
 from tests.helpers import reference, rules
+from tests.helpers.accounts import had
 from tests.helpers.cases import l1
 from tests.helpers.comparing import compare
 from tests.helpers.rules import BY_NAME, trace
@@ -163,9 +164,8 @@ def test_weights_of_unequal_micro_batches(tmp_path, name):
                 (losses * weights[part]).sum().backward()
                 optimizer.observe(ids[part], weights=weights[part])
             optimizer.step()
-            names = {id(p): n for n, p in model.named_parameters()}
-            state = {names[id(p)]: s for p, s in inner.state.items()}
-            group = inner.param_groups[0]
-            run.denominators.append({n: rules.denominator(s, group) for n, s in state.items()})
-            run.counts.append({n: float(s.get("step", 0)) for n, s in state.items()})
+            run.had.append({
+                n: had(rule.kind, {}, inner.state[p], inner.param_groups[0], p, p.grad)
+                for n, p in model.named_parameters()
+            })  # fmt: skip
     compare(run, rules.clip_factors(run, None))
