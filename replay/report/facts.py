@@ -50,7 +50,13 @@ def proof(influence: Influence) -> tuple[bool, str]:
     small, rounding = _rounding(influence)
     if not influence.terms:
         return True, f"No method here took the steps apart; {_window(influence)}{again}."
-    if not small:
+    if told.get("allow_mismatch"):
+        return False, (
+            "The job was told to go on where a step does not reproduce (--allow-mismatch), and no "
+            f"step was refused. What the replay computed differs from the log by up to {rounding} "
+            "of the measured drops, which the page counts as rounding."
+        )
+    if "allow_mismatch" not in told and not small:
         return False, (
             f"What the replay computed differs from the log by up to {rounding} of the measured "
             "drops: more than float arithmetic leaves. Was it run with --allow-mismatch? The page "

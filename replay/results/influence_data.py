@@ -63,6 +63,7 @@ class InfluenceData:
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
             "periods": f"{len(self.periods)}, by {facts.get('by')}" if self.periods else "",
             "claims": facts.get("claims"),
+            "not refused": "steps that do not reproduce" if facts.get("allow_mismatch") else "",
             "as in the run": facts.get("as_in_the_run"),
             "run": facts.get("log"),
             "sign": facts.get("sign"),

@@ -147,7 +147,9 @@ def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, 
 
 def _result(run: BoundRun, asked: Alternatives, runs: Runs, parts: Parts) -> Counterfactual:
     values = np.stack([parts.done[n] for n in range(len(asked.changes))])
-    missed = {} if runs.mismatch is None else {"first_step_not_proved": runs.mismatch}
+    missed = {"allow_mismatch": int(asked.allow_mismatch)}
+    if runs.mismatch is not None:
+        missed["first_step_not_proved"] = runs.mismatch
     value = measured_value(run.task)
     facts = provenance(run.log, run.models, value, **asked.protocol, **missed)
     if runs.clips.varies:

@@ -160,4 +160,5 @@ class Question:
             "values_after": self.ends[1],
             "parameters_chosen": "all" if self.names is None else " ".join(sorted(self.names)),
             "ideal_tolerance": "none" if self.tolerance is None else self.tolerance,
+            "allow_mismatch": int(self.allow_mismatch),
         }

@@ -94,6 +94,7 @@ def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> Se
         "window": f"{steps.start}:{steps.stop}",
         "checkpoints": " ".join(map(str, question.checkpoints)),
         **({"by": periods.by} if periods.by else {}),
+        "allow_mismatch": int(mismatch),
         **as_in_the_run(run.rule),
     }
     facts = provenance(run.log, run.models, _OWN_LOSS, **choices, **found)

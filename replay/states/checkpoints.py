@@ -124,6 +124,7 @@ def epochs(log: RunLog, asked: str) -> list[int]:
     if len(known) < len(found):
         raise InputError(
             f"{asked} asks for epochs, but {log.path} has steps without one; set "
-            "optimizer.epoch = epoch in the training loop, or give steps or a number."
+            "optimizer.epoch = epoch in the training loop, or give another "
+            f"{asked.partition('=')[0]}=."
         )
     return known

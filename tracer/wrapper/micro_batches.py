@@ -17,6 +17,7 @@ from tracer.log.read.run_log import RunLog
 from tracer.records import ID, MicroBatch
 from tracer.watch.forwards import ForwardWatch
 from tracer.wrapper.batch_ids import plain_ids
+from tracer.wrapper.epochs import Draws
 from tracer.wrapper.observed import Observed, Pending
 
 
@@ -26,14 +27,16 @@ class Observations:
     Args:
         forwards: Knows the random state of the forward passes.
         reduction: ``"mean"`` or ``"sum"``.
-        record: ``"ids"`` or ``"batches"``.
+        record: ``"ids"``, ``"seeds"`` or ``"batches"``.
+        draws: Knows the epoch that examples are drawn for.
 
     Attributes:
         recording: Whether batches are recorded.
     """
 
-    def __init__(self, forwards: ForwardWatch, reduction: str, record: str) -> None:
+    def __init__(self, forwards: ForwardWatch, reduction: str, record: str, draws: Draws) -> None:
         self._forwards, self._reduction, self.recording = forwards, reduction, record == "batches"
+        self._draws = draws
         self._pending = Pending(forwards.captures)
         self._given: Observed | None = None  # to the step that is being taken
         self._records: list[MicroBatch] | None = None  # of that step
@@ -100,6 +103,7 @@ class Observations:
             found = self._require_right()
             self._forwards.require_seen()
             self._forwards.require_announced(len(found))
+            self._draws.check(found)
             self._records = [self._record(one, len(found)) for one in found]
             self._announced = sum(len(one.payload or b"") for one in found)
         return self._records
@@ -141,7 +145,7 @@ class Observations:
                     f"observe() got weights of shape {tuple(weights.shape)} for {len(ids)} IDs; "
                     "give one weight each."
                 )
-        return Observed(ids, weights, payload)
+        return Observed(ids, weights, payload, epoch=self._draws.now())
 
     def _payload(self, batch: Any) -> bytes | None:
         """Return the batch as bytes, copied before anybody changes it."""

@@ -21,6 +21,7 @@ class Observed:
         random_state: As it was before its forward.
         forwards: Its forward passes; more may follow if it was announced before them.
         zeroed: Whether gradients were zeroed before its forward.
+        epoch: That its examples were drawn for, by a data set with seeds.
     """
 
     ids: tuple[ID, ...]
@@ -29,6 +30,7 @@ class Observed:
     random_state: RandomState | None = None
     forwards: list[Capture] | None = None
     zeroed: bool = False
+    epoch: int | None = None
 
 
 class Pending:

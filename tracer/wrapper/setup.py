@@ -18,7 +18,7 @@ from tracer.unwrapping import unwrapped
 from tracer.watch.forwards import ForwardWatch
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
-from tracer.wrapper.epochs import Epochs
+from tracer.wrapper.epochs import Draws, Epochs
 from tracer.wrapper.forecast_lines import ForecastLines, say
 from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.micro_batches import Observations
@@ -76,7 +76,7 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
     """
     inner, skips = unwrapped(model), SkippedSteps(optimizer)
     forwards = ForwardWatch(model, inner, skips)
-    observations = Observations(forwards, settings.reduction, settings.record)
+    observations = Observations(forwards, settings.reduction, settings.record, Draws(settings.data))
     file = _log_file(path, optimizer, inner, forwards.devices, settings)
     log = StepLogger(file, optimizer, inner, forwards, skips)
     try:

@@ -13,6 +13,7 @@ from tracer import seeds
 from tracer.errors import TracingError, shown
 from tracer.identities import plain_ids
 from tracer.records import ID, Seeds
+from tracer.wrapper.arguments import checked_epoch
 
 Batch = TypeVar("Batch")
 
@@ -83,9 +84,14 @@ class WithIds(Dataset[tuple[ID, Any]]):
         return 0 if self._epoch is None else int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw for another epoch, in worker processes, too, before the loader's next round."""
-        if self._epoch is not None:
-            self._epoch.fill_(epoch)
+        """Draw for another epoch, in worker processes, too, before the loader's next round.
+
+        Raises:
+            TracingError: It is no whole number from 0 on.
+        """
+        number = checked_epoch(epoch)
+        if self._epoch is not None and number is not None:
+            self._epoch.fill_(number)
 
 
 def collate_with_ids(

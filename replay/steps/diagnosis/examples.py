@@ -87,6 +87,27 @@ def of_another_epoch(case: Case) -> Cause | None:
     return None
 
 
+def of_two_epochs(case: Case) -> Cause | None:
+    """The first of its micro-batches were drawn for the epoch before."""
+    before, micros = _in_epoch(case.step, -1), case.step.micro_batches
+    for k in range(1, len(micros) if before is not None else 1):
+        assert before is not None
+        mixed = (*before.micro_batches[:k], *micros[k:])
+        if case.fits(case.replayed(step=replace(case.step, micro_batches=mixed))):
+            return Cause(
+                f"{k} of its {len(micros)} micro-batches were drawn for epoch {before.epoch}, the "
+                f"others for epoch {case.step.epoch} (so the step reproduces), and a log has one "
+                "epoch for each step",
+                (
+                    "End each epoch with a step, of fewer micro-batches, or drop the rest with "
+                    "optimizer.zero_grad();",
+                    'or trace with record="batches".',
+                ),
+                "random-augmentation",
+            )
+    return None
+
+
 def of_a_subset(case: Case) -> Cause | None:
     """The IDs are positions in a subset, and the task has the whole data set; or vice versa."""
     train = case.task.train

@@ -20,6 +20,7 @@ OF_GRADIENTS: tuple[Hypothesis, ...] = (
     examples.of_another_step,
     examples.of_a_subset,
     examples.of_another_epoch,
+    examples.of_two_epochs,
     scale.no_zero_grad,
     changes.decay_in_the_loss,
     changes.value_clipping,

@@ -203,6 +203,7 @@ def test_a_run_that_does_not_come_out_is_refused(tmp_path):
     run = Replay(path, other)
     found = run.counterfactual([0], remove=[[], [3]], allow_mismatch=True, progress=False)
     assert found.attributes["first_step_not_proved"] == 0
+    assert found.attributes["allow_mismatch"] == 1
     assert found.change[0, 0] == 0
     assert found.change[1, 0] != 0
 

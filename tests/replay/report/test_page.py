@@ -201,6 +201,20 @@ def test_rounding_that_no_float_leaves_is_said():
     assert "--allow-mismatch" in text
 
 
+@pytest.mark.usefixtures("tables_alone")
+@pytest.mark.parametrize(("allowed", "says"), [(0, "Proved. Every step"), (1, "Not proved. The")])
+def test_what_was_allowed_counts_whatever_the_size_of_rounding(allowed, says):
+    """Muon's steps in bfloat16 leave 2e-3; a mismatch may leave less."""
+    for scale in (1.0, 0.0):
+        found = adding_up(periods=())
+        found.attributes["allow_mismatch"] = allowed
+        for terms in found.terms.values():
+            terms["rounding"] = scale * terms["rounding"]
+        text = " ".join(read(Study(found)).text.split())
+        assert says in text
+        assert ("--allow-mismatch), and no step was refused" in text) == bool(allowed)
+
+
 def only_checkpoints(found):
     return replace(found, scores={"tracincp": found.scores["tracincp"]}, terms={}, drops={})
 

@@ -147,7 +147,7 @@ def test_a_run_without_epochs(tmp_path):
     run = Replay(tmp_path / "run.h5", task=task)
     message = (
         'by="epoch" asks for epochs, but .*run.h5 has steps without one; set optimizer.epoch = '
-        "epoch in the training loop, or give steps or a number."
+        "epoch in the training loop, or give another by=."
     )
     with pytest.raises(InputError, match=message):
         run.influence(TESTS, by="epoch", progress=False)

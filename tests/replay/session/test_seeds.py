@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 
 from replay import Replay, Task
 from tracer import TracingOptimizer, open_log, with_ids
-from tracer.errors import MismatchError, TracingError
+from tracer.errors import MismatchError, TracingError, TracingWarning
 from tracer.records import Seeds
 
 IMAGES = torch.randn(20, 30, generator=torch.Generator().manual_seed(0))
@@ -184,6 +184,65 @@ def test_other_examples_are_found_at_their_step(tmp_path, how, said):
     of = task(Own(2)) if "data" in how else task()
     with pytest.raises(MismatchError, match=said):
         Replay(tmp_path / "run.h5", of).verify(progress=False)
+
+
+def accumulated(path, *, seed=7, count=3, ends=False):
+    """Train with ``count`` micro-batches a step; ``ends`` drops what an epoch leaves over."""
+    data, model = with_ids(Augmented(), seed=seed), build()
+    inner = torch.optim.SGD(model.parameters(), lr=0.1)
+    with TracingOptimizer(inner, model, path, record="seeds", data=data) as optimizer:
+        for epoch in range(2):
+            optimizer.epoch = epoch
+            for k, (ids, batch) in enumerate(DataLoader(data, BATCH)):
+                optimizer.observe(ids)
+                (loss(model, batch).mean() / count).backward()
+                if (k + 4 * epoch * (not ends)) % count == count - 1:
+                    optimizer.step()
+                    optimizer.zero_grad()
+            if ends:
+                optimizer.zero_grad()
+
+
+def test_a_step_of_two_epochs_is_told_at_once_and_found_at_replay(tmp_path):
+    with pytest.warns(TracingWarning, match=r"micro-batches of the epochs 0, 1\..*for epoch 1,"):
+        accumulated(tmp_path / "run.h5")
+    said = r"(?s)^step 1 of.*: 1 of its 3 micro-batches were drawn for epoch 0, the others for"
+    with pytest.raises(MismatchError, match=said):
+        Replay(tmp_path / "run.h5", task()).verify(progress=False)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_its_warning_asks_for_reproduces(tmp_path):
+    accumulated(tmp_path / "run.h5", ends=True)
+    run = Replay(tmp_path / "run.h5", task())
+    assert run.verify(progress=False).steps == range(2)
+
+
+def test_an_epoch_that_is_never_set_is_told_once(tmp_path):
+    """Every epoch has the same augmentation then, and reproduces."""
+    data, model = with_ids(Augmented(), seed=7), build()
+    inner, seen = torch.optim.SGD(model.parameters(), lr=0.1), []
+    with (
+        pytest.warns(TracingWarning, match=r"^example 0 was drawn again in epoch 0: .*") as told,
+        TracingOptimizer(inner, model, tmp_path / "r.h5", record="seeds", data=data) as optimizer,
+    ):
+        for ids, batch in [*DataLoader(data, 8)] * 3:
+            seen.append(batch[0])
+            optimizer.zero_grad()
+            loss(model, batch).mean().backward()
+            optimizer.step(batch_ids=ids)
+    assert len(told) == 1
+    assert seen[0].equal(seen[2])
+    assert "1. Set optimizer.epoch = epoch before each loop" in str(told[0].message)
+    assert Replay(tmp_path / "r.h5", task()).verify(progress=False).steps == range(6)
+
+
+@pytest.mark.parametrize("epoch", [-1, 1.5, 2**63, "1"])
+def test_a_data_set_takes_whole_epochs(epoch):
+    data = with_ids([1], seed=1)
+    with pytest.raises(TracingError, match="epoch must be None or a whole number from 0 on, found"):
+        data.set_epoch(epoch)
+    assert data.epoch == 0
 
 
 def test_a_data_set_may_make_its_own_generator_of_the_seed(tmp_path):

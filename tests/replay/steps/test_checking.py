@@ -32,6 +32,11 @@ def test_changed_data_does_not_reproduce(path):
         influence(path, changed(TASK, train=other))
     found = influence(path, changed(TASK, train=other), allow_mismatch=True)
     assert np.abs(found.terms["tracin"]["rounding"]).max() > 1e-6
+    assert found.attributes["allow_mismatch"] == 1
+    assert "steps that do not reproduce" in repr(found)
+    strict = influence(path, TASK)
+    assert strict.attributes["allow_mismatch"] == 0
+    assert "steps that do not reproduce" not in repr(strict)
 
 
 def test_parameters_touched_between_steps(path):
