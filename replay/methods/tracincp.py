@@ -35,9 +35,14 @@ def score(
         The columns of a block, and the block, float64 ``(m, ...)``.
     """
     for columns, block in placed(train):
-        block.batches.begin_epoch(checkpoint.epoch)
-        found = block.gradients(checkpoint.state, checkpoint.name, names=checkpoint.scale.keys())
+        found = gradients(checkpoint, block)
         yield columns, products.inner(test, found, checkpoint.scale).cpu()
+
+
+def gradients(checkpoint: Checkpoint, train: Examples) -> PerExample:
+    """Return the gradients of training examples at a checkpoint, as its epoch drew them."""
+    train.batches.begin_epoch(checkpoint.epoch)
+    return train.gradients(checkpoint.state, checkpoint.name, names=checkpoint.scale.keys())
 
 
 METHOD = Method(

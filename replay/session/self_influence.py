@@ -121,7 +121,7 @@ def _at_checkpoints(run: BoundRun, question: SelfQuestion, shown: Progress) -> d
     for k in question.checkpoints:
         point, period = checkpoint_at(run.states, k), question.periods.of_state(k)
         for places, block in placed(blocks):
-            found = block.gradients(point.state, point.name, names=point.scale.keys())
+            found = tracincp.gradients(point, block)
             squares = products.weighted_squares(found, dict(point.scale))
             table[period, places] += squares.cpu().numpy()
             advance()

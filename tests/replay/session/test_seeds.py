@@ -148,7 +148,8 @@ def test_tracincp_takes_the_examples_of_the_checkpoints_epoch(tmp_path):
     run = Replay(tmp_path / "run.h5", task(), dtype=torch.float64)
     points = [2, 5, 12]  # of the epochs 0, 1 and 2
     found = run.influence([1], methods="tracincp", checkpoints=points, progress=False)
-    expected, model = np.zeros(16), build().double()
+    itself = run.self_influence(checkpoints=points, progress=False)
+    expected, diagonal, model = np.zeros(16), np.zeros(16), build().double()
     for k in points:
         model.load_state_dict({n: w.double() for n, w in run.state_dict(k).items()})
 
@@ -157,9 +158,11 @@ def test_tracincp_takes_the_examples_of_the_checkpoints_epoch(tmp_path):
             return torch.cat([g.flatten() for g in torch.autograd.grad(value, model.parameters())])
 
         test = gradient((IMAGES[17][None].double(), torch.tensor([17 % 3])))
-        products = [gradient(drawn(i, min(k, 11) // 4)) @ test for i in range(16)]
-        expected += 0.05 * np.array([float(p) for p in products])
+        gradients = torch.stack([gradient(drawn(i, min(k, 11) // 4)) for i in range(16)])
+        expected += 0.05 * (gradients @ test).numpy()
+        diagonal += 0.05 * (gradients**2).sum(1).numpy()
     assert np.allclose(found.scores["tracincp"][0], expected, rtol=1e-10, atol=1e-12)
+    assert np.allclose(itself.scores["tracincp"], diagonal, rtol=1e-10, atol=1e-12)
 
 
 WRONG = {
