@@ -2,9 +2,10 @@
 
 Products of stacked matrices may be rounded otherwise than those of single ones. So every stack
 begins with some steps without a change, which must lead each lane to the parameters of the run, and
-has a lane in which nothing is changed to the end; each lane must be that one up to where it leaves
-it. If a bit differs, runs are taken one by one. Who is in which stack depends on the question
-alone, so that a job that was killed, or one on several processes, has the same stacks.
+has a lane in which nothing is changed, which must be the run at every step; each lane must be that
+one up to where it leaves it. At the first bit that differs, runs are taken one by one. Who is in
+which stack depends on the question alone, so that a job that was killed, or one on several
+processes, has the same stacks.
 """
 
 from __future__ import annotations
@@ -81,13 +82,13 @@ def _together(runs: Runs, changes: Sequence[Change]) -> Values | None:
     for t in range(first, runs.total):
         lanes.advance(runs.step(t))
         left = sum(start <= t for start in starts)
-        if not lanes.alike(left):
+        if not (lanes.alike(left) and runs.is_run(lanes.state(-1), t + 1)):
             return None
         for lane in range(len(every) if t + 1 in runs.marks else 0):
             found[lane][runs.marks.index(t + 1)] = _values(runs, lanes, lane)
         for _ in range(left):
             runs.advance()
-    return found[:-1] if runs.is_run(lanes.state(len(changes)), runs.total) else None
+    return found[:-1]
 
 
 def _tried(runs: Runs, lanes: Lanes, count: int, first: int) -> bool:
@@ -110,5 +111,5 @@ def _values(runs: Runs, lanes: Lanes, lane: int) -> Table:
         if lanes.alive[lane]:
             return runs.measure(lanes.state(lane), "a counterfactual run")
     except NonFiniteError:
-        pass
+        lanes.alive[lane] = False  # as a run alone ends there
     return np.full_like(runs.baseline[0], np.nan)

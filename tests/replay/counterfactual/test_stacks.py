@@ -1,7 +1,10 @@
 """Runs of a small model that are taken together, against the same runs taken one by one."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
 from replay import Replay
 from replay.counterfactual import stacks
@@ -9,6 +12,7 @@ from replay.counterfactual.lanes import Lanes
 from replay.counterfactual.runs import Runs
 from tests.helpers.alternatives import EXAMPLES, TESTS, Loop
 from tests.helpers.sparse import task, trace
+from tracer.errors import NonFiniteError
 
 HOW = {"along": 3, "progress": False}
 LOOPS = {
@@ -90,6 +94,32 @@ def test_what_does_not_come_out_is_taken_alone(tmp_path, monkeypatch, alone, wro
     found = run.leave_one_out(range(TESTS), **HOW)
     assert len(counted) == EXAMPLES
     assert np.array_equal(found.values_along, expected.values_along)
+
+
+def test_a_stack_ends_at_the_first_step_that_is_not_the_run(tmp_path, monkeypatch, alone):
+    Loop().train(tmp_path / "run.h5")
+    run, looked = Replay(tmp_path / "run.h5", Loop().task()), []
+    monkeypatch.setattr(stacks, "FEWEST", 2)
+    monkeypatch.setattr(Lanes, "alike", lambda *_: True)
+    monkeypatch.setattr(Runs, "is_run", lambda _, __, t: looked.append(t) or t < 5)
+    run.leave_one_out([0], progress=False)
+    assert max(looked) == 5 < len(run.log)
+    assert len(alone[1]) == EXAMPLES
+
+
+def test_a_lane_ends_at_the_first_value_that_is_none():
+    """As a run alone does, though its later values may be numbers again."""
+
+    def measure(state, _):
+        if state == "none":
+            raise NonFiniteError("a loss is NaN")
+        return np.ones(2)
+
+    states = iter(["some", "none", "some"])
+    lanes = SimpleNamespace(alive=torch.ones(1, dtype=torch.bool), state=lambda _: next(states))
+    runs = SimpleNamespace(measure=measure, baseline=np.zeros((3, 2)))
+    found = np.stack([stacks._values(runs, lanes, 0) for _ in range(3)])
+    assert np.isfinite(found).tolist() == [[True] * 2, [False] * 2, [False] * 2]
 
 
 def test_an_estimate_counts_stacks(tmp_path, monkeypatch):
