@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, default_collate
 
-from replay.showing import shown_of
+from replay.showing import Shown, shown_of
 from tracer.errors import InputError, TaskError, shown
 from tracer.identities import plain_id
-from tracer.records import ID
+from tracer.records import ID, Seeds
+from tracer.seeds import example
 
 
 @dataclass(frozen=True, repr=False)
@@ -156,9 +157,20 @@ def _lines(lines: Any) -> Iterable[str]:
     raise InputError(f"expected lines of text with an ID each, found {shown(lines)}.")
 
 
+def shown_example(task: Task, dataset: Any, identity: ID) -> Shown:
+    """Return what ``task.show`` gives of an example; nothing if there is no ``show``.
+
+    What a data set draws at random is drawn from a seed: the same picture at every look, and
+    nobody's random numbers go on.
+    """
+    if task.show is None:
+        return Shown()
+    return shown_of(task.show(example(dataset, identity, Seeds(0, 0), identity)))
+
+
 def described(task: Task, dataset: Any, identity: ID) -> str | None:
     """Return the text of what ``task.show`` gives of an example, if it gives some."""
-    return shown_of(task.show(dataset[identity])).text or None if task.show is not None else None
+    return shown_example(task, dataset, identity).text or None
 
 
 def ids_by_text(dataset: Any, side: str = "test") -> dict[str, ID]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -21,8 +20,8 @@ from replay.plots.canvas import (
     zero_line,
 )
 from replay.results.influence import Influence
-from replay.showing import Shown, shown_of
-from replay.task import Task
+from replay.showing import Shown
+from replay.task import Task, shown_example
 from tracer.records import ID
 
 _SIDE = 0.62  # inches of a picture
@@ -98,10 +97,7 @@ def _sayer(task: Task | None) -> Callable[[str, ID], Shown]:
     """Return what says of an example of a side how it is shown."""
 
     def say(side: str, identity: ID) -> Shown:
-        if task is None or task.show is None:
-            return Shown()
-        examples: Any = getattr(task, side)
-        return shown_of(task.show(examples[identity]))
+        return Shown() if task is None else shown_example(task, getattr(task, side), identity)
 
     return say
 

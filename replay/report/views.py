@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from replay.report.pictures import addresses
 from replay.report.study import Study
-from replay.showing import Shown, shown_of
+from replay.showing import Shown
+from replay.task import shown_example
 from tracer.errors import TaskError
 from tracer.records import ID
 
@@ -72,10 +73,10 @@ class Views:
 
 
 def _shown(study: Study, side: str, identity: ID) -> Shown:
-    if study.task is None or study.task.show is None:
+    if study.task is None:
         return Shown()
     try:
-        return shown_of(study.task.show(getattr(study.task, side)[identity]))
+        return shown_example(study.task, getattr(study.task, side), identity)
     except Exception as error:
         raise TaskError(
             f"task.show failed at the {side} example {identity!r}: {type(error).__name__}: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 
 import numpy as np
@@ -163,6 +164,15 @@ def test_tracincp_takes_the_examples_of_the_checkpoints_epoch(tmp_path):
         diagonal += 0.05 * (gradients**2).sum(1).numpy()
     assert np.allclose(found.scores["tracincp"][0], expected, rtol=1e-10, atol=1e-12)
     assert np.allclose(itself.scores["tracincp"], diagonal, rtol=1e-10, atol=1e-12)
+
+
+def test_examples_are_shown_alike_and_nobodys_numbers_go_on(tmp_path):
+    trace(tmp_path / "run.h5")
+    shows = dataclasses.replace(task(), show=lambda one: str(float(one[0][0])))
+    run, before = Replay(tmp_path / "run.h5", shows), (torch.get_rng_state(), random.getstate())
+    assert run.describe_train(3) == run.describe_train(3) != run.describe_train(4)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
 
 
 WRONG = {
