@@ -8,9 +8,12 @@ compared in other company at every state.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -39,6 +42,10 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._own = {id(tensor): tensor for tensor in own}  # alive: no id is used again
         self.found: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:  # or torch's compiler is imported, for a second: _eager
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         given = [one for one in _tensors((args, kwargs)) if id(one) not in self._own]
@@ -66,6 +73,12 @@ def _tensors(value: Any) -> Iterator[Tensor]:
     return (one for one in tree_leaves(value) if isinstance(one, Tensor))
 
 
+def _eager() -> AbstractContextManager[Any]:
+    """Run compiled parts as they are written, if something may be compiled in this process."""
+    loaded = "torch._dynamo" in sys.modules
+    return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
+
+
 def deciding(examples: Examples) -> set[str]:
     """Return the operations that decide in a pass of all examples, where values are taken."""
     bound, columns = examples.models.value, list(range(len(examples)))
@@ -73,7 +86,7 @@ def deciding(examples: Examples) -> set[str]:
     batch = examples.batches.of(columns, bound.dtype)
     watch = _Watch([*bound.parameters.values(), *bound.module.buffers()])
     try:
-        with watch:
+        with _eager(), watch:
             without_graph(lambda: examples.function(bound.module, batch))
     except (NotImplementedError, RuntimeError, TypeError) as error:  # operations of anybody's own
         return {*watch.found, str(error)}

@@ -66,11 +66,15 @@ def over_time(
     rates = _rates(influence, learning_rates)
     ratios = {"height_ratios": [3, 1][: 1 if rates is None else 2]}
     figure, axes = canvas(
-        *(len(ratios["height_ratios"]), 1, width, 3.4 if rates is None else 4.4),
+        *(len(ratios["height_ratios"]), 1, width, 3.9 if rates is None else 4.9),
         sharex=True,
         gridspec_kw=ratios,
     )
     _curves(axes[0], influence, test_id, method, whole("k", k))
+    if axes[0].get_legend_handles_labels()[0]:  # outside: curves may be anywhere inside
+        figure.legend(
+            loc="outside lower center", ncols=2, title="+ proponent   − opponent", title_fontsize=9
+        )
     if rates is not None:
         axes[1].step(
             [*influence.steps, influence.steps[-1] + 1],
@@ -102,8 +106,6 @@ def _curves(axes: Axes, influence: Influence, test_id: ID, method: str, k: int) 
     axes.grid(axis="y")
     axes.set_ylabel(f"{method} score so far\n[{unit_of(influence.attributes)}]")
     axes.set_title(label(f"test example {test_id}", 40))
-    if ids:
-        axes.legend(loc="upper left", ncols=2, title="+ proponent   − opponent", title_fontsize=9)
 
 
 def _rates(influence: Influence, given: ArrayLike | None) -> list[float] | None:

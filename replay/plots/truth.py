@@ -51,8 +51,11 @@ def against_truth(
     """
     found = influence.agreement(truth=truth, progress=False)
     there = list(dict.fromkeys(row.metric for row in found.rows))
+    defined = {row.metric for row in found.rows if np.isfinite(row.values).any()}
     metrics = (
-        [m for m in _RANKED if m in there] if metric is None else [one_of("metric", metric, there)]
+        [m for m in _RANKED if m in defined]
+        if metric is None
+        else [one_of("metric", metric, there)]
     )
     methods = [second for _, second in found.pairs]
     figure, (axes,) = canvas(1, 1, width, 1.8 + 0.24 * len(metrics) * (len(methods) + 0.6))

@@ -154,7 +154,7 @@ def compare_methods(
 
     Args:
         scores: By method, float64 ``(m, N)``.
-        k: Size of the top-k overlaps; N if that is less.
+        k: Size of the top-k overlaps, which are NaN unless it is below N.
         advance: Called after each test example.
     """
     pairs, found = list(combinations(scores, 2)), []

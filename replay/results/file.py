@@ -150,11 +150,14 @@ def _check_format(path: Path, file: h5py.File, kind: Format) -> None:
     others = {other.name: other for other in FORMATS if other != kind}
     if found in others:
         other = others[found]
-        raise InputError(f"{path} holds {other.content}; read it with {other.loader}.")
+        raise InputError(
+            f"expected {kind.content}, and {path} holds {other.content}; read that with "
+            f"{other.loader}."
+        )
     if found == RUN_LOG:
         raise InputError(
             f"{path} is a run log, not a result; read it with tracer.open_log, replay it with "
-            "replay.Replay."
+            "replay.Replay (tracin-replay --log)."
         )
     if found != kind.name:
         raise InputError(f"{path} is not a result of tracin-replay.")

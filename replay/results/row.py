@@ -38,11 +38,12 @@ class RankedRow:
         x, y = self._scores, other._scores
         both = (x != 0) & (y != 0)
         compares, varies = self._finite and other._finite, self._varies and other._varies
+        top = self._k if self._k < len(x) else math.nan  # all of them are the same ones always
         found = {
             **self._correlations(other),
             "kendall": self._kendall(other) if varies else math.nan,
-            "top_proponents": len(self._first & other._first) / self._k,
-            "top_opponents": len(self._last & other._last) / self._k,
+            "top_proponents": len(self._first & other._first) / top,
+            "top_opponents": len(self._last & other._last) / top,
             "sign": float(np.mean((x[both] > 0) == (y[both] > 0))) if both.any() else math.nan,
             "slope": _slope(x, y) if x.any() else math.nan,
             "total_ratio": _ratio(x, y),

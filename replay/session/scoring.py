@@ -21,6 +21,7 @@ from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.score_tables import ScoreTables
 from replay.states.checkpoints import Checkpoint, checkpoint_at
+from replay.states.environment import remedy
 from replay.steps.checking import require_small
 from replay.task import Task
 from tracer.errors import InputWarning, PrecisionWarning
@@ -56,7 +57,7 @@ def proved(states: States, *, allow_mismatch: bool) -> dict[str, int | float]:
     if proof is not None and not allow_mismatch:
         require_small(states.log.path, proof)
     if proof is not None and proof.unproved:
-        warnings.warn(str(proof), PrecisionWarning, stacklevel=2)
+        warnings.warn(f"{proof}{remedy(proof.causes)}", PrecisionWarning, stacklevel=2)
     return {} if proof is None else proof.facts
 
 

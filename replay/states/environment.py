@@ -7,7 +7,7 @@ last places; steps that build on each other let such differences grow.
 from __future__ import annotations
 
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,13 @@ def differences(metadata: Mapping[str, Any]) -> list[str]:
     if precision not in ("highest", "ieee", "none"):
         known.append(f"products have the precision {precision!r} here; the log has not the run's")
     return known
+
+
+def remedy(causes: Sequence[str]) -> str:
+    """Return a sentence that names ``match_environment``, if it takes away one of the causes."""
+    if not any(cause.startswith(("torch used", "oneDNN was")) for cause in causes):
+        return ""
+    return " Take the run's with match_environment=True (--match-environment)."
 
 
 def _precision() -> str:

@@ -22,6 +22,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
         advance: Called after some thousand steps.
     """
     metadata = log.metadata
+    every = metadata["snapshot_every"]
     steps = summary(log, advance)
     elements = sum(shape.numel() for shape, _ in log.parameter_layout.values())
     dtypes = sorted({str(d).removeprefix("torch.") for _, d in log.parameter_layout.values()})
@@ -44,7 +45,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
         "parameters": elements,
         "parameter_dtypes": dtypes,
         "buffers": len(log.buffer_layout),
-        "snapshots": f"every {metadata['snapshot_every']} step",
+        "snapshots": {0: "every epoch", 1: "every step"}.get(every, f"every {every} steps"),
         "forwards_with_random_state": steps.forwards,
         "recorded_batches": steps.recorded,
         "encoding": metadata["encoding"],

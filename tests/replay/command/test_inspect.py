@@ -30,7 +30,12 @@ def test_inspect_imports_nothing(folder, capsys):
     (folder / "work.py").write_text("raise SystemExit('imported')")
     code, out, _ = run(capsys, "inspect", "run.h5")
     assert code == 0
-    for part in ("torch.optim.SGD", "4, epochs not set", "5 different, 8 visits", "work.py:task"):
+    for part in (
+        "torch.optim.SGD",
+        "4, epochs not set, parameters every step",
+        "5 different, 8 visits",
+        "work.py:task",
+    ):
         assert part in out
     assert "learning rate 0.1 " in out
     assert "0.1 to" not in out  # a range only where there is one

@@ -193,7 +193,9 @@ def test_a_result_without_terms(draw):
 def test_over_time_adds_up_what_was_earned():
     found = adding_up()
     rates = [0.1, 0.1, 0.05, 0.05]
-    curves, below = plots.over_time(found, 3, method="ideal", k=1, learning_rates=rates).axes
+    drawn = plots.over_time(found, 3, method="ideal", k=1, learning_rates=rates)
+    curves, below = drawn.axes
+    assert (curves.get_legend(), len(drawn.legends)) == (None, 1)  # outside: it hides no curve
     best, worst = found.top(3, method="ideal", k=1)[0], found.bottom(3, method="ideal", k=1)[0]
     lines = {line.get_label(): line for line in curves.lines}
     for name in (f"+ {best[0]}", f"− {worst[0]}"):

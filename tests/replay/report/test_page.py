@@ -169,6 +169,9 @@ def test_what_first_order_misses_strikes_the_eye():
     assert "+4.2 tracin accounts for" in shown.text
     assert "−0.13 was measured" in shown.text
     assert "A first-order method takes the test value to be straight" in shown.text
+    assert "leaves out what the optimizer made" not in shown.text
+    terms = {**found.terms, "tracin-sgd": found.terms["tracin"]}
+    assert "tracin-sgd also leaves out what" in read(Study(replace(found, terms=terms))).text
     found.terms["tracin"]["residual"] = 0 * found.terms["tracin"]["residual"]
     assert "first-order method takes" not in read(Study(found)).text
 

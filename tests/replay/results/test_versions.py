@@ -86,8 +86,8 @@ def test_what_is_something_else_names_its_loader(tmp_path, kind):
         file["x"] = 1
     messages = {
         "run.h5": "is a run log, not a result; read it with tracer.open_log",
-        "influence.h5": "holds influence; read it with Influence.load",
-        "self.h5": "holds self-influence; read it with SelfInfluence.load",
+        "influence.h5": "holds influence; read that with Influence.load",
+        "self.h5": "holds self-influence; read that with SelfInfluence.load",
         "other.h5": "is not a result of tracin-replay",
     }
     del messages["influence.h5" if kind is Influence else "self.h5"]

@@ -210,7 +210,9 @@ def test_a_log_for_a_result_and_the_reverse(tmp_path):
         with pytest.raises(LogError, match=r"not a run log: .*Influence.load or SelfInfluence"):
             Replay(tmp_path / name, task=task)
     for load, name in ((Influence.load, "s.h5"), (SelfInfluence.load, "i.h5")):
-        with pytest.raises(InputError, match="holds .*influence; read it with"):
+        with pytest.raises(
+            InputError, match="expected .*influence, and .* holds .*influence; read that with"
+        ):
             load(tmp_path / name)
         with pytest.raises(InputError, match=r"is a run log, not a result; .*replay.Replay"):
             load(tmp_path / "run.h5")

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from replay import Replay, Task
-from replay.evaluate.company import deciding
+from replay.evaluate.company import _Watch, deciding
 from tests.helpers.alone import trace
 from tests.helpers.cases import CASES, cross_entropy
 from tracer.errors import GradientError
@@ -89,3 +89,8 @@ def test_nothing_is_compared_again_where_nothing_decides(tmp_path, monkeypatch):
             Replay(tmp_path / f"{case.name}.h5", task).drops([0, 1, 2], progress=False)
     assert found
     assert not any(found.values()), found
+
+
+def test_watching_a_pass_does_not_import_the_compiler():
+    """Torch wraps a mode's dispatch so that the first call imports its compiler, for a second."""
+    assert not hasattr(_Watch.__torch_dispatch__, "__wrapped__")

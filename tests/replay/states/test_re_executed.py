@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from replay import Replay
-from replay.states.environment import differences, matched
+from replay.states.environment import differences, matched, remedy
 from tests.helpers.sparse import MODELS, OPTIMIZERS, STEPS, data, loss, tampered, task, trace
 from tracer import open_log
 from tracer.errors import LogError, MismatchError, PrecisionWarning, UnsupportedRuleError
@@ -197,6 +197,8 @@ def test_the_environment_is_compared_and_matched(tmp_path):
         f"torch used {threads + 1} threads in the run and uses {threads} here",
         f"the run had torch 9.9, here it is {torch.__version__}",
     ]
+    assert "match_environment=True (--match-environment)" in remedy(differences(known))
+    assert not remedy(differences({**known, "num_threads": threads}))
     torch.set_float32_matmul_precision("high")
     try:
         assert differences(known)[-1].startswith("products have the precision 'high' here")
