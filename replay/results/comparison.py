@@ -23,7 +23,7 @@ def compare(
         a: A result.
         b: Another one, of the same run or not.
         names: What the two are called: a pair is ``("a tracin", "b tracin")``.
-        k: Size of the top-k overlaps; all training examples in common, if there are fewer.
+        k: Size of the top-k overlaps; NaN of no more training examples in common than that.
 
     Raises:
         InputError: They have no method, test example or training example in common.

@@ -67,7 +67,7 @@ class Influence(InfluenceData):
             truth: Counterfactual runs of the same run: what a method predicts of each is the sum
                 of the scores of the examples that it lacks. Over subsets, Spearman's correlation
                 is called ``"lds"``.
-            k: Size of the top-k overlaps; all examples, if there are fewer.
+            k: Size of the top-k overlaps; NaN of no more examples than that.
             progress: Show progress on stderr.
 
         Raises:
