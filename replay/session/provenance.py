@@ -26,7 +26,7 @@ def as_in_the_run(rule: UpdateRule | None) -> dict[str, str]:
     if rule is None:
         return {}
     factors = [rule.frozen] if rule.frozen else []
-    return {"as_in_the_run": "; ".join([*factors, "factors of clipping"])}
+    return {"as_in_the_run": "; ".join([*factors, "factors of clipping, if any"])}
 
 
 def provenance(

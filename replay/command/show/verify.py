@@ -27,7 +27,8 @@ def verify_table(log: Path, found: Verification) -> RenderableType:
     if found.first is not None:
         rows["likely causes"] = _causes(found)
     if found.scaled_outside:
-        rows["scaled outside"] = f"the gradients of {len(found.scaled_outside)} steps, clipped say"
+        count = len(found.scaled_outside)
+        rows["scaled outside"] = f"the gradients of {count} steps, as clipping does"
     if found.unsplit is not None and found.proof is None:
         rows["not compared"] = f"what {found.unsplit} made of the gradients: it is not split"
     for name, text in rows.items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -33,9 +35,9 @@ def shown(tmp_path_factory):
         "Task(model=mlp, loss=cross_entropy, train=dict of length 300, test=list of": task,
         "run.h5: 2 steps of SGD, 6 parameters> with 300 training and 300 test examples>": run,
         "<RunLog ": run.log,
-        "Influence of 300 training on 300 test examples over 2 steps\n  methods ": found,
-        "checkpoints  3 (1000 asked for)\n": found,
-        "\n  gradients    float32": found,
+        "Influence of 300 training on 300 test examples over 2 steps\n methods ": found,
+        "checkpoints 3 (1000 asked for)\n": found,
+        "\n gradients float32": found,
         "SelfInfluence of 300 training examples\n": run.self_influence(progress=False),
         "Agreement: medians over test examples, top 10\n": agreement,
         "pearson, median ": agreement.get(("tracin", "ideal"), "pearson"),
@@ -48,6 +50,6 @@ def shown(tmp_path_factory):
 def test_texts_are_short(shown):
     for said, thing in shown.items():
         for text in (repr(thing), str(thing)):
-            assert said in text
+            assert said in re.sub(" +", " ", text)
             assert len(text) < 700, said
             assert "tensor(" not in text

@@ -30,7 +30,7 @@ def test_the_rule_in_the_docs_equals_the_reference(tmp_path, scheduled, clip, ac
     run = trace(tmp_path / "run.h5", LION, steps=3, **loop)
     name = ("Lion", "theirs.Lion")[accumulate]  # with its module or without
     found = compare(run, rules.clip_factors(run, clip), rules={name: LION_RULE})
-    said = "the sizes of what signs were taken of; factors of clipping"
+    said = "the sizes of what signs were taken of; factors of clipping, if any"
     assert found.attributes["as_in_the_run"] == said
     assert f"as in the run {said}" in " ".join(repr(found).split())
 
