@@ -26,13 +26,20 @@ def agreement_tables(influence: Influence) -> RenderableType:
     for pair in agreement.pairs:
         rows[pair, _RATIO] = where_totals_hold(rows[pair, _RATIO], influence.scores)
     ratios = any(_defined(rows[pair, _RATIO]) for pair in agreement.pairs)
-    metrics = [metric for metric in METRICS if ratios or metric != _RATIO]
+    overlaps = agreement.k < len(influence.train_ids)  # those of all with all say nothing
+    metrics = [
+        metric
+        for metric in METRICS
+        if (ratios or metric != _RATIO) and (overlaps or not metric.startswith("top_"))
+    ]
     several = len(influence.test_ids) > 1
     over = counted(influence.test_ids)
     title = f"Agreement: median over {over} [quartiles]" if several else f"Agreement: {over}"
     parts = [agreement.pairs[k : k + _PAIRS] for k in range(0, len(agreement.pairs), _PAIRS)]
-    k = min(agreement.k, len(influence.train_ids))
-    tables = [_table(metrics, [[rows[p, m] for m in metrics] for p in pairs], k) for pairs in parts]
+    tables = [
+        _table(metrics, [[rows[p, m] for m in metrics] for p in pairs], agreement.k)
+        for pairs in parts
+    ]
     tables[0].title = literal(title)
     line = "Near 1: same ranking. scale: the first's score for each unit of the second's."
     if ratios:

@@ -296,6 +296,7 @@ def test_medians_say_of_how_many_test_examples():
         shown.count("for 1 of 2") == 8
     )  # three correlations and the ratio of totals, of two pairs
     assert "n/a" not in shown
+    assert "top-" not in shown  # of all training examples: always the same ones
 
 
 @pytest.mark.parametrize(
