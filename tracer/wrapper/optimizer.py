@@ -6,7 +6,6 @@ wrapped one's, and training is bitwise what it is without tracing.
 
 from __future__ import annotations
 
-import weakref
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
 from tracer.wrapper import moved
 from tracer.wrapper.arguments import check_arguments, check_group
+from tracer.wrapper.collected import close_when_collected
 from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.epochs import checked_data
 from tracer.wrapper.first_steps import FirstSteps, checked_task
@@ -102,7 +102,7 @@ class TracingOptimizer(Delegating):
         settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
         self._tracing = begin(path, optimizer, model, settings)
         self._first = FirstSteps(self._log, task, check_steps)
-        weakref.finalize(self, self._tracing.log.close)
+        close_when_collected(self, self._tracing.log.close)
 
     @property
     def _log(self) -> StepLogger:

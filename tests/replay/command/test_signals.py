@@ -34,11 +34,8 @@ def test_interrupt_while_importing(folder):
     [
         ["--log", "run.h5", "--test", "ids.txt"],
         ["--log", "run.h5", "--test", "ids.txt", "--json"],
-        ["self", "run.h5"],
         ["inspect", "run.h5"],
         ["--help"],
-        ["--version"],
-        ["self", "--help"],
     ],
     ids=" ".join,
 )

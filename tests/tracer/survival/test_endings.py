@@ -51,3 +51,34 @@ def test_forgotten_close(tmp_path):
     assert done.returncode == 0, done.stderr
     with open_log(path) as log:
         assert (len(log), log.metadata["closed"]) == (5, True)
+
+
+INSIDE = """
+import gc, sys, threading
+from h5py._objects import phil
+from tests.helpers.training import Run
+from tracer import open_log
+def train():
+    held = [Run(sys.argv[1]).train(5)]
+    held.append(held)  # for the collector
+gc.disable()
+train()
+if sys.argv[2] == "hdf5":
+    with phil:  # as in a call of HDF5, where the collector may run
+        gc.collect()
+else:  # as in the writer thread of another log
+    thread = threading.Thread(target=gc.collect, daemon=True)
+    thread.start()
+    thread.join()
+for thread in threading.enumerate():
+    if thread.name == "tracer-closing":
+        thread.join()
+with open_log(sys.argv[1]) as log:
+    print(len(log), log.metadata["closed"])
+"""
+
+
+@pytest.mark.parametrize("where", ["hdf5", "daemon"])
+def test_collected_anywhere(tmp_path, where):
+    done = script(INSIDE, tmp_path / "run.h5", where)
+    assert done.stdout == "5 True\n", done.stderr
