@@ -130,7 +130,9 @@ def test_agreement_of_rows_with_ties(kind):
             math.nan if of_all else len(best[0] & best[1]) / 7, nan_ok=True
         )
         slope = found.get(("a", "b"), "slope").values[j]
-        assert slope == pytest.approx(np.linalg.lstsq(a[:, None] / a.max(), b)[0][0] / a.max())
+        assert slope == pytest.approx(
+            np.linalg.lstsq(a[:, None] / a.max(), b, rcond=None)[0][0] / a.max()
+        )
 
 
 def test_agreement_where_it_is_undefined():
