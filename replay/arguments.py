@@ -16,7 +16,7 @@ from tracer.errors import InputError, shown
 def whole(name: str, value: Any, least: int = 1) -> int:
     """Return a whole number that is at least ``least``."""
     try:
-        number = None if isinstance(value, bool) else index(value)
+        number = None if isinstance(value, (bool, np.bool_)) else index(value)
     except TypeError:
         number = None
     if number is None or number < least:
