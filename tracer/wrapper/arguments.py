@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import index
 from typing import Any
 
@@ -74,7 +75,7 @@ def checked_epoch(epoch: Any) -> int | None:
     return number
 
 
-def check_group(group: Any, names: dict[int, str]) -> None:
+def check_group(group: Any, names: Mapping[int, str]) -> None:
     """Raise TracingError if a parameter group has parameters that are not logged."""
     if not isinstance(group, dict) or "params" not in group:
         return  # an argument of another kind, or the optimizer's own error

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from tracer.errors import warn
@@ -17,19 +17,18 @@ from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
 from tracer.watch.measurement import check_parameters
 from tracer.wrapper import moved
-from tracer.wrapper.arguments import check_arguments, check_group
+from tracer.wrapper.arguments import check_arguments
 from tracer.wrapper.collected import close_when_collected
-from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.epochs import checked_data
 from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.log_path import checked_path
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
-from tracer.wrapper.stepping import Call
+from tracer.wrapper.traced import Traced
 
 
-class TracingOptimizer(Delegating):
+class TracingOptimizer(Traced):
     """Wraps any torch optimizer and logs each step to one HDF5 file.
 
     Args:
@@ -94,15 +93,15 @@ class TracingOptimizer(Delegating):
         check_arguments(optimizer, model, reduction, record)
         self._require(optimizer)
         path = checked_path(log, overwrite=overwrite, resume=bool(resume))
-        self._names = {id(p): name for name, p in unwrapped(model).named_parameters()}
-        check_parameters(optimizer, self._names)
-        super().__init__(optimizer)
+        names = {id(p): name for name, p in unwrapped(model).named_parameters()}
+        check_parameters(optimizer, names)
         drawn, known = checked_data(record, data), checked_task(task, check_steps)
         shared = known, reduction, snapshot_every, record, drawn
         settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
-        self._tracing = begin(path, optimizer, model, settings)
-        self._first = FirstSteps(self._log, task, check_steps)
-        close_when_collected(self, self._tracing.log.close)
+        tracing = begin(path, optimizer, model, settings)
+        first = FirstSteps(tracing.log, task, check_steps)
+        super().__init__(optimizer, names, tracing, first)
+        close_when_collected(self, tracing.log.close)
 
     @property
     def _log(self) -> StepLogger:
@@ -110,9 +109,6 @@ class TracingOptimizer(Delegating):
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
-
-    def _hand_out(self) -> None:
-        self._log.settle_early()
 
     @property
     def epoch(self) -> int | None:
@@ -122,12 +118,6 @@ class TracingOptimizer(Delegating):
     @epoch.setter
     def epoch(self, value: int | None) -> None:
         self._tracing.epochs.go_to(value)
-
-    @property
-    def _step_supports_amp_scaling(self) -> bool:
-        """A GradScaler asks this first; if no step follows, it skipped the step."""
-        self._tracing.skips.scaler_asks()
-        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
 
     def __enter__(self) -> TracingOptimizer:
         return self
@@ -140,87 +130,6 @@ class TracingOptimizer(Delegating):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.optimizer!r}, log={str(self._log.path)!r})"
-
-    @extending
-    def step(self, *arguments: Any, batch_ids: Any = None, batch: Any = None, **named: Any) -> Any:
-        """Take one optimizer step and log it.
-
-        Args:
-            *arguments: Passed on; as for any torch optimizer, the first may be a closure. IDs may
-                be observed inside it.
-            batch_ids: ID of each example in the batch, ``(b,)``, in order; not together with
-                ``observe``.
-            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
-                in tuples, lists and dicts.
-            **named: Passed on.
-
-        Raises:
-            TracingError: The IDs are missing or wrong; nothing was stepped nor written.
-        """
-        now, call, epoch = self._tracing, Call(arguments, named), self.epoch
-        now.log.require_open()
-        now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
-        now.skips.step_begins()
-        result, measured = now.log.step(call, now.observations.announced)
-        if measured is not None:
-            batches, factor = now.observations.announced(), now.forwards.clip_factor
-            now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)
-        now.observations.step_ended(taken=measured is not None)
-        now.forwards.step_ended()
-        now.forecasts.step_taken()
-        self._first.step_taken()
-        return result
-
-    def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
-        """Announce one micro-batch of the next step.
-
-        Args:
-            batch_ids: ID of each example, ``(b,)``, in order.
-            weights: ``c_i``, each loss's weight in the step's objective, ``(b,)``; default:
-                ``1/(k b)`` with k micro-batches for a mean, 1 for a sum.
-            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
-                in tuples, lists and dicts.
-
-        Raises:
-            TracingError: The IDs or weights are wrong.
-        """
-        self._log.require_open()
-        self._tracing.observations.observe(batch_ids, weights, batch)
-        self._log.observed()
-
-    @extending
-    def zero_grad(self, *arguments: Any, **named: Any) -> None:
-        """Reset gradients and drop observations whose gradients they are; all is passed on."""
-        self._tracing.observations.gradients_zeroed()
-        self._tracing.forwards.gradients_dropped()
-        self.optimizer.zero_grad(*arguments, **named)
-        self._tracing.forwards.captures.note_gradients(zeroed=True)
-
-    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
-        """Clip the gradient of all groups together and record the factor.
-
-        Args:
-            max_norm: Largest norm.
-            norm_type: As for ``torch.nn.utils.clip_grad_norm_``.
-
-        Returns:
-            The norm before clipping, a scalar tensor.
-        """
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
-        self.clipped(norm, max_norm)
-        return norm
-
-    def clipped(self, norm: Tensor, max_norm: float) -> None:
-        """Record that torch clipped the gradients, with what it returned and was given."""
-        self._tracing.forwards.clipped(max_norm, norm)
-
-    @extending
-    def add_param_group(self, *arguments: Any, **named: Any) -> None:
-        """Add a group of parameters of the model; all is passed on."""
-        for given in (*arguments, *named.values()):
-            check_group(given, self._names)
-        self.optimizer.add_param_group(*arguments, **named)
 
     def forecast(self, steps: int) -> Forecast:
         """Return what a run of so many steps takes on the disk, with batches as large as so far.

@@ -1,0 +1,125 @@
+"""An optimizer whose steps are logged: what a training loop calls of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tracer.wrapper.arguments import check_group
+from tracer.wrapper.delegation import Delegating, extending
+from tracer.wrapper.first_steps import FirstSteps
+from tracer.wrapper.setup import Tracing
+from tracer.wrapper.stepping import Call
+
+
+class Traced(Delegating):
+    """Takes and logs the steps of one optimizer of a traced run; all else is handed on to it.
+
+    Args:
+        optimizer: It does the steps.
+        names: Of the model's parameters, by ``id``.
+        tracing: The run.
+        first: Checks its first steps.
+    """
+
+    _tracing: Tracing
+
+    def __init__(
+        self, optimizer: Optimizer, names: Mapping[int, str], tracing: Tracing, first: FirstSteps
+    ) -> None:
+        super().__init__(optimizer)
+        self._names, self._tracing, self._first = names, tracing, first
+
+    def _hand_out(self) -> None:
+        self._tracing.log.settle_early()
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """A GradScaler asks this first; if no step follows, it skipped the step."""
+        self._tracing.skips.scaler_asks()
+        return getattr(self.optimizer, "_step_supports_amp_scaling", False)
+
+    @extending
+    def step(self, *arguments: Any, batch_ids: Any = None, batch: Any = None, **named: Any) -> Any:
+        """Take one optimizer step and log it.
+
+        Args:
+            *arguments: Passed on; as for any torch optimizer, the first may be a closure. IDs may
+                be observed inside it.
+            batch_ids: ID of each example in the batch, ``(b,)``, in order; not together with
+                ``observe``.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
+            **named: Passed on.
+
+        Raises:
+            TracingError: The IDs are missing or wrong; nothing was stepped nor written.
+        """
+        now, call = self._tracing, Call(arguments, named)
+        epoch = now.epochs.now()
+        now.log.require_open()
+        now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
+        now.skips.step_begins()
+        result, measured = now.log.step(call, now.observations.announced)
+        if measured is not None:
+            batches, factor = now.observations.announced(), now.forwards.clip_factor
+            now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)
+        now.observations.step_ended(taken=measured is not None)
+        now.forwards.step_ended()
+        now.forecasts.step_taken()
+        self._first.step_taken()
+        return result
+
+    def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
+        """Announce one micro-batch of the next step.
+
+        Args:
+            batch_ids: ID of each example, ``(b,)``, in order.
+            weights: ``c_i``, each loss's weight in the step's objective, ``(b,)``; default:
+                ``1/(k b)`` with k micro-batches for a mean, 1 for a sum.
+            batch: With ``record="batches"``, what ``task.loss`` takes: tensors, numbers and text
+                in tuples, lists and dicts.
+
+        Raises:
+            TracingError: The IDs or weights are wrong.
+        """
+        self._tracing.log.require_open()
+        self._tracing.observations.observe(batch_ids, weights, batch)
+        self._tracing.log.observed()
+
+    @extending
+    def zero_grad(self, *arguments: Any, **named: Any) -> None:
+        """Reset gradients and drop observations whose gradients they are; all is passed on."""
+        self._tracing.observations.gradients_zeroed()
+        self._tracing.forwards.gradients_dropped()
+        self.optimizer.zero_grad(*arguments, **named)
+        self._tracing.forwards.captures.note_gradients(zeroed=True)
+
+    def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
+        """Clip the gradient of all groups together and record the factor.
+
+        Args:
+            max_norm: Largest norm.
+            norm_type: As for ``torch.nn.utils.clip_grad_norm_``.
+
+        Returns:
+            The norm before clipping, a scalar tensor.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
+        self.clipped(norm, max_norm)
+        return norm
+
+    def clipped(self, norm: Tensor, max_norm: float) -> None:
+        """Record that torch clipped the gradients, with what it returned and was given."""
+        self._tracing.forwards.clipped(max_norm, norm)
+
+    @extending
+    def add_param_group(self, *arguments: Any, **named: Any) -> None:
+        """Add a group of parameters of the model; all is passed on."""
+        for given in (*arguments, *named.values()):
+            check_group(given, self._names)
+        self.optimizer.add_param_group(*arguments, **named)
