@@ -1,7 +1,8 @@
 """Exact influence of training examples, computed from a traced run."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from tracer.deferred import deferred
 
 if TYPE_CHECKING:
     from replay.loading import load_task
@@ -43,12 +44,9 @@ _HOMES = {
     "compare": "replay.results.comparison",
     "load_task": "replay.loading",
 }
+__getattr__ = deferred(__name__, _HOMES)
 
 
-def __getattr__(name: str) -> Any:
-    """Import what is asked for: torch takes seconds, which the command line spends guarded."""
-    if name == "__version__":
-        return import_module("importlib.metadata").version("tracin-replay")
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+def __dir__() -> list[str]:
+    """List what is not imported yet, too."""
+    return sorted({*globals(), *__all__})

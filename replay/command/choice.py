@@ -9,13 +9,7 @@ from typing import Any
 
 import click
 
-from replay.command.opening import chosen_training
 from replay.command.options import Command, with_options
-from replay.counterfactual.change import drawn
-from replay.results.counterfactual import Counterfactual
-from replay.session.replay import Replay
-from replay.task import example_ids
-from tracer.records import ID
 
 _CHOICE: tuple[Callable[[Command], Command], ...] = (
     click.option(
@@ -76,27 +70,6 @@ class Choice:
     def inputs(self) -> list[str]:
         """The files that IDs are read from."""
         return [file for file in (self.leave_one_out, self.remove) if file is not None]
-
-    def lists(self, run: Replay) -> list[list[ID]]:
-        """Return the training examples that each run changes."""
-        if self.leave_one_out is not None:
-            return [[identity] for identity in chosen_training(run, self.leave_one_out)]
-        if self.subsets is not None:
-            ids = example_ids(run.task.train)
-            return drawn(ids, self.subsets, self.fraction, self.seed)
-        return [chosen_training(run, str(self.remove))]
-
-    def asked(self, run: Replay, tests: list[ID], **how: Any) -> Counterfactual:
-        """Take the runs."""
-        if self.leave_one_out is not None:
-            return run.leave_one_out(tests, chosen_training(run, self.leave_one_out), **how)
-        if self.subsets is not None:
-            how |= {"count": self.subsets, "fraction": self.fraction, "seed": self.seed}
-            return run.subsets(tests, **how)
-        if self.scale is None:
-            return run.counterfactual(tests, remove=self.lists(run), **how)
-        scale = dict.fromkeys(self.lists(run)[0], self.scale)
-        return run.counterfactual(tests, scale=scale, **how)
 
 
 def takes_choice(command: Command) -> Command:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import click
 
-from replay.command.opening import opened
-from replay.command.options import JSON, Settings, takes_log, takes_settings
-from replay.results.state_dict import save_state_dict
+from replay.command.importing import job
+from replay.command.options import JSON, takes_log, takes_settings
 
 _OUT = click.option(
     "--out", "-o", required=True, type=click.Path(path_type=Path), help="The new file."
@@ -35,23 +34,13 @@ Examples:
 @_OVERWRITE
 @takes_settings
 @JSON
-def convert(
-    *,
-    log: Path,
-    snapshot_every: str,
-    out: Path,
-    overwrite: bool,
-    settings: Settings,
-    as_json: bool,
-) -> None:
+def convert(**given: Any) -> None:
     """Write the same run with the parameters of other steps.
 
     The steps are taken again, and each is proved by its digest: what cannot be proved is not
     written. Every other record of the run is copied as it is.
     """
-    every = int(snapshot_every) if snapshot_every.isdecimal() else snapshot_every
-    opened(log, settings, out).convert(out, snapshot_every=every, overwrite=overwrite)
-    _say(out, as_json=as_json, snapshot_every=every)
+    job("convert")(**given)
 
 
 @click.command(
@@ -73,21 +62,10 @@ Examples:
 @_OVERWRITE
 @takes_settings
 @JSON
-def export_checkpoint(
-    *, log: Path, step: int, out: Path, overwrite: bool, settings: Settings, as_json: bool
-) -> None:
+def export_checkpoint(**given: Any) -> None:
     """Write the model before a step as a checkpoint: .pt or .safetensors.
 
     It is the state_dict of the task's model: parameters and buffers. A state that the log does not
     have is computed.
     """
-    run = opened(log, settings, out)
-    save_state_dict(run.state_dict(step), out, overwrite=overwrite, inputs=[log])
-    _say(out, as_json=as_json, step=step)
-
-
-def _say(out: Path, *, as_json: bool, **facts: int | str) -> None:
-    size = out.stat().st_size
-    click.echo(f"wrote {out}, {size:,} bytes", err=True)
-    if as_json:
-        click.echo(json.dumps({"out": str(out), "bytes": size, **facts}))
+    job("export_checkpoint")(**given)

@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from pathlib import Path
+from typing import Any
 
 import click
-from rich.text import Text
 
-from replay.command.opening import announced
+from replay.command.importing import job
 from replay.command.options import JSON, takes_log
-from replay.command.show.follow import follow
-from replay.command.show.inspect import inspection, inspection_table
-from replay.command.show.plan import plan_summary, plan_table
-from replay.command.terminal import Terminal
-from replay.progress import Progress
-from replay.session.replay import Replay
-from tracer.log.read.run_log import open_log
-from tracer.log.read.summary import blocks
 
 
 @click.command(
@@ -33,25 +22,9 @@ Examples:
 @JSON
 @click.option("--follow", "-f", "watch", is_flag=True, help="Watch a log that training writes.")
 @click.option("--task", help="Also say how each parameter's gradients are computed; runs its code.")
-def inspect(*, log: Path, as_json: bool, watch: bool, task: str | None) -> None:
+def inspect(**given: Any) -> None:
     """What does the log hold?
 
     Imports no task and runs no code unless --task names one.
     """
-    if watch and as_json:
-        raise click.UsageError("--follow prints lines, --json one object; pass one of them.")
-    if watch and task is not None:
-        raise click.UsageError("--follow looks at the log, --task at gradients; pass one of them.")
-    if watch:
-        for line in follow(log):
-            click.echo(line)
-        return
-    with open_log(log) as opened, Progress(enabled=True) as progress:
-        facts = inspection(opened, progress.task("reading steps", blocks(opened)))
-    paths = [] if task is None else Replay(log, task, announce=announced).plan()
-    if as_json:
-        plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
-        click.echo(json.dumps({**facts, **plan}))
-        return
-    summary = [plan_summary(paths), Text()] if paths else []
-    Terminal().print(*summary, inspection_table(facts), *([plan_table(paths)] if paths else []))
+    job("inspect")(**given)

@@ -6,8 +6,7 @@ from typing import Any
 
 import click
 
-from replay.session.choices import SELF
-from replay.session.periods import EPOCH, STEP
+from replay.names import EPOCH, SELF, STEP
 
 
 class Tolerance(click.ParamType[float | None]):

@@ -13,6 +13,7 @@ import click
 from replay.command.kinds import Periods
 
 Command = Callable[..., Any]
+INFLUENCE_ENDING = ".influence.h5"
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON alone to stdout.")
 STEPS = click.option("--steps", help="A window a:b of the run's steps.  [default: all]")

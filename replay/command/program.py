@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from replay.command.checkpoints import checkpoints
+from replay.command.closed_pipe import CLOSED, forget_unwritten
 from replay.command.convert import convert, export_checkpoint
 from replay.command.counterfactual import counterfactual
 from replay.command.export import export
@@ -17,7 +18,6 @@ from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
 from replay.command.report import report
 from replay.command.self_influence import self_influence
-from replay.command.terminal import CLOSED, forget_unwritten
 from replay.command.verify import verify
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from typing import NoReturn
 
 from rich.console import Console
 from rich.text import Text
 
-CLOSED = 128 + 13  # as a shell reports programs that SIGPIPE ended
 _NARROWEST = 80  # tables that are narrower lose their numbers
 _CONTROL = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
@@ -30,10 +27,3 @@ class Terminal(Console):
 def literal(text: object) -> Text:
     """Return text of a log, a task or a file's name as it is: no markup, nothing that steers."""
     return Text(_CONTROL.sub(lambda found: repr(found[0])[1:-1], str(text)))
-
-
-def forget_unwritten() -> None:
-    """Let the interpreter's last flush of a closed pipe succeed."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (sys.stdout, sys.stderr):
-        os.dup2(nowhere, stream.fileno())

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from typing import Any
 
 import click
 
-from replay.command.opening import opened
-from replay.command.options import JSON, STEPS, Settings, takes_log, takes_settings
-from replay.command.show.verify import verify_json, verify_table
-from replay.command.terminal import Terminal
-from replay.steps.verify import NotVerified, Verification
+from replay.command.importing import job
+from replay.command.options import JSON, STEPS, takes_log, takes_settings
 
 
 @click.command(
@@ -31,24 +27,10 @@ Examples:
 )
 @takes_settings
 @JSON
-def verify(
-    *, log: Path, steps: str | None, sample: int | None, settings: Settings, as_json: bool
-) -> None:
+def verify(**given: Any) -> None:
     """Does every step reproduce?
 
     Takes each step again, compares it with the log, and says how many lead to the run's parameters
     bit for bit. Exits with 1 at the first that is further off than rounding.
     """
-    run = opened(log, settings)
-    try:
-        _show(log, run.verify(steps=steps, sample=sample), as_json=as_json)
-    except NotVerified as error:
-        _show(log, error.found, as_json=as_json)
-        raise
-
-
-def _show(log: Path, found: Verification, *, as_json: bool) -> None:
-    if as_json:
-        click.echo(json.dumps(verify_json(log, found)))
-    else:
-        Terminal().print(verify_table(log, found))
+    job("verify")(**given)

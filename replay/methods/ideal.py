@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from replay.methods.method import Method
+from replay.methods.names import IDEAL
 from replay.path.step_path import Node, Split, StepPath, average
 
 _PIECES = (2, 4, 8)
@@ -141,11 +142,4 @@ class _Grid:
         return average(weights, nodes), inside
 
 
-METHOD = Method(
-    name="ideal",
-    summary="each step's measured drop, divided among its examples along the step",
-    divide=divide,
-    refines=True,
-    measured=True,
-    claim="accounts for the path that was taken, as measured",
-)
+METHOD = Method(IDEAL, divide=divide, refines=True)

@@ -15,6 +15,7 @@ from torch import Tensor
 from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms.per_example import PerExample
+from replay.methods.names import Description
 from replay.path.step_path import Split, StepPath
 from replay.path.unrolling import Unrolling
 from replay.states.checkpoints import Checkpoint
@@ -32,35 +33,27 @@ class Method:
     """One method; exactly one of ``divide``, ``credit``, ``unroll`` and ``score`` is given.
 
     Attributes:
-        name: What users call it.
-        summary: What it is, in one line.
+        about: What it is called and what is said of it.
         divide: Splits a step along its path, to a tolerance; needs a rule that can be split.
         credit: Credits the occurrences of a step, ``(b, m)``, from the test gradients before it.
         unroll: Goes backwards through a tape's steps for some test examples, by their derivatives.
         score: Scores training examples at one checkpoint.
         refines: It takes gradients between the ends of a step, and says how many.
-        measured: What it accounts for is each step's measured drop, not a prediction of it.
-        default: It is computed if no methods are named.
-        claim: What kind of statement its scores are, as results say it.
     """
 
-    name: str
-    summary: str
+    about: Description
     divide: Divide | None = None
     credit: Credit | None = None
     unroll: Unroll | None = None
     score: Score | None = None
     refines: bool = False
-    measured: bool = False
-    default: bool = True
-    claim: str = ""
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        return self.about.name
 
     @property
     def walks(self) -> bool:
         """Whether it goes through every step; else it sums over checkpoints."""
         return self.score is None
-
-    @property
-    def accounts(self) -> bool:
-        """Whether its scores are parts of each step's drop, by the completeness identity."""
-        return self.walks and self.unroll is None

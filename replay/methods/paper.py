@@ -14,6 +14,7 @@ from replay.evaluate.train_side import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method
+from replay.methods.names import PAPER
 from replay.states.rates import learning_rates
 from replay.steps.replayed_step import ReplayedStep
 
@@ -27,9 +28,4 @@ def credit(
     return torch.cat([products.inner(batch, test, rates) for batch in trained.batches]).cpu()
 
 
-METHOD = Method(
-    name="tracin-sgd",
-    summary="the paper's formula on any run: what one gets by ignoring the optimizer",
-    credit=credit,
-    default=False,
-)
+METHOD = Method(PAPER, credit=credit)

@@ -1,22 +1,10 @@
-"""The methods that ``Replay.influence`` computes, one row each, in the order of the tables."""
+"""How the methods compute: one row each, in the order of their names."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from replay.methods import ideal, paper, tracin, tracincp, unrolled
 from replay.methods.method import Method
+from replay.methods.names import NAMES
 
-METHODS: dict[str, Method] = {
-    one.METHOD.name: one.METHOD for one in (tracin, ideal, tracincp, paper, unrolled)
-}
-DEFAULT: tuple[str, ...] = tuple(name for name, method in METHODS.items() if method.default)
-
-
-def reference(names: Iterable[str]) -> str:
-    """Return the method that others are compared with: one that divides what was measured.
-
-    Where there is none, it is the first.
-    """
-    known = list(names)
-    return next((name for name in known if name in METHODS and METHODS[name].measured), known[0])
+_ROWS = {one.METHOD.name: one.METHOD for one in (tracin, ideal, tracincp, paper, unrolled)}
+METHODS: dict[str, Method] = {name: _ROWS[name] for name in NAMES}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 
 from replay.methods.method import Method
+from replay.methods.names import TRACIN
 from replay.path.step_path import Split, StepPath
 
 
@@ -26,9 +27,4 @@ def divide(line: StepPath, _: float | None) -> Split:
     )
 
 
-METHOD = Method(
-    name="tracin",
-    summary="the exact first order of every step that happened, whatever the optimizer",
-    divide=divide,
-    claim="accounts for the path that was taken, to first order",
-)
+METHOD = Method(TRACIN, divide=divide)

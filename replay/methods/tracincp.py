@@ -18,6 +18,7 @@ from replay.evaluate.test_side import Examples
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method
+from replay.methods.names import TRACINCP
 from replay.states.checkpoints import Checkpoint
 
 
@@ -45,8 +46,4 @@ def gradients(checkpoint: Checkpoint, train: Examples) -> PerExample:
     return train.gradients(checkpoint.state, checkpoint.name, names=checkpoint.scale.keys())
 
 
-METHOD = Method(
-    name="tracincp",
-    summary="the paper's checkpoint heuristic, for every training example",
-    score=score,
-)
+METHOD = Method(TRACINCP, score=score)

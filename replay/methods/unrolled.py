@@ -13,12 +13,7 @@ Source: Hara, Nitanda and Maehara, NeurIPS 2019 (arXiv 1906.08473), for SGD; her
 from __future__ import annotations
 
 from replay.methods.method import Method
+from replay.methods.names import UNROLLED
 from replay.path.unrolling import Unrolling
 
-METHOD = Method(
-    name="unrolled",
-    summary="the exact first derivative of what would have happened without an example",
-    unroll=Unrolling,
-    default=False,
-    claim="the first derivative of the counterfactual run; its scores do not add up to a drop",
-)
+METHOD = Method(UNROLLED, unroll=Unrolling)

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from replay.methods.table import METHODS
+from replay.methods.names import NAMES
 from replay.showing import legible
 
 P = ParamSpec("P")
@@ -71,13 +71,13 @@ def canvas(
 
 def colour(method: str) -> str:
     """Return the colour of a method, the same in every figure."""
-    known = list(METHODS)
+    known = list(NAMES)
     return _OF_METHODS[known.index(method) % len(_OF_METHODS)] if method in known else GREY
 
 
 def mark(method: str) -> str:
     """Return the marker of a method, so that no figure lives by colour alone."""
-    known = list(METHODS)
+    known = list(NAMES)
     return _MARKS[known.index(method) % len(_MARKS)] if method in known else "X"
 
 

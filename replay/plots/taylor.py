@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from replay.methods.table import METHODS
+from replay.methods.names import NAMES
 from replay.plots.canvas import (
     canvas,
     colour,
@@ -93,7 +93,7 @@ def predicted_drops(influence: Influence) -> dict[str, Table]:
     return {
         method: terms["measured"] - terms["residual"]
         for method, terms in influence.terms.items()
-        if not (method in METHODS and METHODS[method].measured)
+        if not (method in NAMES and NAMES[method].measured)
     }
 
 

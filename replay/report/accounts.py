@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from replay.methods.table import METHODS
+from replay.methods.names import NAMES
 from replay.report.tables import Cell, Table, example, numeric
 from replay.report.views import Views
 from replay.results.influence import Influence
@@ -50,7 +50,7 @@ def misses(influence: Influence) -> list[Miss]:
     """
     found = []
     for method, terms in influence.completeness.items():
-        if method in METHODS and METHODS[method].measured:
+        if method in NAMES and NAMES[method].measured:
             continue
         measured, residual = terms["measured"], terms["residual"]
         for j in np.flatnonzero(~(np.abs(residual) <= _NEAR * np.abs(measured))):

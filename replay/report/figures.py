@@ -10,7 +10,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from replay import plots
-from replay.methods.table import reference
+from replay.methods.names import reference
 from replay.report.accounts import misses
 from replay.report.comparisons import hover
 from replay.report.study import Study

@@ -12,7 +12,7 @@ from typing import Any
 from jinja2 import DictLoader, Environment, StrictUndefined
 from markupsafe import Markup
 
-from replay.methods.table import reference
+from replay.methods.names import reference
 from replay.report.accounts import accounts_table, misses
 from replay.report.comparisons import agreement_table
 from replay.report.facts import facts, of_run, proof

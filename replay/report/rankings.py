@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replay.methods.table import reference
+from replay.methods.names import reference
 from replay.plots.ranking import strongest
 from replay.report.figures import Drawing, over_time
 from replay.report.study import Study

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.arguments import one_of, plain, whole
-from replay.methods.table import reference
+from replay.methods.names import reference
 from replay.results.notebook import NAMED, ROWS, facts_html, ranking_html
 from replay.results.summary import said_of_checkpoints, summary
 from tracer.errors import InputError, shown

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from replay.methods import tracincp
+from replay.methods.names import TRACINCP
 
 VALUE = "test value"  # the unit of what the attribute ``unit`` describes
 LOSS = "training loss"
@@ -148,7 +148,7 @@ OWN_LOSS = Variable(
     "loss", _TRAIN, "float64", LOSS, "mean of the losses of an example's visits; NaN: never visited"
 )
 AT_CHECKPOINTS = Variable(
-    tracincp.METHOD.name,
+    TRACINCP.name,
     _TRAIN,
     "float64",
     LOSS,
@@ -158,7 +158,7 @@ SELF_SCORES = {
     "self": SELF,
     "own_drop": OWN_DROP,
     "loss": OWN_LOSS,
-    tracincp.METHOD.name: AT_CHECKPOINTS,
+    TRACINCP.name: AT_CHECKPOINTS,
 }
 SELF_BY_PERIOD = Variable(
     "{term}_by_period", ("period", "train"), "float64", LOSS, "{term} in each period"

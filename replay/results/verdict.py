@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.methods.table import DEFAULT, METHODS
+from replay.methods.names import DEFAULT, NAMES
 from replay.results.influence import Influence
 from replay.results.summary import counted, number
 
@@ -18,9 +18,9 @@ def verdict(influence: Influence) -> list[str]:
     What a method explains is the measured drop less its residual.
     """
     if not influence.terms:
-        some = " or ".join(name for name in DEFAULT if METHODS[name].walks)
+        some = " or ".join(name for name in DEFAULT if NAMES[name].accounts)
         return [f"Verdict: nothing here was compared with measured drops; compute {some} as well."]
-    measuring = [name for name in influence.terms if name in METHODS and METHODS[name].measured]
+    measuring = [name for name in influence.terms if name in NAMES and NAMES[name].measured]
     predicting = [name for name in influence.terms if name not in measuring]
     best = next(iter(measuring), None)
     lines = [
@@ -35,8 +35,8 @@ def _explains(influence: Influence, name: str) -> str:
     """Return what a method explains of the measured drop, or what it predicts instead."""
     measured = float(_total(influence, name, "measured").mean())
     found = measured - float(_total(influence, name, "residual").mean())
-    method = METHODS.get(name)
-    first = method is not None and method.divide is not None and not method.measured
+    method = NAMES.get(name)
+    first = method is not None and method.first_order
     who = f"first order ({name})" if first else name
     share = found / measured if measured else np.nan
     if 0 <= share <= 1 + _NEAR:
@@ -53,7 +53,7 @@ def _advice(influence: Influence, name: str, best: str | None) -> str:
     if not off.any():
         return f"; within {100 * _NEAR:.0f} %{' for every test example' if many else ''}"
     if best is None:
-        better = next(other.name for other in METHODS.values() if other.measured)
+        better = next(other.name for other in NAMES.values() if other.measured)
         return f"; off by over {100 * _NEAR:.0f} %{many}: compute {better} as well"
     left = np.abs(_total(influence, best, "residual"))
     if not (left[off] < residual[off]).all():

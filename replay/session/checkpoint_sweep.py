@@ -23,7 +23,6 @@ from tracer.log.read.run_log import RunLog
 EXACT = (tracin.METHOD.name, ideal.METHOD.name)
 METHODS = (*EXACT, tracincp.METHOD.name)
 _OF_SCORES = ("methods", "claims", "checkpoints", "checkpoints_asked", "sign", "unit")
-COUNTS = (1, 2, 5, 10, 20, 50)
 
 
 class Sums(ScoreTables):

@@ -12,12 +12,12 @@ from typing import Any
 from replay.arguments import listed
 from replay.methods.method import Method
 from replay.methods.table import METHODS
+from replay.names import SELF
 from replay.task import beginning, example_ids, unknown_ids
 from tracer.errors import InputError, shown
 from tracer.identities import fault_of, plain_ids
 from tracer.records import ID
 
-SELF = "self"
 _SELF = (
     " Self-influence is a table over training examples, not over pairs: call run.self_influence() "
     "(tracin-replay self run.h5)."

@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replay.arguments import whole
+from replay.names import EPOCH, STEP
 from replay.states.checkpoints import epochs
 from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog
-
-EPOCH, STEP = "epoch", "step"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from typing import TypedDict
 
 from replay.arguments import flag, plain, positive
 from replay.methods.method import Method
-from replay.methods.table import DEFAULT, METHODS
+from replay.methods.names import DEFAULT
+from replay.methods.table import METHODS
 from replay.session.choices import Window, chosen_methods, known_ids, matching, window
 from replay.session.periods import Periods
 from replay.states.checkpoints import chosen_checkpoints
@@ -151,7 +152,9 @@ class Question:
         """The choices, as attributes of the result."""
         return {
             "methods": " ".join(method.name for method in self.methods),
-            "claims": "; ".join(f"{m.name}: {m.claim}" for m in self.methods if m.claim),
+            "claims": "; ".join(
+                f"{m.name}: {m.about.claim}" for m in self.methods if m.about.claim
+            ),
             "window": f"{self.steps.start}:{self.steps.stop}",
             **({"by": self.periods.by} if self.periods.by else {}),
             "checkpoints": " ".join(map(str, self.checkpoints)),

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 
 from replay.arguments import flag
+from replay.names import COUNTS
 from replay.progress import Progress
 from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.influence import Influence
 from replay.results.self_influence import SelfInfluence
-from replay.session.checkpoint_sweep import COUNTS, METHODS, chosen_checkpoints, swept
+from replay.session.checkpoint_sweep import METHODS, chosen_checkpoints, swept
 from replay.session.choices import Window, known_ids
 from replay.session.estimate import Cost, estimated
 from replay.session.inspection import Inspection

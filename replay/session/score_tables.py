@@ -34,7 +34,7 @@ class ScoreTables:
         self.question = question
         self._column = {identity: k for k, identity in enumerate(question.train_ids)}
         steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
-        walking = [method.name for method in question.walking if method.accounts]
+        walking = [method.name for method in question.walking if method.about.accounts]
         terms = [term for term in TERMS if question.names is not None or term != "elsewhere"]
         size = len(question.periods), m, n
         self._scores = {method.name: np.zeros(size) for method in question.methods}
@@ -63,7 +63,7 @@ class ScoreTables:
             # np.add.at: an ID that stands twice in a batch counts twice
             into = self._scores[name][period].T[:, rows]
             np.add.at(into, columns, earned.numpy()[occurrences])
-            if not METHODS[name].accounts:
+            if not METHODS[name].about.accounts:
                 continue
             self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
             for term, values in step.terms(name).items():

@@ -44,7 +44,7 @@ class StepResult:
 
     def predicted(self, method: Method) -> Tensor:
         """Return a method's account of the drop, ``(m,)``."""
-        if method.measured:
+        if method.about.measured:
             return self.drop.measured
         split = self.splits.get(method.name)
         return self.credits[method.name].sum(0) if split is None else split.node.slope

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from replay import names
 from replay.states.checkpoints import epoch_ends, spaced
 from tracer.log.read.run_log import RunLog
 
@@ -47,13 +48,8 @@ def rate(log: RunLog, count: int) -> list[int]:
     return sorted({int(np.abs(sums - target).argmin()) for target in wanted})
 
 
-PLACEMENTS: dict[str, Placement] = {
-    "even": even,
-    "epochs": ends,
-    "early": early,
-    "late": late,
-    "rate": rate,
-}
+_WAYS: tuple[Placement, ...] = (even, ends, early, late, rate)
+PLACEMENTS: dict[str, Placement] = dict(zip(names.PLACEMENTS, _WAYS, strict=True))
 
 
 def possible(log: RunLog) -> list[str]:

@@ -12,6 +12,7 @@ MODULES = sorted([*ROOT.glob("tracer/**/*.py"), *ROOT.glob("replay/**/*.py")])
 ORDER = [  # each may import what stands before it, and its own room
     *(
         "tracer.errors",
+        "tracer.deferred",
         "tracer.loading",
         "tracer.unwrapping",
         "tracer.codec",
@@ -28,6 +29,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.wrapper",
         "tracer",
         "tracer.integrations",
+        "replay.names",
         "replay.showing",
         "replay.task",
         "replay.tasks",
@@ -40,10 +42,12 @@ ORDER = [  # each may import what stands before it, and its own room
     *("replay.counterfactual", "replay.steps", "replay.path", "replay.methods", "replay.results"),
     *("replay.session", "replay.plots", "replay.report"),
     *("replay", "replay.command.terminal", "replay.command.show", "replay.command"),
+    "replay.command.jobs",
     "replay.__main__",
 ]
 SHARED = (
-    *("tracer.errors", "tracer.loading", "tracer.unwrapping", "tracer.records", "tracer.seeds"),
+    *("tracer.errors", "tracer.deferred", "tracer.loading", "tracer.unwrapping"),
+    *("tracer.records", "tracer.seeds"),
     *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
     *("tracer.full_state", "tracer.watch.gradients", "tracer.log.write.conversion"),
     *("tracer.log.read.run_log", "tracer.log.read.summary"),

@@ -6,7 +6,8 @@ import ast
 
 import pytest
 
-from replay.methods.table import DEFAULT, METHODS
+from replay.methods.names import DEFAULT, NAMES
+from replay.methods.table import METHODS
 from tests.helpers.places import ROOT
 
 FILES = [p for room in ("tracer", "replay") for p in sorted((ROOT / room).rglob("*.py"))]
@@ -29,6 +30,7 @@ def test_only_its_file_spells_a_method(name):
 
 def test_rows():
     assert DEFAULT == ("tracin", "ideal", "tracincp")
+    assert list(METHODS) == list(NAMES)
     for method in METHODS.values():
         ways = [method.divide, method.credit, method.unroll, method.score]
         assert sum(way is not None for way in ways) == 1

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from replay.command.show.cells import explained
 from replay.command.terminal import literal
-from replay.methods.table import METHODS
+from replay.methods.names import NAMES
 from replay.results.influence import Influence
 from replay.results.summary import counted, number
 
@@ -57,7 +57,7 @@ def _add_quadrature(table: Table, influence: Influence) -> None:
         "their split error (median)": number(np.median(defined)) if len(defined) else "",
         "gradients a step": f"{influence.quadrature['gradients'].mean():.1f}",
     }
-    refines = [name in METHODS and METHODS[name].refines for name in influence.terms]
+    refines = [name in NAMES and NAMES[name].measured for name in influence.terms]
     for label, text in rows.items():
         if any(refines):
             table.add_row(label, *(text if does else "" for does in refines))

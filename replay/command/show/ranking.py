@@ -10,7 +10,7 @@ from rich.table import Table
 
 from replay.command.show.cells import Describe, explained, named, plain
 from replay.command.terminal import literal
-from replay.methods.table import reference
+from replay.methods.names import reference
 from replay.results.influence import Influence
 from replay.results.summary import number
 from tracer.records import ID

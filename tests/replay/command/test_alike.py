@@ -9,7 +9,7 @@ import pytest
 
 from replay import Influence
 from replay.command.program import COMMANDS, cli
-from replay.methods.table import METHODS
+from replay.methods.names import NAMES
 from tests.helpers.command import run, started
 
 ONE = ("--method", "tracin", "--json")
@@ -117,7 +117,7 @@ def test_help(folder, capsys, name):
     assert name or "Without a command, this is 'influence'" in out
     if name in ((), ("influence",)):
         told = " ".join(out.split())
-        for method in METHODS.values():
+        for method in NAMES.values():
             assert f"{method.name} {method.summary}" in told
     assert max(map(len, out.splitlines())) <= 90
 

@@ -123,7 +123,7 @@ def test_options_reach_the_replay(folder, capsys, monkeypatch, command):
             seen.update(options, log=log, task=task)
             super().__init__(log, task, **options)
 
-    monkeypatch.setattr("replay.command.opening.Replay", Spy)
+    monkeypatch.setattr("replay.command.jobs.opening.Replay", Spy)
     usual = {"audit": 100, "allow_tf32": False, "values": "float64", "memory": "2GiB"}
     usual |= {"match_environment": False}
     usual |= {"dtype": None, "device": "cpu", "task": None, "log": Path("run.h5")}

@@ -14,13 +14,15 @@ INTERRUPTED = "Interrupted; no file was written unless a line above says so."
 
 
 def test_interrupt_while_importing(folder):
-    """A module that takes long stands in for torch."""
+    """A module that takes long stands in for torch, which help does without."""
     (folder / "torch.py").write_text(
         "import time\ntry:\n    print('importing', flush=True)\n    time.sleep(60)\n"
         "except BaseException:\n    pass\n"  # as modules in C do
     )
     for command in (["-m", "replay"], ["-c", "from replay.command.entry import main; main()"]):
-        process = started([*command, "--help"], PYTHONPATH=f"{folder}:{ROOT}")
+        with started([*command, "--help"], PYTHONPATH=f"{folder}:{ROOT}") as helped:
+            assert helped.communicate()[0].startswith("Usage: ")
+        process = started([*command, "inspect", "run.h5"], PYTHONPATH=f"{folder}:{ROOT}")
         assert process.stdout is not None
         assert process.stdout.readline() == "importing\n"
         process.send_signal(signal.SIGINT)

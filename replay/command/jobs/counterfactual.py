@@ -1,0 +1,116 @@
+"""Counterfactual runs: taken, written, compared with scores, shown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from replay.command.choice import Choice
+from replay.command.jobs.opening import chosen, chosen_training, opened
+from replay.command.options import INFLUENCE_ENDING, Settings, Tests, beside
+from replay.command.show.cost import cost_text
+from replay.command.show.counterfactual import counterfactual_json, counterfactual_report
+from replay.command.terminal import Terminal
+from replay.counterfactual.change import drawn
+from replay.results.counterfactual import Counterfactual
+from replay.results.influence import Influence
+from replay.results.output import check_free
+from replay.results.parts import parts_of
+from replay.results.reservation import reserved
+from replay.results.variables import COUNTERFACTUAL
+from replay.session.replay import Replay
+from replay.task import example_ids
+from tracer.records import ID
+
+
+def counterfactual(
+    *,
+    log: Path,
+    tests: Tests,
+    choice: Choice,
+    renormalise: bool,
+    along: int | None,
+    workers: int,
+    scores: Path | None,
+    dry_run: bool,
+    settings: Settings,
+    as_json: bool,
+    allow_mismatch: bool,
+    target: Path,
+    overwrite: bool,
+) -> None:
+    """Take the runs, write their values, show them."""
+    if dry_run:
+        run = opened(log, settings)
+        ids, lists = chosen(run, tests), _lists(choice, run)
+        cost = run.estimate_counterfactual(ids, remove=lists, along=along, workers=workers)
+        click.echo(cost_text(cost, as_json=as_json))
+        return
+    inputs: list[str | Path] = [log, *tests.inputs, *choice.inputs]
+    check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
+    how: dict[str, Any] = {
+        "renormalise": renormalise,
+        "along": along,
+        "allow_mismatch": allow_mismatch,
+    }
+    with reserved(target), _said_what_is_kept(target):
+        run = opened(log, settings, target)
+        how |= {"out": target, "overwrite": overwrite, "workers": workers}
+        found = _asked(choice, run, chosen(run, tests), **how)
+    click.echo(f"wrote {target}", err=True)
+    known = _scores(scores, beside(log, INFLUENCE_ENDING))
+    agreement = None if known is None else known.agreement(truth=found)
+    if as_json:
+        click.echo(json.dumps(counterfactual_json(found, agreement), allow_nan=False))
+        return
+    Terminal().print(
+        counterfactual_report(
+            found, agreement, describe_test=run.describe_test, describe_train=run.describe_train
+        )
+    )
+
+
+@contextmanager
+def _said_what_is_kept(target: Path) -> Iterator[None]:
+    """Say at Ctrl-C that finished runs are on file."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (parts := parts_of(target)).exists():
+            click.echo(f"Finished runs are in {parts}; the same command goes on.", err=True)
+        raise
+
+
+def _scores(named: Path | None, usual: Path) -> Influence | None:
+    """Return the scores to compare with: those named, else those beside the log."""
+    if named is not None:
+        return Influence.load(named)
+    return Influence.load(usual) if usual.exists() else None
+
+
+def _lists(choice: Choice, run: Replay) -> list[list[ID]]:
+    """Return the training examples that each run changes."""
+    if choice.leave_one_out is not None:
+        return [[identity] for identity in chosen_training(run, choice.leave_one_out)]
+    if choice.subsets is not None:
+        ids = example_ids(run.task.train)
+        return drawn(ids, choice.subsets, choice.fraction, choice.seed)
+    return [chosen_training(run, str(choice.remove))]
+
+
+def _asked(choice: Choice, run: Replay, tests: list[ID], **how: Any) -> Counterfactual:
+    """Take the runs."""
+    if choice.leave_one_out is not None:
+        return run.leave_one_out(tests, chosen_training(run, choice.leave_one_out), **how)
+    if choice.subsets is not None:
+        how |= {"count": choice.subsets, "fraction": choice.fraction, "seed": choice.seed}
+        return run.subsets(tests, **how)
+    if choice.scale is None:
+        return run.counterfactual(tests, remove=_lists(choice, run), **how)
+    scale = dict.fromkeys(_lists(choice, run)[0], choice.scale)
+    return run.counterfactual(tests, scale=scale, **how)

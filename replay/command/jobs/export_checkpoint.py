@@ -1,0 +1,19 @@
+"""The model before a step as a checkpoint: read or computed, written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from replay.command.jobs.convert import say
+from replay.command.jobs.opening import opened
+from replay.command.options import Settings
+from replay.results.state_dict import save_state_dict
+
+
+def export_checkpoint(
+    *, log: Path, step: int, out: Path, overwrite: bool, settings: Settings, as_json: bool
+) -> None:
+    """Write the checkpoint."""
+    found = opened(log, settings, out)
+    save_state_dict(found.state_dict(step), out, overwrite=overwrite, inputs=[log])
+    say(out, as_json=as_json, step=step)

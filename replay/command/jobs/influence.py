@@ -1,0 +1,81 @@
+"""The main job: scores computed, compared, written, shown."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from replay.command.jobs.opening import chosen, opened
+from replay.command.jobs.report import page_of, reports, write_page
+from replay.command.jobs.saving import save
+from replay.command.options import INFLUENCE_ENDING, Settings, Tests, beside
+from replay.command.show.cost import cost_text
+from replay.command.show.influence import report, to_json
+from replay.command.terminal import Terminal
+from replay.methods.names import DEFAULT
+from replay.results.earlier import warn_of_change
+from replay.results.output import check_free
+from replay.results.reservation import reserved
+from replay.results.variables import INFLUENCE
+from replay.session.estimate import Cost, peak_bytes
+
+
+def influence(
+    *,
+    log: Path,
+    tests: Tests,
+    methods: tuple[str, ...],
+    checkpoints: int | str | list[int],
+    top: int,
+    ideal_tolerance: float | None,
+    by: str | int | None,
+    dry_run: bool,
+    as_page: bool,
+    steps: str | None,
+    parameters: tuple[str, ...],
+    settings: Settings,
+    as_json: bool,
+    allow_mismatch: bool,
+    target: Path,
+    overwrite: bool,
+) -> None:
+    """Compute the scores, write them, show them."""
+    question: dict[str, Any] = {
+        "methods": methods or DEFAULT,
+        "checkpoints": checkpoints,
+        "steps": steps,
+        "parameters": parameters or None,
+        "ideal_tolerance": ideal_tolerance,
+        "by": by,
+        "allow_mismatch": allow_mismatch,
+    }
+    if dry_run:
+        run = opened(log, settings)
+        cost = run.estimate(chosen(run, tests), **question)
+        click.echo(cost_text(cost, as_json=as_json))
+        return
+    check_free(target, INFLUENCE, overwrite=overwrite, inputs=(log, *tests.inputs))
+    if as_page:
+        reports().require_free(page_of(target), overwrite=overwrite, inputs=(log, *tests.inputs))
+    began = time.perf_counter()
+    with reserved(target):
+        run = opened(log, settings, target)
+        found = run.influence(chosen(run, tests), **question)
+        if target != beside(log, INFLUENCE_ENDING):
+            warn_of_change(
+                beside(log, INFLUENCE_ENDING), found.test_ids, found.values, found.attributes
+            )
+        save(found, target, overwrite=overwrite)
+    click.echo(f"wrote {target}; took {Cost(time.perf_counter() - began, peak_bytes())}", err=True)
+    if as_page:
+        write_page(found, run.task, page_of(target), k=top, overwrite=overwrite)
+    if as_json:
+        click.echo(json.dumps(to_json(found, k=top), allow_nan=False))
+        return
+    Terminal().print(
+        report(found, describe_test=run.describe_test, describe_train=run.describe_train, k=top)
+    )
