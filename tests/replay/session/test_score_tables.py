@@ -17,7 +17,7 @@ from replay.session.score_tables import ScoreTables
 from tests.helpers.rules import BY_NAME, trace
 
 WALKING = tuple(name for name, method in METHODS.items() if method.walks)
-ACCOUNTING = tuple(name for name, method in METHODS.items() if method.accounts)
+ACCOUNTING = tuple(name for name, method in METHODS.items() if method.about.accounts)
 
 
 @pytest.fixture
