@@ -1,10 +1,11 @@
-"""What ``Task.show`` gives of an example: text, a picture, or several of them."""
+"""What people see: of an example its text and pictures, in a notebook some named lines."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,17 @@ def shown_of(given: Any) -> Shown:
         else:
             pictures.append(picture)
     return Shown(" · ".join(texts), tuple(pictures))
+
+
+def facts_html(title: str, rows: Mapping[str, object]) -> str:
+    """Return a title with named lines below it; empty ones are left out."""
+    lines = (
+        f'<tr><th style="text-align:left">{escape(name)}</th>'
+        f'<td style="text-align:left">{escape(str(text)[:300])}</td></tr>'
+        for name, text in rows.items()
+        if text
+    )
+    return f"<p><b>{escape(title)}</b></p><table>{''.join(lines)}</table>"
 
 
 def legible(text: object) -> str:

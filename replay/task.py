@@ -8,9 +8,9 @@ from itertools import islice
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from replay.showing import Shown, shown_of
+from replay.showing import Shown, facts_html, shown_of
 from tracer.errors import InputError, TaskError, shown
 from tracer.identities import plain_id
 from tracer.records import ID, Seeds
@@ -47,6 +47,14 @@ class Task:
             ", ".join(f"{f.name}={_named(getattr(self, f.name))}" for f in fields(self))
         )
 
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows: what it is made of, and how the IDs begin."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        rows = {name: _named(part) for name, part in parts.items() if part is not None}
+        for side in ("train", "test"):
+            rows[f"IDs of {side}"] = _first_ids(parts[side])
+        return facts_html("Task", rows)
+
     def __post_init__(self) -> None:
         for name in ("model", "loss", "collate"):
             given = getattr(self, name)
@@ -68,6 +76,13 @@ def _named(part: Any) -> str:
     return getattr(part, "__name__", None) or shown(part)
 
 
+def _first_ids(dataset: Any) -> str:
+    keys = dataset.keys() if hasattr(dataset, "keys") else range(len(dataset))
+    first = list(map(shown, islice(keys, 4)))
+    first[3:] = ["..."] * (len(first) > 3)
+    return ", ".join(first)
+
+
 def _require_examples(name: str, data: Any) -> None:
     """Raise TaskError unless examples can be asked for by their IDs."""
     advice = "give a list, a mapping by ID, or a Dataset with __getitem__ and __len__"
@@ -79,9 +94,16 @@ def _require_examples(name: str, data: Any) -> None:
         advice = "give its examples by ID: list(data), or dict(enumerate(data))"
     elif isinstance(data, (str, bytes)):
         advice = "give the examples that it names"
+    elif isinstance(data, dict) and any(map(_is_data_set, data.values())):
+        advice = f"give one of its parts: data[{shown(next(iter(data)))}]"
     elif hasattr(data, "__getitem__") and (hasattr(data, "__len__") or hasattr(data, "keys")):
         return
     raise TaskError(f"Task({name}=...) must hold examples by ID, found {shown(data)}; {advice}.")
+
+
+def _is_data_set(value: Any) -> bool:
+    """Return whether a value is torch's data set or Hugging Face's."""
+    return isinstance(value, Dataset) or hasattr(value, "column_names")
 
 
 def example_ids(dataset: Any) -> list[ID]:

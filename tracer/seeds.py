@@ -22,13 +22,13 @@ def example(dataset: Any, key: Any, seeds: Seeds | None, identity: ID) -> Any:
     """Return ``dataset[key]``, drawn from the seed that the example has, if there are seeds."""
     if seeds is None:
         return dataset[key]
-    with _seeded(seeds.of(identity)):
+    with seeded(seeds.of(identity)):
         return dataset[key]
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Seed the generators that data sets draw from; put them back."""
+def seeded(seed: int) -> Iterator[None]:
+    """Seed the generators that data sets and collators draw from; put them back."""
     before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - data sets draw from it
     try:
         torch.default_generator.manual_seed(seed)  # not CUDA's: they are the model's

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from replay.arguments import one_of, plain, whole
 from replay.methods.names import reference
-from replay.results.notebook import NAMED, ROWS, facts_html, ranking_html
+from replay.results.notebook import NAMED, ROWS, ranking_html
 from replay.results.summary import said_of_checkpoints, summary
+from replay.showing import facts_html
 from tracer.errors import InputError, shown
 from tracer.records import ID
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from typing import Any
 
@@ -12,17 +12,6 @@ from tracer.records import ID
 ROWS, NAMED = 5, 3  # test examples, and proponents and opponents of each
 _LONGEST = 40  # characters of an ID
 _RIGHT = ' style="text-align:right"'
-
-
-def facts_html(title: str, rows: Mapping[str, object]) -> str:
-    """Return a title with named lines below it; empty ones are left out."""
-    lines = (
-        f'<tr><th style="text-align:left">{escape(name)}</th>'
-        f'<td style="text-align:left">{escape(str(text)[:300])}</td></tr>'
-        for name, text in rows.items()
-        if text
-    )
-    return f"<p><b>{escape(title)}</b></p><table>{''.join(lines)}</table>"
 
 
 def ranking_html(method: str, rows: Sequence[tuple[ID, float | None, Any, Any]], more: int) -> str:

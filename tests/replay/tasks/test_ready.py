@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from torch import nn
 
 from replay import Replay, tasks
+from tests.helpers.language import COLUMNS, WORDS, Reader, classes, padded
 from tracer import TracingSGD
 from tracer.errors import TaskError
 
@@ -17,38 +16,6 @@ POINTS = torch.randn(12, 4, generator=DRAW)
 PAIRS = [(x, torch.tensor(k % 3)) for k, x in enumerate(POINTS)]
 TARGETS = [(x, x[:3] * 2) for x in POINTS]
 NUMBERS = [(x, x[0] * 2) for x in POINTS]
-WORDS = [
-    {"input_ids": torch.randint(2, 9, (3 + k % 4,), generator=DRAW), "label": k % 3, "text": "no"}
-    for k in range(12)
-]
-
-
-class Reader(nn.Module):
-    """A model with the interface of transformers: a logit for each word and class."""
-
-    def __init__(self, *, whole):
-        super().__init__()
-        torch.manual_seed(1)
-        self.words, self.head, self.whole = nn.Embedding(9, 5), nn.Linear(5, 9), whole
-
-    def forward(self, input_ids):
-        logits = self.head(torch.tanh(self.words(input_ids)).cumsum(1))
-        return SimpleNamespace(logits=logits[:, -1, :3] if self.whole else logits)
-
-
-def padded(examples):
-    assert all("text" not in example for example in examples)
-    words = torch.zeros(len(examples), 6, dtype=torch.long)
-    labels = torch.full_like(words, -100)
-    for row, example in enumerate(examples):
-        n = len(example["input_ids"])
-        words[row, :n] = labels[row, :n] = example["input_ids"]
-    return {"input_ids": words, "labels": labels}
-
-
-def classes(examples):
-    labels = torch.tensor([example["label"] for example in examples])
-    return {**padded(examples), "labels": labels}
 
 
 def linear():
@@ -68,7 +35,7 @@ def right_class(model, example):
     return nn.functional.cross_entropy(logits, torch.tensor(example["label"]))
 
 
-READER, COLUMNS = Reader(whole=False), ("input_ids", "label")
+READER = Reader(whole=False)
 CASES = {
     "classification": (
         tasks.classification(linear, PAIRS, PAIRS),

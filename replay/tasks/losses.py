@@ -1,0 +1,88 @@
+"""Losses of transformers' models: of a batch's tokens, and of its sequences."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tracer.errors import TaskError, shown
+
+IGNORED = -100  # the label of a token that does not count
+
+
+@dataclass(frozen=True)
+class TokenLosses:
+    """Returns of each sequence the mean over its tokens that count, 0 if none does.
+
+    Attributes:
+        shifts: Whether the scores at a place are of the next token.
+        autocast: Of the forward pass.
+    """
+
+    shifts: bool
+    autocast: torch.dtype | None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of each sequence, ``(b,)``."""
+        each, counted = self.each(model, batch)
+        return each.sum(1) / counted.sum(1).clamp(min=1)
+
+    def each(self, model: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
+        """Return the loss of each token, 0 where it does not count, and which do, ``(b, l)``."""
+        logits, labels = _run(model, batch, self.autocast)
+        if self.shifts:
+            logits, labels = logits[:, :-1], labels[:, 1:]
+        each = F.cross_entropy(
+            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+        )
+        return each, labels != IGNORED
+
+    def counted(self, labels: Tensor) -> list[int]:
+        """Return the places of the tokens of one sequence that count, of labels ``(l,)``."""
+        places: list[int] = (labels != IGNORED).nonzero()[:, 0].tolist()
+        return [place for place in places if place or not self.shifts]
+
+
+@dataclass(frozen=True)
+class ClassLosses:
+    """Returns the cross-entropy of each sequence's class.
+
+    Attributes:
+        autocast: Of the forward pass.
+    """
+
+    autocast: torch.dtype | None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of each sequence, ``(b,)``."""
+        logits, labels = _run(model, batch, self.autocast)
+        return F.cross_entropy(logits, labels, reduction="none")
+
+
+def _run(model: nn.Module, batch: Any, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:
+    """Return logits, at least float32, and labels."""
+    if not isinstance(batch, Mapping) or "labels" not in batch:
+        raise TaskError(
+            f'task.collate must return a mapping with "labels", found {_of(batch)}.\n'
+            "1. Pass collate=, the trainer's collator, which makes labels.\n"
+            "2. If the examples have labels of their own, name them in columns=."
+        )
+    given = {name: value for name, value in batch.items() if name != "labels"}
+    kind = next(p for p in model.parameters() if p.is_floating_point())
+    how: Any = contextlib.nullcontext()
+    if autocast is not None and kind.dtype != torch.float64:
+        how = torch.autocast(kind.device.type, autocast)
+    with how:
+        found = model(**given)
+    logits: Tensor = found.logits if hasattr(found, "logits") else found[0]
+    return (logits if logits.dtype == torch.float64 else logits.float()), batch["labels"]
+
+
+def _of(batch: Any) -> str:
+    return f"the keys {', '.join(map(str, batch))}" if isinstance(batch, Mapping) else shown(batch)

@@ -1,0 +1,1 @@
+"""Tests of ready tasks, and of what a task takes."""
