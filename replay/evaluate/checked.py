@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.form import is_finite
+from replay.gradients.forms.form import all_finite, is_finite
 from replay.gradients.forms.per_example import PerExample
 from tracer.errors import NonFiniteError, TaskError, shown
 from tracer.records import ID
@@ -56,9 +56,9 @@ def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str)
 
 def require_finite(found: PerExample, ids: Sequence[ID], where: str) -> None:
     """Raise NonFiniteError, naming the example, if a batch's gradient is NaN or infinite."""
-    bad = [name for name, gradient in found.total.items() if not is_finite(gradient)]
-    if not bad:
+    if all_finite(found.total.values()):
         return
+    bad = [name for name, gradient in found.total.items() if not is_finite(gradient)]
     for i, identity in enumerate(ids):
         if _has_nonfinite_row(found, i):
             raise NonFiniteError(

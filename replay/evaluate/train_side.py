@@ -18,7 +18,7 @@ from replay.evaluate.binding import BoundModel, set_random_state, without_graph
 from replay.evaluate.checked import checked_losses, require_finite
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
-from replay.gradients.forms.form import is_finite
+from replay.gradients.forms.form import all_finite
 from replay.gradients.forms.per_example import PerExample
 from replay.task import Task, collated, unknown_ids
 from replay.vectors.fused import together
@@ -118,7 +118,7 @@ def replay_gradient(
             objective = (losses * micro.coefficients.to(losses)).sum()
         totals.append(_gradients(objective, parameters))
     gradient = _sum(totals, where)
-    if not all(is_finite(g) for g in gradient.values()):  # name the example
+    if not all_finite(gradient.values()):  # name the example
         return replay_step(task, step, state, bound, names, device=device, budget=budget)
     return TrainedStep([], step.batch_ids, gradient, _penalty(task, bound, parameters))
 

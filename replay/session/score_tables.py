@@ -56,9 +56,9 @@ class ScoreTables:
         period = self.question.periods.of_step(step.index)
         self.add_values(step.index, rows, step.drop.before)
         self.add_values(step.index + 1, rows, step.drop.after)
-        pairs = [(i, self._column[z]) for i, z in enumerate(step.ids) if z in self._column]
-        occurrences = np.array([i for i, _ in pairs], dtype=np.int64)
-        columns = np.array([k for _, k in pairs], dtype=np.int64)
+        places = np.array([self._column.get(z, -1) for z in step.ids], dtype=np.int64)
+        occurrences = np.flatnonzero(places >= 0)
+        columns = places[occurrences]
         for name, earned in step.credits.items():
             # np.add.at: an ID that stands twice in a batch counts twice
             into = self._scores[name][period].T[:, rows]

@@ -29,7 +29,8 @@ class LoggedStates:
     def __init__(self, log: RunLog, again: Callable[[], States] | None = None) -> None:
         self.log, self._again = log, again
         self._stored: tuple[int, frozenset[int]] = -1, frozenset()  # as the log was that long
-        self._kept: dict[int, State] = {}  # both ends what was last asked for
+        self._kept: dict[int, State] = {}  # both ends of what was last asked for
+        self._step: Step | None = None  # the last one that was read
 
     @property
     def last(self) -> int:
@@ -61,7 +62,9 @@ class LoggedStates:
 
     def step(self, t: int) -> Step:
         """Return step ``t`` as logged."""
-        return self.log.step(t)
+        if self._step is None or self._step.index != t:
+            self._step = self.log.step(t)
+        return self._step
 
     def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
         """Return step ``t``; a state that the last one had is not read again."""

@@ -173,7 +173,7 @@ def _divided(
             part = rule.with_diagonals(*pair)
             for number, (u, b) in enumerate(zip((*us, None), buffers, strict=True)):
                 place = partial(after.block, number, k)
-                move, _ = part.forward(u, b, partial(workspace, "move", rest, len(rest)), place)
+                move, _ = part.forward(u, b, partial(workspace, "move", rest, rest.numel()), place)
                 if rule.decoupled and number == 1:
                     shrunk = double(old, "decay").mul_(rule.decoupled)
                     move = shrunk if move is None else shrunk.add_(move)

@@ -35,7 +35,7 @@ def cut(vector: Tensor | None, size: int) -> Iterable[Any]:
     if vector is None:
         return itertools.repeat(None)
     flat = vector.reshape(-1)
-    return (flat,) if len(flat) <= size else torch.split(flat, size)
+    return (flat,) if flat.numel() <= size else torch.split(flat, size)
 
 
 def double(vector: Tensor, role: str | None = None) -> Tensor:
@@ -43,4 +43,4 @@ def double(vector: Tensor, role: str | None = None) -> Tensor:
     if role is None:
         return vector.to(torch.float64, copy=True)
     like = torch.empty(0, dtype=torch.float64, device=vector.device)
-    return workspace(role, like, len(vector)).copy_(vector)
+    return workspace(role, like, vector.numel()).copy_(vector)

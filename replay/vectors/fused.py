@@ -33,14 +33,16 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if len(tensors) == 1:
         return first.reshape(-1)
-    storage, end = first.untyped_storage().data_ptr(), first.data_ptr()
+    dtype, each, place = first.dtype, first.element_size(), first.data_ptr()
+    end = place
     for tensor in tensors:
-        follows = tensor.data_ptr() == end and tensor.untyped_storage().data_ptr() == storage
-        if not (follows and tensor.is_contiguous() and tensor.dtype == first.dtype):
+        if tensor.data_ptr() != end or tensor.dtype != dtype or not tensor.is_contiguous():
             return torch.cat([tensor.reshape(-1) for tensor in tensors])
-        end += tensor.nbytes
-    size = (end - first.data_ptr()) // first.element_size()
-    return first.as_strided((size,), (1,), first.storage_offset())
+        end += tensor.numel() * each
+    offset, size = first.storage_offset(), (end - place) // each
+    if (offset + size) * each > first.untyped_storage().nbytes():  # of neighbours in memory
+        return torch.cat([tensor.reshape(-1) for tensor in tensors])
+    return first.as_strided((size,), (1,), offset)
 
 
 def apart(flat: Tensor, likes: Sequence[Tensor]) -> list[Tensor]:

@@ -46,6 +46,6 @@ def workspace(role: str, like: Tensor, size: int) -> Tensor:
     key = (role, like.dtype)
     known: dict[tuple[str, torch.dtype], Tensor] = _kept.__dict__.setdefault("buffers", {})
     buffer = known.get(key)
-    if buffer is None or len(buffer) < size:
+    if buffer is None or buffer.numel() < size:
         buffer = known[key] = torch.empty(size, dtype=like.dtype, device="cpu")
     return buffer[:size]

@@ -91,7 +91,7 @@ class Convolved(Form):
     @property
     def count(self) -> int:
         """N."""
-        return len(self.images)
+        return self.images.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -30,7 +30,7 @@ class Dense(Form):
     @property
     def count(self) -> int:
         """N."""
-        return len(self.matrices)
+        return self.matrices.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,6 +80,10 @@ class Dense(Form):
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""
         return (self.flat @ direction.flatten().to(self.matrices)).double()
+
+    def projections(self, directions: Tensor) -> Tensor:
+        """Return inner products with several directions: one product of matrices."""
+        return (directions.flatten(1).to(self.matrices) @ self.flat.T).double()
 
     def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -60,6 +60,10 @@ class Form(ABC):
     @abstractmethod
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a ``(R, C)`` direction, float64 ``(n,)``."""
+
+    def projections(self, directions: Tensor) -> Tensor:
+        """Return inner products with k directions ``(k, R, C)``, float64 ``(k, n)``."""
+        return torch.stack([self.project(direction) for direction in directions])
 
     def sketch(self, left: Tensor, right: Tensor) -> Tensor:
         """Return ``leftᵀ g_i right``, ``(n,)``."""
@@ -160,6 +164,16 @@ def _rows_of(form: Form, rows: slice, shape: tuple[int, int]) -> slice:
 def is_finite(tensor: Tensor) -> bool:
     """Return whether all elements are numbers; a finite sum, which is cheaper to see, says so."""
     return math.isfinite(float(tensor.sum())) or bool(tensor.isfinite().all())
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Return whether all elements of some tensors are numbers."""
+    some = list(tensors)
+    if some and all(one.layout == torch.strided for one in some):
+        kinds = {(one.dtype, one.device) for one in some}
+        if len(kinds) == 1 and math.isfinite(float(torch.stack(torch._foreach_norm(some)).sum())):
+            return True
+    return all(map(is_finite, some))
 
 
 def for_products(tensor: Tensor) -> Tensor:

@@ -38,7 +38,7 @@ class Lookup(Form):
     @property
     def count(self) -> int:
         """N."""
-        return len(self.tokens)
+        return self.tokens.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -49,7 +49,7 @@ class OuterProducts(Form):
     @property
     def count(self) -> int:
         """N."""
-        return len(self.inputs)
+        return self.inputs.shape[0]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -139,8 +139,19 @@ class OuterProducts(Form):
         moved = self.deltas @ direction[self.start : self.start + p].to(self.deltas)  # (n, T, d)
         return (moved * self.inputs).sum((1, 2), dtype=torch.float64)
 
+    def projections(self, directions: Tensor) -> Tensor:
+        """Return inner products with several directions: of each factor with its own."""
+        if self.factors is None:
+            return super().projections(directions)
+        deltas, inputs = self.factors
+        moved = torch.matmul(deltas, directions.to(deltas))  # (k, n, C)
+        return moved.mul_(inputs).double().sum(2)
+
     def squared_norms(self, scale: float = 1.0) -> Tensor:
         """Return squared norms."""
+        if self.factors is not None:
+            deltas, inputs = (factor.double().square().sum(1) for factor in self.factors)
+            return deltas.mul_(inputs).mul_(scale)
         n, rows, d = self.inputs.shape
         p = self.deltas.shape[2]
         result = self.inputs.new_zeros(n, dtype=torch.float64)

@@ -36,7 +36,7 @@ class PerExample:
     @property
     def count(self) -> int:
         """The number of examples."""
-        return len(self.losses)
+        return self.losses.shape[0]
 
     @property
     def names(self) -> set[str]:

@@ -16,6 +16,7 @@ from replay.gradients.forms.form import Form
 from replay.gradients.forms.per_example import PerExample
 from replay.vectors.workspace import room
 
+_COPIED = 1 << 17  # elements of a parameter whose vectors are copied to be together
 Weight: TypeAlias = float | Tensor | Callable[[Tensor], Tensor]
 
 
@@ -71,10 +72,9 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
         directions: k vectors by parameter; absent parameters are zero.
     """
     result = examples.losses.new_zeros(len(directions), examples.count, dtype=torch.float64)
-    for k, direction in enumerate(directions):
-        for name, vector in direction.items():
-            for term in examples.forms[name].terms if name in examples.forms else ():
-                result[k] += _projected(term, vector.reshape(term.shape))
+    for which, some in _together(directions, examples.forms).items():
+        found = [_projected(term, v.view(-1, *term.shape)) for form, v in some for term in form.terms]
+        result[list(which)] += torch.stack(found).sum(0) if len(found) > 1 else found[0]
     if any(name in direction for direction in directions for name in examples.complete):
         for block, gradients in examples.blocks():
             for name, gradient in gradients.items():
@@ -84,14 +84,31 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
     return result
 
 
-def _projected(form: Form, direction: Tensor) -> Tensor:
+def _together(
+    directions: list[dict[str, Tensor]], forms: Mapping[str, Form]
+) -> dict[tuple[int, ...], list[tuple[Form, Tensor]]]:
+    """Return each form with its directions, by which of them those are; small ones as one."""
+    found: dict[tuple[int, ...], list[tuple[Form, Tensor]]] = {}
+    for name, form in forms.items():
+        which = tuple([k for k, direction in enumerate(directions) if name in direction])
+        vectors = [directions[k][name] for k in which]
+        if which and vectors[0].numel() <= _COPIED:
+            one = vectors[0] if len(vectors) == 1 else torch.stack(vectors)
+            found.setdefault(which, []).append((form, one))
+        else:
+            for k, vector in zip(which, vectors, strict=True):
+                found.setdefault((k,), []).append((form, vector))
+    return found
+
+
+def _projected(form: Form, directions: Tensor) -> Tensor:
     """Project some examples at a time: temporaries are as large as what a form stores."""
-    each = sum(tensor.numel() for tensor in form.tensors) // max(1, form.count)
+    each = sum(tensor.numel() for tensor in form.tensors) // max(1, form.count) * len(directions)
     size = max(1, room(LARGE) // max(1, each))
     if size >= form.count:
-        return form.project(direction)
+        return form.projections(directions)
     cut = (form.select(slice(k, k + size)) for k in range(0, form.count, size))
-    return torch.cat([some.project(direction) for some in cut])
+    return torch.cat([some.projections(directions) for some in cut], 1)
 
 
 def squared_norms(examples: PerExample, names: set[str]) -> Tensor:

@@ -93,18 +93,23 @@ def not_adding_up(
     Both are multiplied with one vector from either side, which costs less than the sum of parts:
     what differs anywhere differs there, but for a chance of about the tolerance.
     """
-    gaps, sizes = [], []
-    for name, tolerance in tolerances.items():
+    kinds: dict[torch.dtype, list[tuple[str, Tensor, Tensor]]] = {}
+    for name in tolerances:
         form = forms[name]
         whole = for_products(dense(total[name])).reshape(form.shape)
         left, right = _directions(form.shape, whole.dtype, whole.device)
         parts = form.sketch(left, right)
-        gaps.append((left @ (whole @ right) - parts.sum()).abs())
-        sizes.append(tolerance * parts.abs().sum())
-    if not gaps:
-        return []
-    small = torch.stack(gaps) <= torch.stack(sizes)
-    return [name for name, right in zip(tolerances, small.tolist(), strict=True) if not right]
+        kinds.setdefault(parts.dtype, []).append((name, left @ (whole @ right), parts))
+    return [name for some in kinds.values() for name in _off(some, tolerances)]
+
+
+def _off(some: list[tuple[str, Tensor, Tensor]], tolerances: dict[str, float]) -> list[str]:
+    """Return the names of which a number is not the sum of its parts, to a share of their sizes."""
+    names, wholes, columns = zip(*some, strict=True)
+    parts, whole = torch.stack(columns), torch.stack(wholes)
+    shares = parts.new_tensor([tolerances[name] for name in names])
+    small = (whole - parts.sum(1)).abs_() <= parts.abs().sum(1).mul_(shares)
+    return [name for name, right in zip(names, small.tolist(), strict=True) if not right]
 
 
 def dense(gradient: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from replay.gradients.forms.dense import matrices
-from replay.gradients.forms.form import Form, for_products, is_finite
+from replay.gradients.forms.form import Form, all_finite, for_products, is_finite
 from replay.gradients.forms.sum import added
 from replay.gradients.operations.views import Node, shape_of
 from replay.gradients.proof.agreement import adds_up, allowed, not_adding_up
@@ -51,7 +51,7 @@ def follow(found: Pass, ways: Chosen, *, totals: bool, retain: bool = False) -> 
     names = list(found.parameters) if totals else []
     keep = retain or (totals and len(ways) < len(found.parameters))
     total, deltas = found.backward(names, nodes, found.weights, retain=keep)
-    vague = not all(map(is_finite, total.values()))  # an error in any case: who is to blame?
+    vague = not all_finite(total.values())  # an error in any case: who is to blame?
     forms = {}
     for name, some in ways.items():
         there = [(reader, choice) for reader, choice in some if reader.node in deltas]
