@@ -89,7 +89,7 @@ class BoundModel:
 
     def load_for_eval(self, state: State) -> None:
         """Copy a state in and be in eval mode: what is merged or kept there is made of it."""
-        self.module.train()
+        self.eval_mode.leave()
         self.load(state.parameters, state.buffers)
         self.eval_mode.enter()
 

@@ -30,20 +30,25 @@ class EvalMode:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
+        self._flags = _Flags(module)
         self.flags_only = self.anew = False
 
     def enter(self) -> None:
         """Go from train mode to eval mode."""
         if not self.flags_only:
-            self._module.eval()
+            self._flags.put(training=False)
             return
         for module in self._module.modules():
             module.training = False
 
+    def leave(self) -> None:
+        """Go to train mode."""
+        self._flags.put(training=True)
+
     def renew(self) -> None:
         """Drop what the last forward pass left, if anything."""
         if self.anew:
-            self._module.train()
+            self.leave()
             self.enter()
 
     def changes(self, loaded: Mapping[str, Tensor]) -> list[str]:
@@ -76,6 +81,42 @@ class EvalMode:
             for name, held in self.kept().items()
             if any((id(tensor), version) not in same for tensor, version in held)
         ]
+
+
+class _Flags:
+    """Sets the flags of a module's parts, by ``train()`` where it may do more than that.
+
+    Calls of ``train()`` from part to part take as long as a small model's forward pass.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._parts: list[nn.Module] = []
+        self._held: list[int] = []
+
+    def put(self, *, training: bool) -> None:
+        """Go to train mode, or to eval mode."""
+        if not self._parts or self._held != self._children():  # a forward may have added some
+            if training:
+                self._module.train()
+            else:
+                self._module.eval()
+            found = list(self._module.modules())
+            self._parts = found if all(map(_is_usual, found)) else []
+            self._held = self._children()
+            return
+        for part in self._parts:
+            part.__dict__["training"] = training
+
+    def _children(self) -> list[int]:
+        return [id(child) for part in self._parts for child in part._modules.values()]
+
+
+def _is_usual(module: nn.Module) -> bool:
+    """Return whether ``train()`` of a module, and its flag, are torch's own."""
+    kind, own = type(module), vars(module)
+    usual = all(getattr(kind, n) is getattr(nn.Module, n) for n in ("train", "eval", "__setattr__"))
+    return usual and not hasattr(kind, "training") and not {"train", "eval"} & own.keys()
 
 
 def _own(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -132,7 +132,7 @@ def losses_at(
     the step's own buffers ``β_t``, as ``Transition.along`` does.
     """
     bound.load(state.parameters, state.buffers)
-    bound.module.train()
+    bound.eval_mode.leave()
     return [
         without_graph(forward_pass(task, micro, step_name(step), bound, device)).double()
         for micro in step.micro_batches
@@ -142,7 +142,7 @@ def losses_at(
 def _placed(bound: BoundModel, state: State, names: list[str]) -> dict[str, Tensor]:
     """Put the model at a state, in train mode; return the parameters that the step moves."""
     bound.load(state.parameters, state.buffers)
-    bound.module.train()
+    bound.eval_mode.leave()
     chosen = set(names)
     for name, parameter in bound.parameters.items():
         parameter.requires_grad_(name in chosen)

@@ -73,7 +73,9 @@ def project(examples: PerExample, directions: list[dict[str, Tensor]]) -> Tensor
     """
     result = examples.losses.new_zeros(len(directions), examples.count, dtype=torch.float64)
     for which, some in _together(directions, examples.forms).items():
-        found = [_projected(term, v.view(-1, *term.shape)) for form, v in some for term in form.terms]
+        found = [
+            _projected(term, v.view(-1, *term.shape)) for form, v in some for term in form.terms
+        ]
         result[list(which)] += torch.stack(found).sum(0) if len(found) > 1 else found[0]
     if any(name in direction for direction in directions for name in examples.complete):
         for block, gradients in examples.blocks():
