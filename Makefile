@@ -12,7 +12,7 @@ help:
 	@echo "make example-X    mnist, mislabelled, text or approximation-study: real data, minutes"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
-	@echo "make test-integrations  run the tests with transformers' Trainer"
+	@echo "make test-integrations  run the tests with the trainers of other libraries"
 	@echo "make soak         kill 200 training runs and look at what they leave (minutes)"
 	@echo "make lint         check style and types: what .pre-commit-config.yaml lists"
 	@echo "make bench        run every benchmark"
@@ -38,7 +38,7 @@ $(VENV)/.docs: $(STAMP)
 	$(call install,constraints.txt,docs)
 
 $(VENV)/.integrations: $(STAMP)
-	$(call install,constraints.txt,transformers)
+	$(call install,constraints.txt,integrations)
 
 $(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
 	$(call install,constraints-oldest.txt,dev)
@@ -61,7 +61,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-integrations: $(VENV)/.integrations
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/integrations \
-		"tests/house/test_docs.py::test_blocks_run[docs/how-to/transformers.md]"
+		$(foreach page,transformers lightning,"tests/house/test_docs.py::test_blocks_run[docs/how-to/$(page).md]")
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200

@@ -16,6 +16,7 @@ import runpy
 import shlex
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -27,7 +28,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-OPTIONAL = {"docs/how-to/transformers.md": "transformers"}  # which `make test-integrations` has
+OPTIONAL = {  # what `make test-integrations` has
+    "docs/how-to/transformers.md": "transformers",
+    "docs/how-to/lightning.md": "lightning",
+}
 TAGS = {"python", "shell", "text", "bibtex"}
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z]{4,}")
@@ -165,6 +169,7 @@ def folder(tmp_path, monkeypatch):
 def test_blocks_run(page, folder):
     if name(page) in OPTIONAL:
         pytest.importorskip(OPTIONAL[name(page)], reason="needs make test-integrations")
+        warnings.filterwarnings("ignore", module="lightning")  # which warns of itself
     reader = Reader(page)
     for block in blocks(page):
         assert block.tag in TAGS, (

@@ -2,4 +2,5 @@
 
 from importlib.util import find_spec
 
-collect_ignore = [] if find_spec("transformers") else ["trainers.py"]
+HELPERS = {"trainers.py": "transformers", "modules.py": "lightning"}
+collect_ignore = [file for file, package in HELPERS.items() if not find_spec(package)]

@@ -15,12 +15,12 @@ micro-batch is taken once more with another N, without a gradient.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracer.errors import TracingError
 from tracer.unwrapping import unwrapped
@@ -84,26 +84,37 @@ def measured(loss: Tensor, again: Callable[[Any], Tensor], total: Any, batches: 
     )
 
 
-def items_of(model: Any, inputs: Any) -> Tensor:
+def mean_weights(items: Tensor, batches: int) -> Tensor:
+    """Return ``c_i`` of a micro-batch's mean that is divided by the number of micro-batches.
+
+    Args:
+        items: ``n_i``, ``(b,)``.
+        batches: k.
+    """
+    return LossWeights(by_all=False, by_batches=True).of(items, None, batches)
+
+
+def items_of(model: nn.Module, batch: Any, count: int) -> Tensor:
     """Return how many items each example's loss is the mean of, ``(b,)``.
 
     Args:
         model: Says whether its loss shifts the labels.
-        inputs: What it is given.
+        batch: What it is given; labels of a mapping count where they are not -100.
+        count: Of the examples.
     """
-    known = inputs.get("shift_labels")
-    labels = inputs.get("labels") if known is None else known
+    given = batch if isinstance(batch, Mapping) else {}
+    known = given.get("shift_labels")
+    labels = given.get("labels") if known is None else known
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim == 0:
-        rows = next(v for v in inputs.values() if isinstance(v, Tensor) and v.ndim)
-        return torch.ones(len(rows))
+        return torch.ones(count)
     if labels.ndim > 1 and known is None and _shifts(model):
         labels = labels[..., 1:]
     counted = labels != _IGNORED
-    return counted.reshape(len(labels), -1).sum(1) if labels.ndim > 1 else counted
+    return counted.reshape(count, -1).sum(1)
 
 
-def _shifts(model: Any) -> bool:
-    """Return whether a model predicts the next token, as the Trainer itself asks."""
+def _shifts(model: nn.Module) -> bool:
+    """Return whether a model, or what a module holds of one, predicts the next token."""
     try:
         from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     except ImportError:
@@ -111,4 +122,5 @@ def _shifts(model: Any) -> bool:
     inner: Any = unwrapped(model)
     if hasattr(inner, "get_base_model"):  # peft's
         inner = inner.get_base_model()
-    return type(inner).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
+    names = {type(m).__name__ for m in (inner, *inner.children())}
+    return not names.isdisjoint(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())

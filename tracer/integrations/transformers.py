@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError, shown
-from tracer.integrations.carried_ids import carry_ids, taken_ids
+from tracer.integrations.carried_ids import carry_ids, in_mapping, taken_ids
+from tracer.integrations.checkpoints import check_checkpoint, check_new
 from tracer.integrations.loss_weights import LossWeights, items_of, measured
-from tracer.integrations.trainer_limits import check_checkpoint, check_new, check_trainer
+from tracer.integrations.replacing import Replaced
+from tracer.integrations.trainer_limits import check_trainer
 from tracer.records import ID, RandomState
 from tracer.watch.state_capture import random_state
 from tracer.wrapper.optimizer import TracingOptimizer
@@ -72,11 +75,11 @@ class _Tracing:
         ids: Sequence[ID] | None,
         items: Callable[[Any], Tensor] | None,
     ) -> None:
-        self._trainer, self._log, self._how, self._ids = trainer, Path(log), how, ids
-        self._items = items or (lambda inputs: items_of(trainer.model, inputs))
+        self._trainer, self._log, self._how = trainer, Path(log), how
+        self._ids, self._items = ids, items
         self._traced: TracingOptimizer | None = None
         self._weights: LossWeights | None = None
-        self._replaced: list[tuple[Any, str, Any, bool]] = []
+        self._replaced = Replaced()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("on_"):
@@ -86,26 +89,17 @@ class _Tracing:
     def put_on(self) -> None:
         """Replace what is needed besides the events."""
         trainer = self._trainer
-        self._replace(trainer, "get_train_dataloader", self._loader)
-        self._replace(trainer, "training_step", self._micro_batch)
-        self._replace(trainer, "train", self._train)
+        replace = self._replaced.put
+        replace(trainer, "get_train_dataloader", self._loader)
+        replace(trainer, "training_step", self._micro_batch)
+        replace(trainer, "train", self._train)
         if hasattr(trainer, "_load_best_model"):
-            self._replace(trainer, "_load_best_model", self._load_best)
+            replace(trainer, "_load_best_model", self._load_best)
         if hasattr(trainer, "accelerator"):
-            self._replace(trainer.accelerator, "clip_grad_norm_", self._clip)
-
-    def _replace(self, thing: Any, name: str, function: Callable[..., Any]) -> None:
-        before, own = getattr(thing, name), name in vars(thing)
-        self._replaced.append((thing, name, before, own))
-        setattr(thing, name, lambda *args, **named: function(before, *args, **named))
+            replace(trainer.accelerator, "clip_grad_norm_", self._clip)
 
     def _take_off(self) -> None:
-        for thing, name, before, own in reversed(self._replaced):
-            if own:
-                setattr(thing, name, before)
-            else:
-                vars(thing).pop(name, None)
-        self._replaced = []
+        self._replaced.take_off()
         self._trainer.remove_callback(self)
 
     def _train(self, before: Callable[..., Any], *args: Any, **named: Any) -> Any:
@@ -121,16 +115,17 @@ class _Tracing:
 
     def _loader(self, before: Callable[..., Any], *args: Any, **named: Any) -> Any:
         loader = before(*args, **named)
-        carry_ids(loader, self._ids)
+        carry_ids(loader, self._ids, in_mapping)
         return loader
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Wrap the optimizer: model, optimizer and checkpoint are what training begins with."""
         trainer, step = self._trainer, int(state.global_step)
         if step:
-            check_checkpoint(self._log, step, trainer.model)
+            check_checkpoint(self._log, step, trainer.model, "resume_from_checkpoint")
         else:
-            check_new(self._log, overwrite=self._how["overwrite"])
+            again = "trainer.train(resume_from_checkpoint=True)"
+            check_new(self._log, again, overwrite=self._how["overwrite"])
         holder = trainer.optimizer
         inner = getattr(holder, "optimizer", None)
         plain = inner if isinstance(inner, Optimizer) else holder
@@ -165,7 +160,8 @@ class _Tracing:
         if random is not None:
             self._weights = self._measured(model, inputs, loss, total, batches, random)
         if self._traced is not None and self._weights is not None:
-            weights = self._weights.of(self._items(inputs), total, batches)
+            items = self._items or partial(items_of, self._trainer.model, count=len(ids))
+            weights = self._weights.of(items(inputs), total, batches)
             batch = dict(inputs) if self._how["record"] == "batches" else None
             self._traced.observe(ids, weights, batch)
         return loss

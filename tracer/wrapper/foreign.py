@@ -10,7 +10,8 @@ from tracer.errors import TracingError
 from tracer.wrapper.delegation import Delegating
 
 _LIGHTNING = (
-    "Return the wrapper from configure_optimizers: TracingOptimizer(optimizer, model, log)."
+    "Call tracer.integrations.lightning.trace(trainer, log), or return the wrapper from "
+    "configure_optimizers: TracingOptimizer(optimizer, model, log)."
 )
 _FABRIC = (
     "Wrap the torch optimizer before fabric.setup, and hand the wrapper to that; call observe(ids) "

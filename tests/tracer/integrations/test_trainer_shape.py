@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from replay import Replay, Task
 from tracer import TracingOptimizer, open_log
 from tracer.errors import TracingError
-from tracer.integrations.carried_ids import carry_ids, taken_ids
+from tracer.integrations.carried_ids import carry_ids, in_mapping, taken_ids
 from tracer.integrations.loss_weights import LossWeights, items_of, measured
 from tracer.integrations.transformers import trace
 
@@ -176,7 +176,7 @@ class _Counted(list):
 def test_a_data_set_stays_what_it_is():
     data = _Counted(DATA)
     loader = DataLoader(data, 3, collate_fn=collate)
-    carry_ids(loader, [f"a{k}" for k in range(14)])
+    carry_ids(loader, [f"a{k}" for k in range(14)], in_mapping)
     loader.dataset.set_epoch(3)
     assert data.epochs == (3,)
     assert not hasattr(loader.dataset, "shuffle")
@@ -222,9 +222,9 @@ def test_a_loss_that_nothing_explains():
 
 def test_items():
     labels = torch.tensor([[1, 2, -100], [-100, 3, 4]])
-    assert items_of(nn.Identity(), {"labels": labels}).tolist() == [2, 2]
-    assert items_of(nn.Identity(), {"labels": labels[:, 0]}).tolist() == [1, 0]
-    assert items_of(nn.Identity(), {"labels": labels.float()}).tolist() == [1, 1]
-    assert items_of(nn.Identity(), {"shift_labels": labels[:, 1:]}).tolist() == [1, 2]
+    assert items_of(nn.Identity(), {"labels": labels}, 2).tolist() == [2, 2]
+    assert items_of(nn.Identity(), {"labels": labels[:, 0]}, 2).tolist() == [1, 0]
+    assert items_of(nn.Identity(), {"labels": labels.float()}, 2).tolist() == [1, 1]
+    assert items_of(nn.Identity(), {"shift_labels": labels[:, 1:]}, 2).tolist() == [1, 2]
     weights = LossWeights(by_all=True, by_batches=False)
     assert weights.of(torch.tensor([2, 1]), torch.tensor(4.0), 2).tolist() == [0.5, 0.25]
