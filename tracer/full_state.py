@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from tracer.codec.layout import pack
 from tracer.errors import TracingError
+from tracer.joined import apart, members
 
 
 def digest(parameters: Mapping[str, Tensor]) -> int:
@@ -27,34 +28,26 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
         TracingError: It does not fit the model or the optimizer; nothing was changed.
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    stored = {**state["parameters"], **state["buffers"]}
-    if list(tensors) != list(stored) and tensors.keys() == stored.keys():
+    known = {**state["parameters"], **state["buffers"]}
+    if list(tensors) != list(known) and tensors.keys() == known.keys():
         raise TracingError(
             "cannot resume: the model has its parameters or buffers in another order than the log; "
             "build the model of the logged run."
         )
-    for name in [*tensors, *stored]:
-        found = [None if t is None else (t.shape, t.dtype) for t in _pair(name, tensors, stored)]
+    for name in [*tensors, *known]:
+        found = [None if t is None else (t.shape, t.dtype) for t in _pair(name, tensors, known)]
         if found[0] != found[1]:
             raise TracingError(
                 f"cannot resume: {name!r} is {_shown(found[0])} in the model and "
                 f"{_shown(found[1])} in the log; build the model of the logged run."
             )
-    try:
-        optimizer.load_state_dict(state["optimizer"])
-    except (ValueError, KeyError) as error:
-        raise TracingError(
-            f"cannot resume: the optimizer's state does not fit ({error}); build the optimizer, "
-            "with all its groups, as in the logged run."
-        ) from error
-    _restore_exactly(optimizer, state["optimizer"])
-    optimizer._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
+    _restore_optimizer(optimizer, state["optimizer"])
     for name, tensor in tensors.items():
         if any(
             n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True)
         ):
             tensor.data = tensor.data.clone()  # torch writes to no expanded tensor
-        tensor.copy_(stored[name])
+        tensor.copy_(known[name])
     for name in state.get("zero_gradients", ()):  # the optimizer steps these parameters, too
         tensors[name].grad = torch.zeros_like(tensors[name])
     if state["random"] is None:
@@ -62,6 +55,22 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
     torch.set_rng_state(state["random"]["cpu"])
     for device, cuda in state["random"]["cuda"].items():
         torch.cuda.set_rng_state(cuda, device)
+
+
+def _restore_optimizer(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:
+    try:
+        found = apart(optimizer, stored)
+        for one, own in found:
+            one.load_state_dict(own)
+    except (ValueError, KeyError) as error:
+        raise TracingError(
+            f"cannot resume: the optimizer's state does not fit ({error}); build the optimizer, "
+            "with all its groups, as in the logged run."
+        ) from error
+    for one, own in found:
+        _restore_exactly(one, own)
+    for one in (*members(optimizer), optimizer):
+        one._opt_called = True  # type: ignore[attr-defined]  # else schedulers warn of no step
 
 
 def _restore_exactly(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,7 +15,23 @@ from tracer.codec.objects import rebuilt
 from tracer.errors import LogError
 
 ID: TypeAlias = int | str
+_AND = " + "  # between the names of several optimizers
 GRADIENT_NORM = "gradient_norm"  # its name among a group's numbers in the log
+OPTIMIZER = "optimizer"  # likewise of the number of the optimizer, where a log has several
+
+
+def together(names: Iterable[str]) -> str:
+    """Return the names of the optimizers of a run as a log has them."""
+    return _AND.join(names)
+
+
+def each(names: str) -> list[str]:
+    """Return the names that ``together`` has joined.
+
+    >>> each(together(["Muon", "AdamW"]))
+    ['Muon', 'AdamW']
+    """
+    return names.split(_AND)
 
 
 @dataclass(frozen=True)
@@ -111,12 +127,14 @@ class ParameterGroup:
         gradient_norm: Euclidean norm of the group's gradient as applied; NaN in logs that
             did not measure it.
         norms: Of each parameter's gradient, NaN where it had none; empty likewise.
+        optimizer: The number of the optimizer whose group it is; 0 unless a log has several.
     """
 
     names: tuple[str, ...]
     hyperparameters: dict[str, float]
     gradient_norm: float = math.nan
     norms: tuple[float, ...] = ()
+    optimizer: int = 0
 
     def __repr__(self) -> str:
         return f"<ParameterGroup of {len(self.names)} parameters: {self.hyperparameters}>"
@@ -130,7 +148,8 @@ class Step:
         index: ``t``, 0-based.
         epoch: What ``optimizer.epoch`` was, or None.
         micro_batches: One for each forward pass whose gradient the step applied.
-        groups: The optimizer's parameter groups with the hyperparameters that it used.
+        groups: The parameter groups of the optimizers that stepped, with the hyperparameters that
+            they used.
         gradient_norm: Euclidean norm of the gradient as applied, over all groups.
         clip_factor: What ``optimizer.clip_grad_norm_`` multiplied the gradient by; 1 if
             it was not called.
@@ -170,6 +189,11 @@ class Step:
     def numbers(self) -> dict[str, dict[str, float]]:
         """The hyperparameters of each parameter, by name, in the order of the groups."""
         return {name: group.hyperparameters for group in self.groups for name in group.names}
+
+    @property
+    def optimizers(self) -> dict[str, int]:
+        """The number of the optimizer of each parameter, by name, in the order of the groups."""
+        return {name: group.optimizer for group in self.groups for name in group.names}
 
     @property
     def moved(self) -> list[str]:

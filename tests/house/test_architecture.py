@@ -16,8 +16,9 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.loading",
         "tracer.unwrapping",
         "tracer.codec",
-        "tracer.full_state",
         "tracer.records",
+        "tracer.joined",
+        "tracer.full_state",
         "tracer.seeds",
         "tracer.identities",
         "tracer.rules",
@@ -49,7 +50,12 @@ SHARED = (
     *("tracer.errors", "tracer.deferred", "tracer.loading", "tracer.unwrapping"),
     *("tracer.records", "tracer.seeds"),
     *("tracer.identities", "tracer.rules", "tracer.hdf5.opening"),
-    *("tracer.full_state", "tracer.watch.gradients", "tracer.log.write.conversion"),
+    *(
+        "tracer.full_state",
+        "tracer.joined",
+        "tracer.watch.gradients",
+        "tracer.log.write.conversion",
+    ),
     *("tracer.log.read.run_log", "tracer.log.read.summary"),
 )
 CHECKED_AT_ONCE = "tracer.wrapper.first_steps"  # imports replay inside functions, when it checks

@@ -2,141 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from itertools import islice
-from numbers import Real
-from operator import is_
-from typing import Any
-
-import numpy as np
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
-from tracer.errors import TracingError
-from tracer.records import GRADIENT_NORM, ParameterGroup
-from tracer.watch.gradients import Gradients, measured
+from tracer.joined import Joined, members
+from tracer.log.parts.hyperparameters import column
+from tracer.records import GRADIENT_NORM, OPTIMIZER
+from tracer.watch.group_look import GroupLook, Seen
 from tracer.watch.model_layout import ModelLayout
 
 
 class Measurement:
-    """Looks at one optimizer and the model whose parameters it moves."""
+    """Looks at the optimizers of a run and the model whose parameters they move."""
 
     def __init__(self, optimizer: Optimizer, model: nn.Module) -> None:
-        self._optimizer, self._layout = optimizer, ModelLayout(model)
+        self._layout, self._has_several = ModelLayout(model), isinstance(optimizer, Joined)
         self.parameters = dict(model.named_parameters())
-        self._names = {id(p): name for name, p in self.parameters.items()}
-        self._members: list[Tensor] = []  # of the groups, as they were last
-        self._sizes: list[int] = []
-        self._names_by_group: list[tuple[str, ...]] = []
-        self._columns: list[str] = []  # numbers that the log has of each group
-        self._known: dict[int, tuple[list[Any], dict[str, float]]] = {}  # values, as numbers
+        names = {id(p): name for name, p in self.parameters.items()}
+        self._optimizers = members(optimizer)
+        self._looks = [GroupLook(one, k, names) for k, one in enumerate(self._optimizers)]
+        self._known: list[list[str]] = []  # numbers that the log has of each optimizer's groups
 
     def require_same(self) -> None:
         """Raise TracingError if the model's tensors are not those that the log has rows for."""
         self._layout.require()
 
-    def groups(self) -> tuple[ParameterGroup, ...]:
-        """Return the parameter groups as they are.
+    def seen(self, optimizer: Optimizer) -> Seen:
+        """Return what one of the optimizers is about to apply; inside ``torch.no_grad()``.
 
         Raises:
-            TracingError: They hold a parameter that is not logged.
+            TracingError: Its groups hold a parameter that is not logged.
         """
-        self._grouped()
-        self._columns = self._columns or self.hyperparameters()
-        groups = self._optimizer.param_groups
-        return tuple(
-            [
-                ParameterGroup(names, self._remembered(k, group))
-                for k, (names, group) in enumerate(zip(self._names_by_group, groups, strict=True))
-            ]
-        )
+        self._known = self._known or [look.hyperparameters() for look in self._looks]
+        number = next(k for k, one in enumerate(self._optimizers) if one is optimizer)
+        return self._looks[number].seen(self._known[number])
 
     def hyperparameters(self) -> list[str]:
         """Return the names of the numbers that are logged of each group."""
-        names: dict[str, None] = {}
-        for group in self._optimizer.param_groups:
-            names.update(dict.fromkeys(self._numbers(group)))
-        return [*names, GRADIENT_NORM]
+        found = [look.hyperparameters() for look in self._looks]
+        if not self._has_several:
+            return [*found[0], GRADIENT_NORM]
+        own = [column(k, name) for k, names in enumerate(found) for name in names]
+        return [OPTIMIZER, *own, GRADIENT_NORM]
 
     def frozen(self) -> frozenset[str]:
         """Return the parameters that do not require a gradient."""
         return frozenset([name for name, p in self.parameters.items() if not p.requires_grad])
-
-    def gradients(self) -> Gradients:
-        """Return what a log says of the gradients as they are; inside ``torch.no_grad()``."""
-        parameters = self._grouped()
-        names = [name for group in self._names_by_group for name in group]
-        scale = getattr(self._optimizer, "grad_scale", None)
-        return measured(names, [p.grad for p in parameters], scale)
-
-    def _grouped(self) -> list[Tensor]:
-        """Return the parameters of all groups; looks up again who they are if they changed."""
-        groups = self._optimizer.param_groups
-        found = [p for group in groups for p in group["params"]]
-        sizes = [len(group["params"]) for group in groups]
-        if sizes != self._sizes or not all(map(is_, found, self._members)):
-            check_parameters(self._optimizer, self._names)
-            names = iter([self._names[id(p)] for p in found])
-            self._names_by_group = [tuple(islice(names, size)) for size in sizes]
-            self._members, self._sizes = found, sizes
-        return found
-
-    def _remembered(self, k: int, group: Mapping[str, Any]) -> dict[str, float]:
-        """Return the numbers of group k, the very last ones if nothing was assigned since."""
-        values = [group.get(key) for key in ("lr", *self._optimizer.defaults)]
-        known = self._known.get(k)
-        if known is not None and all(map(is_, values, known[0])):
-            return known[1]
-        numbers = self._numbers(group)
-        for name in numbers:
-            if name not in self._columns:
-                raise TracingError(
-                    f"{name!r} of group {k} is a number now and was none at the first step: a "
-                    "log's rows have one layout; give the optimizer its hyperparameters, in their "
-                    "final form, before."
-                )
-        self._known.pop(k, None)
-        if all(_unchanging(value) for value in values):
-            self._known[k] = values, numbers
-        return numbers
-
-    def _numbers(self, group: Mapping[str, Any]) -> dict[str, float]:
-        """Return a group's numeric hyperparameters; tuples are spread, None is NaN."""
-        values: dict[str, Any] = {}
-        for key in ("lr", *self._optimizer.defaults):
-            value = group.get(key)
-            if isinstance(value, (tuple, list)):
-                values.update({f"{key}.{k}": one for k, one in enumerate(value)})
-            else:
-                values[key] = value
-        numbers = {key: _number(value) for key, value in values.items()}
-        return {key: number for key, number in numbers.items() if number is not None}
-
-
-def check_parameters(optimizer: Optimizer, names: dict[int, str]) -> None:
-    """Raise TracingError for a parameter that the model does not have."""
-    for k, group in enumerate(optimizer.param_groups):
-        for parameter in group["params"]:
-            if id(parameter) not in names:
-                raise TracingError(
-                    f"group {k} of the optimizer holds a parameter of shape "
-                    f"{tuple(parameter.shape)} that is not in the model; pass the model whose "
-                    "parameters it moves."
-                )
-
-
-def _number(value: Any) -> float | None:
-    """Return a value as a number, None as NaN; None if it is neither."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic)) and math.prod(value.shape) == 1:
-        value = value.item()
-    if value is None:
-        return math.nan
-    return float(value) if isinstance(value, Real) else None
-
-
-def _unchanging(value: Any) -> bool:
-    """Return whether the same object always means the same number; tensors do not."""
-    if isinstance(value, tuple):
-        return all(_unchanging(one) for one in value)
-    return value is None or isinstance(value, (bool, int, float, str))

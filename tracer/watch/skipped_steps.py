@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 
 
 class SkippedSteps:
-    """Watches for the steps of one optimizer that are skipped."""
+    """Watches for the steps of a run that are skipped."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer, self._asked = optimizer, False
+    def __init__(self) -> None:
+        self._asked = False
 
     def scaler_asks(self) -> None:
         """Note that a scaler is about to call ``step``, or to skip it."""
@@ -29,7 +29,8 @@ class SkippedSteps:
         asked, self._asked = self._asked, False
         return asked
 
-    def skipped_inside(self) -> bool:
-        """Return whether the optimizer did nothing in the ``step`` that has just returned."""
-        found_inf = getattr(self._optimizer, "found_inf", None)
+    @staticmethod
+    def skipped_inside(optimizer: Optimizer) -> bool:
+        """Return whether an optimizer did nothing in its ``step`` that has just returned."""
+        found_inf = getattr(optimizer, "found_inf", None)
         return found_inf is not None and bool(found_inf)

@@ -15,6 +15,7 @@ from tracer.codec.dense import kind
 from tracer.codec.nested import NestedError, encode
 from tracer.errors import warn
 from tracer.full_state import restore
+from tracer.joined import NAMES, Joined, combined, members
 from tracer.records import RandomState
 
 _AT_LEAST = 100  # steps between states
@@ -143,24 +144,35 @@ class RunState:
         return [name for name, g in found if not (g.is_sparse or bool(g.any()))]
 
     def _optimizer_state(self) -> dict[str, Any]:
-        """Return what ``state_dict`` does, without calling the user's hooks."""
-        groups = self._optimizer.param_groups
-        number = {id(p): k for k, p in enumerate(p for g in groups for p in g["params"])}
-        state: dict[Any, Any] = {}
-        for key, entry in self._optimizer.state.items():
-            plain = dict(entry) if isinstance(entry, Mapping) else entry
-            if isinstance(key, str):
-                state[key] = plain
-            elif id(key) in number:
-                state[number[id(key)]] = plain
-            elif not isinstance(key, Tensor):  # a tensor's group was removed: nothing reads it
-                raise NestedError(f"the optimizer's state has the key {key!r}; a log takes text.")
-        return {
-            "state": state,
-            "param_groups": [
-                {**group, "params": [number[id(p)] for p in group["params"]]} for group in groups
-            ],
-        }
+        """Return what ``state_dict`` does; of several optimizers with names, in their order."""
+        optimizer = self._optimizer
+        if not isinstance(optimizer, Joined):
+            return _plain_state(optimizer)
+        names = {id(p): name for name, p in self._model.named_parameters()}
+        found = combined([_plain_state(one) for one in members(optimizer)])
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        return {**found, NAMES: [names[id(p)] for p in parameters]}
+
+
+def _plain_state(optimizer: Optimizer) -> dict[str, Any]:
+    """Return what ``state_dict`` does, without calling the user's hooks."""
+    groups = optimizer.param_groups
+    number = {id(p): k for k, p in enumerate(p for g in groups for p in g["params"])}
+    state: dict[Any, Any] = {}
+    for key, entry in optimizer.state.items():
+        plain = dict(entry) if isinstance(entry, Mapping) else entry
+        if isinstance(key, str):
+            state[key] = plain
+        elif id(key) in number:
+            state[number[id(key)]] = plain
+        elif not isinstance(key, Tensor):  # a tensor's group was removed: nothing reads it
+            raise NestedError(f"the optimizer's state has the key {key!r}; a log takes text.")
+    return {
+        "state": state,
+        "param_groups": [
+            {**group, "params": [number[id(p)] for p in group["params"]]} for group in groups
+        ],
+    }
 
 
 def _bytes(value: Any) -> int:

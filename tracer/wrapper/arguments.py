@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from tracer.codec.delta import ENCODINGS
 from tracer.errors import TracingError, shown
 from tracer.hdf5.filters import has_zstd
-from tracer.wrapper.foreign import check_optimizer
 
 CODED_FROM = 1_000_000  # parameters
 
@@ -32,14 +31,8 @@ def _is_torch(kind: type) -> bool:
     return getattr(torch.optim, kind.__name__, None) is kind
 
 
-def check_arguments(
-    optimizer: Any,
-    model: Any,
-    reduction: str,
-    record: str,
-) -> None:
+def check_arguments(model: Any, reduction: str, record: str) -> None:
     """Raise TracingError for invalid arguments of ``TracingOptimizer``."""
-    check_optimizer(optimizer)
     if not isinstance(model, nn.Module):
         raise TracingError(f"model must be an nn.Module, found {type(model).__name__}.")
     if reduction not in ("mean", "sum"):

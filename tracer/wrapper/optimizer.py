@@ -6,22 +6,25 @@ wrapped one's, and training is bitwise what it is without tracing.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
 
-from tracer.errors import warn
+from tracer.errors import TracingError, warn
+from tracer.joined import Joined, Key, members
 from tracer.loading import require_training
 from tracer.unwrapping import unwrapped
-from tracer.watch.measurement import check_parameters
+from tracer.watch.group_look import check_parameters
 from tracer.wrapper import moved
 from tracer.wrapper.arguments import check_arguments
 from tracer.wrapper.collected import close_when_collected
 from tracer.wrapper.epochs import checked_data
 from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
+from tracer.wrapper.joining import joined, say_left_out
 from tracer.wrapper.log_path import checked_path
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.step_logger import StepLogger
@@ -32,7 +35,9 @@ class TracingOptimizer(Traced):
     """Wraps any torch optimizer and logs each step to one HDF5 file.
 
     Args:
-        optimizer: The optimizer; it does the steps.
+        optimizer: The optimizer; it does the steps. Several, a list or a mapping from names, are
+            one in the wrapper's hands; ``wrapper[name]`` is one of them, whose step is a step of
+            the run, too.
         model: The module whose parameters it moves; may be compiled or wrapped.
         log: Path of the log.
         task: The replay task, or its name ``"package.module:name"`` or ``"file.py:name"``, which
@@ -72,7 +77,7 @@ class TracingOptimizer(Traced):
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizer: Optimizer | Sequence[Optimizer] | Mapping[str, Optimizer],
         model: nn.Module,
         log: str | Path,
         *,
@@ -90,22 +95,33 @@ class TracingOptimizer(Traced):
         check_steps: int | None = None,
     ) -> None:
         require_training()
-        check_arguments(optimizer, model, reduction, record)
-        self._require(optimizer)
+        inner = joined(optimizer)
+        self._require(inner)
+        check_arguments(model, reduction, record)
         path = checked_path(log, overwrite=overwrite, resume=bool(resume))
         names = {id(p): name for name, p in unwrapped(model).named_parameters()}
-        check_parameters(optimizer, names)
+        for one in members(inner):
+            check_parameters(one, names)
         drawn, known = checked_data(record, data), checked_task(task, check_steps)
         shared = known, reduction, snapshot_every, record, drawn
         settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
-        tracing = begin(path, optimizer, model, settings)
+        tracing = begin(path, inner, model, settings)
         first = FirstSteps(tracing.log, task, check_steps)
-        super().__init__(optimizer, names, tracing, first)
+        super().__init__(inner, names, tracing, first)
+        self._parts = {key: Traced(one, names, tracing, first) for key, one in _parts(inner)}
+        say_left_out(inner, model)
         close_when_collected(self, tracing.log.close)
 
     @property
     def _log(self) -> StepLogger:
         return self._tracing.log
+
+    def __getitem__(self, key: Key) -> Traced:
+        """Return one of several optimizers, by its name or number."""
+        if key not in self._parts:
+            known = ", ".join(map(repr, self._parts)) or "none: it wraps one optimizer"
+            raise TracingError(f"the wrapper has no optimizer {key!r}; it has {known}.")
+        return self._parts[key]
 
     def _require(self, optimizer: Optimizer) -> None:
         """Raise TracingError if this class does not wrap that optimizer."""
@@ -157,3 +173,7 @@ class TracingOptimizer(Traced):
     def position(self) -> tuple[int, int | None]:
         """(steps taken, also after tracing ended, epoch); where a resumed run goes on."""
         return self._log.state.steps, self.epoch
+
+
+def _parts(optimizer: Optimizer) -> list[tuple[Key, Optimizer]]:
+    return list(optimizer.parts.items()) if isinstance(optimizer, Joined) else []

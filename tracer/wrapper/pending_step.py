@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from tracer.codec.layout import Row
 from tracer.log.write.writer import LogWriter
-from tracer.records import MicroBatch, ParameterGroup, Step
-from tracer.watch.gradients import Gradients
+from tracer.records import MicroBatch, Step
+from tracer.watch.group_look import Seen
 
 
 @dataclass(frozen=True)
@@ -17,14 +17,12 @@ class MeasuredStep:
 
     Attributes:
         index: ``t``.
-        groups: The optimizer's parameter groups, without norms.
-        gradients: What they applied.
+        seen: Of each optimizer that stepped, groups and gradients.
         buffers: The model's before it.
     """
 
     index: int
-    groups: tuple[ParameterGroup, ...]
-    gradients: Gradients
+    seen: tuple[Seen, ...]
     buffers: Row
 
 
@@ -48,8 +46,8 @@ class PendingStep:
 
     def record(self) -> Step:
         """Return the step's record; waits for the device, so not in the training thread."""
-        gradients = self.measured.gradients
-        groups = gradients.of(self.measured.groups)
+        seen = self.measured.seen
+        groups = tuple([g for one in seen for g in one.gradients.of(one.groups)])
         return Step(
             index=self.measured.index,
             epoch=self.epoch,
@@ -57,7 +55,7 @@ class PendingStep:
             groups=groups,
             gradient_norm=math.hypot(*(group.gradient_norm for group in groups)),
             clip_factor=self.clip_factor,
-            without_gradient=gradients.without,
+            without_gradient=frozenset().union(*(one.gradients.without for one in seen)),
             frozen=self.frozen,
         )
 

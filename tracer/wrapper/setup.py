@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 
 from tracer.codec.layout import fields, row_bytes
 from tracer.errors import TracingError, shown
+from tracer.joined import members
 from tracer.log.write.creation import LogOptions
+from tracer.records import together
 from tracer.rules.table import momentum_of
 from tracer.unwrapping import unwrapped
 from tracer.watch.forwards import ForwardWatch
@@ -74,7 +76,7 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
         model: The object whose forwards count.
         settings: Checked as far as they have nothing to do with the log.
     """
-    inner, skips = unwrapped(model), SkippedSteps(optimizer)
+    inner, skips = unwrapped(model), SkippedSteps()
     forwards = ForwardWatch(model, inner, skips)
     observations = Observations(forwards, settings.reduction, settings.record, Draws(settings.data))
     file = _log_file(path, optimizer, inner, forwards.devices, settings)
@@ -98,10 +100,12 @@ def _log_file(
     path: Path, optimizer: Optimizer, model: nn.Module, devices: list[int], settings: Settings
 ) -> LogFile:
     check_numbers(sync_every=settings.sync_every or None, state_every=settings.state_every)
-    kind, elements = type(optimizer), sum(p.numel() for p in model.parameters())
+    elements = sum(p.numel() for p in model.parameters())
     row = row_bytes(fields(dict(model.named_parameters())))
     asked = chosen(settings.snapshot_every, row, settings.steps)
-    snapshots = require_class(asked, optimizer)
+    snapshots = asked
+    for one in members(optimizer):
+        snapshots = require_class(snapshots, one)
     if settings.state_every is not None and not snapshots.is_dense:
         raise TracingError(
             f"snapshot_every={shown(settings.snapshot_every)} puts full states where its snapshots "
@@ -109,7 +113,7 @@ def _log_file(
         )
     options = LogOptions(
         checked_compression(settings.compression, elements),
-        momentum_of(rule(kind), optimizer.defaults),
+        max(momentum_of(rule(type(one)), one.defaults) for one in members(optimizer)),
         settings.sync_every,
         settings.state_every if snapshots.is_dense else snapshots.every,
     )
@@ -119,8 +123,8 @@ def _log_file(
         "reduction": settings.reduction,
         "snapshot_every": snapshots.every,
         "record": settings.record,
-        "optimizer": qualified(kind),
-        "update_rule": rule(kind),
+        "optimizer": together(qualified(type(one)) for one in members(optimizer)),
+        "update_rule": together(rule(type(one)) for one in members(optimizer)),
         "model": type(model).__name__,
         "cuda_devices": " ".join(map(str, devices)),
     }

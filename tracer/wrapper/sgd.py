@@ -6,6 +6,8 @@ import torch
 from torch.optim import Optimizer
 
 from tracer.errors import TracingError
+from tracer.joined import members
+from tracer.records import together
 from tracer.wrapper.arguments import qualified
 from tracer.wrapper.optimizer import TracingOptimizer
 
@@ -19,7 +21,8 @@ class TracingSGD(TracingOptimizer):
 
     def _require(self, optimizer: Optimizer) -> None:
         if type(optimizer) is not torch.optim.SGD:
+            found = together(qualified(type(one)) for one in members(optimizer))
             raise TracingError(
-                f"TracingSGD wraps a torch.optim.SGD, found {qualified(type(optimizer))}; "
+                f"TracingSGD wraps a torch.optim.SGD, found {found}; "
                 "TracingOptimizer wraps any torch optimizer."
             )

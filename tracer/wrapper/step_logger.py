@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -30,7 +29,8 @@ from tracer.wrapper.log_file import LogFile
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
 from tracer.wrapper.snapshot_choice import EPOCH
 from tracer.wrapper.step_look import StepLook
-from tracer.wrapper.stepping import Call, take_step
+from tracer.wrapper.stepping import Call
+from tracer.wrapper.taking import Taking
 
 Seen = TypeVar("Seen")
 _NO_EPOCH = (
@@ -42,7 +42,7 @@ _NO_EPOCH = (
 
 
 class StepLogger:
-    """Steps one optimizer and logs it.
+    """Steps the optimizers of a run and logs it.
 
     Args:
         file: The log.
@@ -66,7 +66,7 @@ class StepLogger:
         skips: SkippedSteps,
     ) -> None:
         self.path, self.model, self._file = file.path, model, file
-        self._optimizer, self._forwards, self._skips = optimizer, forwards, skips
+        self._forwards, self._skips = forwards, skips
         self._measurement = Measurement(optimizer, model)
         every, row = file.options.state_every, row_bytes(fields(self._measurement.parameters))
         row = row if file.options.compression == "none" else row // 3  # about
@@ -121,7 +121,7 @@ class StepLogger:
         """Take one step.
 
         Args:
-            call: What the optimizer's ``step`` is given.
+            call: Of an optimizer's ``step``.
             announce: Called when a closure has run for the first time.
 
         Returns:
@@ -137,37 +137,17 @@ class StepLogger:
         state = self._attempt(self._look.state_before)
         if self.channel.stopped:
             return self._step_untraced(call), None
-        result, measured = self._take(call, state, announce)
+        looking = self._look, self._last, self._attempt
+        result, measured = Taking(call, *looking, state, announce).take()
         if measured is None:
             self.channel.stop("the optimizer's step did not call the hooks that were set")
         if self.channel.stopped:
-            self._count_untraced()
+            self._count_untraced(call)
             return result, None
-        if self._skips.skipped_inside():
+        if self._skips.skipped_inside(call.optimizer):
             self._last.keep(None)
             return result, None
         return result, measured
-
-    def _take(
-        self, call: Call, state: bytes | None, announce: Callable[[], object]
-    ) -> tuple[Any, MeasuredStep | None]:
-        """Take a step and look at what it is about to do: last when a closure has run once."""
-        seen: list[MeasuredStep | None] = []
-
-        def begins() -> None:
-            seen.append(self._attempt(partial(self._look.begin, state)))
-            self._last.busy |= call.closure is None
-
-        def evaluated(closure: Callable[[], Any]) -> Any:
-            before = self._last.versions.now()
-            loss = closure()
-            seen.append(self._attempt(partial(self._look.begin_again, before)))
-            announce()
-            self._last.busy = True
-            return loss
-
-        result = take_step(self._optimizer, call, begins, evaluated)
-        return result, seen[-1] if seen else None
 
     def keep(
         self,
@@ -240,10 +220,10 @@ class StepLogger:
             return self.channel.attempt(look, f"step {self.state.steps}")
 
     def _step_untraced(self, call: Call) -> Any:
-        result = call.on(self._optimizer)
-        self._count_untraced()
+        result = call.make()
+        self._count_untraced(call)
         return result
 
-    def _count_untraced(self) -> None:
+    def _count_untraced(self, call: Call) -> None:
         self._last.keep(None)
-        self.state.steps += not self._skips.skipped_inside()
+        self.state.steps += not self._skips.skipped_inside(call.optimizer)

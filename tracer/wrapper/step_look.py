@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from torch.optim import Optimizer
+
 from tracer.codec.layout import Row, pack
 from tracer.watch.forwards import ForwardWatch
+from tracer.watch.group_look import Seen
 from tracer.watch.measurement import Measurement
 from tracer.watch.state_capture import RunState
 from tracer.watch.unseen import Unseen
@@ -26,31 +31,37 @@ class StepLook:
     ) -> None:
         self._measurement, self._forwards = measurement, forwards
         self._last, self._state = last, state
+        self._buffers: Row | None = None
 
     def state_before(self) -> bytes | None:
         """Return the full state if one is due: before the optimizer's hooks, called on resuming."""
         self._measurement.require_same()
         return self._last.full_state() if self._state.is_due else None
 
-    def begin(self, state: bytes | None) -> MeasuredStep:
+    def begin(self, state: bytes | None) -> None:
         """Look before anything moves; write where the last step has led to."""
         with Unseen():
-            buffers = pack(self._forwards.buffers)
-            self._last.step_begins(buffers, state)
-            return self._measured(buffers)
+            self._buffers = pack(self._forwards.buffers)
+            self._last.step_begins(self._buffers, state)
 
-    def begin_again(self, before: list[int]) -> MeasuredStep:
+    def begin_again(self, before: list[int]) -> None:
         """Look again when the closure has run, which may have written parameters, too.
 
         Args:
             before: Versions of the parameters before it ran.
         """
         with Unseen():
-            buffers = pack(self._forwards.buffers)
+            self._buffers = pack(self._forwards.buffers)
             if self._last.versions.now() != before:
-                self._last.step_begins(buffers, None)
-            return self._measured(buffers)
+                self._last.step_begins(self._buffers, None)
 
-    def _measured(self, buffers: Row) -> MeasuredStep:
-        groups, gradients = self._measurement.groups(), self._measurement.gradients()
-        return MeasuredStep(self._state.steps, groups, gradients, buffers)
+    def of(self, optimizer: Optimizer) -> Seen:
+        """Look at one of the optimizers that step: right before it moves anything."""
+        with Unseen():
+            return self._measurement.seen(optimizer)
+
+    def measured(self, seen: Sequence[Seen]) -> MeasuredStep | None:
+        """Return what was seen of a step; None if that was nothing."""
+        if self._buffers is None or not seen:
+            return None
+        return MeasuredStep(self._state.steps, tuple(seen), self._buffers)

@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import wraps
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial, wraps
+from typing import Any, Protocol
 
 from torch.optim import Optimizer
 from torch.optim.optimizer import _global_optimizer_pre_hooks
 
+from tracer.joined import Joined
+
 
 @dataclass(frozen=True)
 class Call:
-    """What ``step`` was given for the wrapped optimizer.
+    """What ``step`` was given for a wrapped optimizer.
 
     Attributes:
+        optimizer: That one.
         arguments: By position.
         named: By name.
     """
 
-    arguments: tuple[Any, ...]
-    named: Mapping[str, Any]
+    optimizer: Optimizer
+    arguments: tuple[Any, ...] = ()
+    named: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def closure(self) -> Callable[..., Any] | None:
@@ -29,45 +33,69 @@ class Call:
         given = self.named.get("closure", self.arguments[0] if self.arguments else None)
         return given if callable(given) else None
 
-    def on(self, optimizer: Optimizer) -> Any:
+    def make(self) -> Any:
         """Make the call."""
-        return optimizer.step(*self.arguments, **self.named)
+        return self.optimizer.step(*self.arguments, **self.named)
 
     def watched(self, closure: Callable[..., Any]) -> Call:
         """Return the call with another closure in the place of its own."""
         if "closure" in self.named:
-            return Call(self.arguments, {**self.named, "closure": closure})
-        return Call((closure, *self.arguments[1:]), self.named)
+            return replace(self, named={**self.named, "closure": closure})
+        return replace(self, arguments=(closure, *self.arguments[1:]))
 
 
-def take_step(
-    optimizer: Optimizer,
-    call: Call,
-    begins: Callable[[], None],
-    evaluated: Callable[[Callable[[], Any]], Any],
-) -> Any:
-    """Take an optimizer's step, and have it looked at.
+class Looking(Protocol):
+    """Who looks at a step."""
 
-    Args:
-        optimizer: The optimizer.
-        call: What to call.
-        begins: Called before anything moves, when the optimizer's own hooks, which may clip, have
-            run.
-        evaluated: Runs the closure when the optimizer calls it for the first time, if it ever does.
+    def begins(self) -> None:
+        """Look before anything moves, when the optimizer's own hooks, which may clip, have run."""
+        ...
 
-    Returns:
-        What the step returned.
-    """
-    closure = call.closure
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        """Run the closure where the optimizer calls it for the first time, if it ever does."""
+        ...
+
+    def look_at(self, optimizer: Optimizer) -> None:
+        """Look at the groups and gradients of one optimizer, right before it moves anything."""
+        ...
+
+
+def take_step(call: Call, looking: Looking) -> Any:
+    """Take an optimizer's step, and have it looked at; return what it returned."""
+    optimizer, closure = call.optimizer, call.closure
+    if isinstance(optimizer, Joined):
+        if closure is not None:
+            call = call.watched(_first(closure, looking.evaluate))
+        optimizer.stepping = lambda part: _hooked(Call(part), partial(looking.look_at, part))
+        try:
+            return _hooked(call, looking.begins)
+        finally:
+            optimizer.stepping = None
+
+    def begins() -> None:
+        looking.begins()
+        looking.look_at(optimizer)
+
+    def evaluate(closure: Callable[[], Any]) -> Any:
+        found = looking.evaluate(closure)
+        looking.look_at(optimizer)
+        return found
+
     if closure is not None:
-        call = call.watched(_first(closure, evaluated))
+        call = call.watched(_first(closure, evaluate))
+    return _hooked(call, begins)
+
+
+def _hooked(call: Call, begins: Callable[[], None]) -> Any:
+    """Take a step that calls ``begins`` when the optimizer's own hooks have run."""
+    optimizer = call.optimizer
     hooks = getattr(optimizer, "_optimizer_step_pre_hooks", None) or _global_optimizer_pre_hooks
     if not hooks or not getattr(type(optimizer).step, "hooked", False):
         begins()
-        return call.on(optimizer)
+        return call.make()
     last = optimizer.register_step_pre_hook(lambda *_: begins())
     try:
-        return call.on(optimizer)
+        return call.make()
     finally:
         last.remove()
 

@@ -58,7 +58,7 @@ class Traced(Delegating):
         Raises:
             TracingError: The IDs are missing or wrong; nothing was stepped nor written.
         """
-        now, call = self._tracing, Call(arguments, named)
+        now, call = self._tracing, Call(self.optimizer, arguments, named)
         epoch = now.epochs.now()
         now.log.require_open()
         now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)

@@ -70,7 +70,7 @@ class Course:
         self.optimizer.param_groups[0]["lr"] = 0.03 / self.t
         (group,), w = self.optimizer.param_groups, self.w.detach()
         words = {k: v for k, v in group.items() if isinstance(v, str)}
-        numbers = self.measured.groups()[0].hyperparameters | words
+        numbers = self.measured.seen(self.optimizer).groups[0].hyperparameters | words
         self.w.grad = torch.randn_like(w)
         u = -self.w.grad if numbers.get("maximize") else self.w.grad.clone()
         u = u.add(w, alpha=self.rule.coupled_decay(numbers))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -15,11 +16,11 @@ def measured(**options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
     optimizer = torch.optim.Adam(model[0].parameters(), **options)
-    return model, optimizer, Measurement(optimizer, model)
+    return model, optimizer, partial(Measurement(optimizer, model).seen, optimizer)
 
 
 def numbers(measurement, key, group=0):
-    return measurement.groups()[group].hyperparameters[key]
+    return measurement().groups[group].hyperparameters[key]
 
 
 def test_assigned_numbers():
@@ -46,12 +47,12 @@ def test_numbers_changed_in_place():
 
 def test_groups_that_change():
     model, optimizer, measurement = measured(lr=0.1)
-    assert [group.names for group in measurement.groups()] == [("0.weight", "0.bias")]
+    assert [group.names for group in measurement().groups] == [("0.weight", "0.bias")]
     optimizer.add_param_group({"params": [model[1].weight], "lr": 0.3})
-    assert [group.names for group in measurement.groups()][1] == ("1.weight",)
+    assert [group.names for group in measurement().groups][1] == ("1.weight",)
     assert numbers(measurement, "lr", 1) == 0.3
     optimizer.param_groups[1]["params"] = [model[1].bias]  # as many as before
-    assert [group.names for group in measurement.groups()][1] == ("1.bias",)
+    assert [group.names for group in measurement().groups][1] == ("1.bias",)
 
 
 @pytest.mark.parametrize("missing", [None, "0.bias", "1.weight"])
@@ -61,9 +62,9 @@ def test_norms_by_group(missing):
     for name, p in model.named_parameters():
         p.grad = None if name == missing else torch.randn_like(p)
     with torch.no_grad():
-        found = measurement.gradients()
+        found = measurement().gradients
     assert found.without == {missing} - {None}
-    groups = measurement.groups()
+    groups = measurement().groups
     for layer, group, plain in zip(model, found.of(groups), groups, strict=True):
         assert (group.names, group.hyperparameters) == (plain.names, plain.hyperparameters)
         assert plain.norms == ()  # frozen: another record has them
@@ -82,5 +83,5 @@ def test_a_gradient_that_is_no_number_shows_in_the_norm():
     for p in model[0].parameters():
         p.grad = torch.full_like(p, torch.nan)
     with torch.no_grad():
-        (group,) = measurement.gradients().of(measurement.groups())
+        (group,) = measurement().gradients.of(measurement().groups)
     assert math.isnan(group.gradient_norm)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from tracer.codec.layout import Field
+from tracer.records import OPTIMIZER
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,8 @@ class Facts:
     Attributes:
         parameters: Layout of a row of parameters.
         buffers: Layout of a row of buffers.
-        hyperparameters: Names of the numbers logged for each group.
+        hyperparameters: Names of the numbers logged for each group; of several optimizers that of
+            each begins with the optimizer's number, ``1/lr``.
         devices: The CUDA devices whose random state is logged.
         random_bytes: Length of a row of random state; 0 where a log is read.
         data_seed: What examples were drawn from; None unless ``record="seeds"``.
@@ -36,6 +38,18 @@ class Facts:
     def names(self) -> tuple[str, ...]:
         """Names of the parameters, in order."""
         return tuple(field.name for field in self.parameters)
+
+    @property
+    def has_several(self) -> bool:
+        """Whether several optimizers took the steps."""
+        return OPTIMIZER in self.hyperparameters
+
+    def columns(self, hyperparameter: str) -> list[int]:
+        """Return which of a group's numbers are a hyperparameter: of several optimizers, each's."""
+        plain = self.hyperparameters
+        if self.has_several:
+            plain = tuple([name.partition("/")[2] for name in plain])
+        return [k for k, name in enumerate(plain) if name == hyperparameter]
 
     @cached_property
     def numbers(self) -> dict[str, int]:

@@ -37,11 +37,11 @@ class GradientNorms(GroupPart):
         sink.add(NORMS, row.tobytes(), 1, "norms_crc")
         return ()
 
-    def decode(self, source: Source, names: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
+    def decode(self, source: Source, names: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """Return the norms of each group's parameters."""
         numbers = self._facts.numbers
         row = source.ahead(NORMS, source.t, 1, "norms_crc")[0].tolist()
-        return [(tuple([row[numbers[name]] for name in members]),) for members in names]
+        return [{"norms": tuple([row[numbers[name]] for name in members])} for members in names]
 
     def end(self, tables: Readable, meta: NDArray[Any]) -> dict[str, int]:
         """Return the number of steps."""

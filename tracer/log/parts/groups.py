@@ -1,13 +1,12 @@
 """The parameter groups: which parameters each has, a table for each time that they change.
 
-Whatever else the log holds of a group is in ``GROUP_PARTS``, in the order of the fields of
-``ParameterGroup``.
+Whatever else the log holds of a group is in ``GROUP_PARTS``.
 """
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, ClassVar
 
 import numpy as np
@@ -72,7 +71,7 @@ class Groups(Part):
             source.check(part.checksums)
         return [
             tuple(
-                ParameterGroup(tuple(members), *chain.from_iterable(each))
+                ParameterGroup(tuple(members), **ChainMap(*each))
                 for members, *each in zip(names, *values, strict=True)
             )
         ]

@@ -142,8 +142,8 @@ class GroupPart(ABC):
         """Append rows; return the columns of the meta row."""
 
     @abstractmethod
-    def decode(self, source: Source, names: Sequence[Sequence[str]]) -> list[tuple[Any, ...]]:
-        """Return this part of each group, given the names of its parameters."""
+    def decode(self, source: Source, names: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """Return fields of each ``ParameterGroup``, given the names of its parameters."""
 
     @abstractmethod
     def end(self, tables: Readable, meta: NDArray[Any]) -> dict[str, int]:

@@ -48,7 +48,7 @@ class Summary:
         ids = steps.ids(micro)
         self.examples.update(_different(ids))
         self.epochs.update(set(np.unique(steps.meta["epoch"]).tolist()) - {NONE})
-        rates = np.unique(hyper[:, steps.log.facts.hyperparameters.index("lr")])
+        rates = np.unique(hyper[:, steps.log.facts.columns("lr")])
         self.rates.update(rates[np.isfinite(rates)].tolist())
         self.visits += len(ids)
         self.forwards += int((micro["rng"] != NONE).sum())
