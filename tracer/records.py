@@ -196,6 +196,14 @@ class Step:
         return {name: group.optimizer for group in self.groups for name in group.names}
 
     @property
+    def groups_by_optimizer(self) -> dict[int, list[ParameterGroup]]:
+        """The groups of each optimizer that stepped, by its number."""
+        found: dict[int, list[ParameterGroup]] = {}
+        for group in self.groups:
+            found.setdefault(group.optimizer, []).append(group)
+        return found
+
+    @property
     def moved(self) -> list[str]:
         """Names of the parameters that had a gradient, be it zero, in the order of the groups.
 

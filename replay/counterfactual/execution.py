@@ -41,7 +41,7 @@ class ChangedExecution(Execution):
         if self.clips.found or self._task.penalty is not None or self.joining.together:
             return None
         known = (self._log, self._task, self._bound, self._device)
-        return Lanes(*known, self._kind, self.joining.part)
+        return Lanes(*known, self._kinds, self.joining.part)
 
     def advance(self, step: Step) -> None:
         """Take a step from where it stands."""

@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from replay.counterfactual.change import Change
 from replay.evaluate.binding import BoundModel, set_random_state
 from replay.evaluate.nested import fresh, moved
-from replay.evaluate.state import State, step_name
+from replay.evaluate.state import State, members, step_name
 from replay.evaluate.train_side import batch_of
-from replay.states.execution import Part, Point, set_groups
-from replay.states.optimizer_again import made_again
+from replay.states.execution import Part, Point
+from replay.states.optimizer_again import made_again, set_groups, take_step
 from replay.task import Task
 from tracer.log.read.run_log import RunLog
 from tracer.records import MicroBatch, Step
@@ -55,7 +55,7 @@ class Lanes:
         task: Its task.
         bound: A copy of the model, whose tensors stay as they are.
         device: Where that is.
-        kind: The run's optimizer.
+        kinds: The run's optimizers.
         part: How losses of a micro-batch became its part of the objective.
     """
 
@@ -65,11 +65,11 @@ class Lanes:
         task: Task,
         bound: BoundModel,
         device: torch.device,
-        kind: type[Optimizer],
+        kinds: Sequence[type[Optimizer]],
         part: Part,
     ) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
-        self._kind, self._part = kind, part
+        self._kinds, self._part = kinds, part
         self._losses = _Of(task.loss, bound.module)
 
     def begin(self, step: Step, point: Point, changes: Sequence[Change]) -> None:
@@ -78,9 +78,9 @@ class Lanes:
         self.alive = torch.ones(len(changes), dtype=torch.bool)
         self._parameters = {n: self._stacked(p) for n, p in point["parameters"].items()}
         self._buffers = {n: self._stacked(b) for n, b in point["buffers"].items()}
-        members = [[self._parameters[name] for name in group.names] for group in step.groups]
         known = copy.deepcopy(point["optimizer"])  # an optimizer works on what it is given
-        self._optimizer = made_again(self._log.path, self._kind, known["param_groups"], members)
+        own = [self._parameters[name] for name in members(known, step.groups)]
+        self._optimizer = made_again(self._log.path, self._kinds, known, own)
         state = {
             number: {k: v if k == "step" else self._stacked(v) for k, v in entry.items()}
             for number, entry in known["state"].items()
@@ -100,7 +100,7 @@ class Lanes:
         }
         for name, parameter in self._parameters.items():
             parameter.grad = applied.get(name)
-        self._optimizer.step()
+        take_step(self._optimizer, step)
 
     def state(self, lane: int) -> State:
         """Return where a lane stands."""

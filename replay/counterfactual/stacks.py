@@ -21,7 +21,7 @@ from replay.counterfactual.lanes import Lanes
 from replay.counterfactual.runs import Runs, Table
 from tracer.errors import NonFiniteError
 from tracer.log.read.run_log import RunLog
-from tracer.rules.table import RULES
+from tracer.rules.table import rule_of
 
 SMALL = 10_000  # parameters of a model; products of larger ones take most of the time
 MOST, FEWEST = 64, 32  # runs of a stack; fewer are not three times as fast
@@ -40,7 +40,7 @@ def stacked(log: RunLog, starts: Sequence[int]) -> list[list[int]]:
     order = sorted(range(len(starts)), key=starts.__getitem__)
     changed = [n for n in order if starts[n] < len(log)]
     small = sum(shape.numel() for shape, _ in log.parameter_layout.values()) < SMALL
-    rule = RULES.get(str(log.metadata["optimizer"]).removeprefix("torch.optim."))
+    rule = rule_of(str(log.metadata["update_rule"]), {})
     if not small or rule is None or not rule.smooth or len(changed) < FEWEST:
         return [[n] for n in order]
     together = np.array_split(changed, -(-len(changed) // MOST))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.proof import Proof
+from tracer.joined import NAMES
 from tracer.log.read.run_log import RunLog
 from tracer.records import ParameterGroup, Step
 
@@ -71,11 +72,22 @@ class Optimizer(NamedTuple):
 
     @classmethod
     def of(cls, stored: Mapping[str, Any], groups: Sequence[ParameterGroup]) -> Optimizer:
-        """Return it by the names that a step's groups have for its parameters."""
-        names = [name for group in groups for name in group.names]
+        """Return it by the names of its parameters: its own, or those of a step's groups."""
+        names = members(stored, groups)
         states = {names[int(k)]: state for k, state in stored["state"].items() if str(k).isdigit()}
         held = {names[k]: group for group in stored["param_groups"] for k in group["params"]}
         return cls(states, held)
+
+
+def members(stored: Mapping[str, Any], groups: Sequence[ParameterGroup]) -> list[str]:
+    """Return the names of the parameters of a ``state_dict``, by number.
+
+    Args:
+        stored: That of a full state; of several optimizers it has the names.
+        groups: Of a step there, which are those of the only optimizer.
+    """
+    known: list[str] = stored.get(NAMES) or [name for group in groups for name in group.names]
+    return known
 
 
 class States(Protocol):

@@ -123,7 +123,8 @@ class Unrolling:
         """Go back through the update of every parameter; return ``ā`` of its gradient."""
         state, w = replayed.optimizer, replayed.transition.before.parameters
         assert state is not None
-        logged = replayed.transition.step.numbers
+        step = replayed.transition.step
+        logged = step.numbers
         cotangent, gradients = {}, {}
         for name, factor in replayed.factors.items():
             if name not in self._parameters:
@@ -132,8 +133,9 @@ class Unrolling:
             like = after[W]
             g = _gradient(trained, name, like)
             numbers = state.as_tensors(name, logged[name])
-            now = before(self._rule, name, numbers, state, w[name].to(like.device), g)
-            found = jacobian(self._rule, now, numbers, factor).transposed(after)
+            rule = self._rule.of(step.optimizers[name])
+            now = before(rule, name, numbers, state, w[name].to(like.device), g)
+            found = jacobian(rule, now, numbers, factor).transposed(after)
             pulled = found.pop(GRADIENT, None)
             self._parameters[name] = {W: torch.zeros_like(like)} | found
             cotangent[name] = torch.zeros_like(like) if pulled is None else pulled

@@ -1,8 +1,8 @@
 """Makes the gradients of a step, computed again, those that its optimizer was given.
 
 What a loop did to them between backward and step is not in the log, but each parameter's norm is,
-to the last bit. So clipping is found: a limit or a factor for all parameters, for each group or
-for each parameter, under which every norm is the logged one.
+to the last bit. So clipping is found: a limit or a factor for all parameters, for each
+optimizer, group or parameter, under which every norm is the logged one.
 """
 
 from __future__ import annotations
@@ -71,8 +71,11 @@ class AppliedGradients:
     ) -> Gradients | None:
         """Return gradients with the logged norms, the likeliest way of clipping first."""
         groups = [[n for n in group.names if n in gradients] for group in step.groups]
+        several = step.groups_by_optimizer.values()
+        each = [[n for g in some for n in g.names if n in gradients] for some in several]
         ways: tuple[Callable[[Gradients, Mapping[str, float]], Clip | None], ...] = (
             partial(_joined, [list(gradients)]),
+            partial(_joined, each),
             partial(_joined, groups),
             _value_clip_of,
             partial(_joined, [[name] for name in gradients]),

@@ -16,20 +16,22 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from replay.evaluate.binding import BoundModel
-from replay.evaluate.state import step_name
+from replay.evaluate.state import members, step_name
 from replay.evaluate.train_side import forward_pass
 from replay.states.applied_again import AppliedGradients
 from replay.states.optimizer_again import (
     made_again,
+    named_state,
     optimizer_class,
-    set_hyperparameters,
+    set_groups,
+    take_step,
     takes_closure,
 )
 from replay.task import Task
 from tracer.errors import TaskError
 from tracer.full_state import digest, restore
 from tracer.log.read.run_log import RunLog
-from tracer.records import MicroBatch, Step
+from tracer.records import MicroBatch, Step, each
 
 Point = dict[str, Any]  # a full state, as a log has it
 Part = Callable[[Tensor, MicroBatch, int], Tensor]
@@ -85,21 +87,21 @@ class Execution:
 
     def __init__(self, log: RunLog, task: Task, bound: BoundModel, device: torch.device) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
-        self._kind = optimizer_class(log.path, str(log.metadata["optimizer"]), task)
-        self._takes_closure = takes_closure(self._kind)
+        names = each(str(log.metadata["optimizer"]))
+        self._kinds = [optimizer_class(log.path, name, task) for name in names]
+        self._takes_closure = any(map(takes_closure, self._kinds))
         self._optimizer: Optimizer | None = None
         self.applied = AppliedGradients()
         self.joining = JOININGS[0]
 
     def restore(self, step: Step, point: Point) -> None:
         """Go to a full state of the run; ``step`` is the next one, or the last one."""
-        parameters = self._bound.parameters
-        members = [[parameters[name] for name in group.names] for group in step.groups]
-        groups = point["optimizer"]["param_groups"]
-        self._optimizer = made_again(self._log.path, self._kind, groups, members)
+        parameters, stored = self._bound.parameters, point["optimizer"]
+        own = [parameters[name] for name in members(stored, step.groups)]
+        self._optimizer = made_again(self._log.path, self._kinds, stored, own)
         # copied: an optimizer works on the tensors that it is given
-        own = {**point, "optimizer": copy.deepcopy(point["optimizer"])}
-        restore(own, self._bound.module, self._optimizer)
+        point = {**point, "optimizer": copy.deepcopy(stored)}
+        restore(point, self._bound.module, self._optimizer)
 
     def point(self) -> Point:
         """Return where it stands, to come back to."""
@@ -108,7 +110,7 @@ class Execution:
         return {
             "parameters": {n: p.detach().clone() for n, p in module.named_parameters()},
             "buffers": {n: b.detach().clone() for n, b in module.named_buffers()},
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()),
+            "optimizer": copy.deepcopy(named_state(self._optimizer, self._bound.parameters)),
             "random": {"cpu": torch.get_rng_state(), "cuda": {}},
             "epoch": None,
         }
@@ -136,7 +138,7 @@ class Execution:
             known: list[Any] = [loss]  # the first evaluation is there already
             optimizer.step(lambda: known.pop() if known else self._gradients(step, first=False))
         else:
-            optimizer.step()
+            take_step(optimizer, step)
 
     def can_take(self, gradient: Mapping[str, Tensor]) -> bool:
         """Return whether a step can be taken with a gradient that somebody else computed."""
@@ -162,7 +164,7 @@ class Execution:
             found = gradient.get(name)
             parameter.grad = None if found is None else found.clone()  # an optimizer writes into it
         self._as_applied(step, first=True)
-        self._optimizer.step()
+        take_step(self._optimizer, step)
 
     def _ready(self, step: Step, optimizer: Optimizer, buffers: Mapping[str, Tensor]) -> None:
         """Give model and optimizer what the step found."""
@@ -229,15 +231,3 @@ class Execution:
             parameter.grad = None
         for name, gradient in self.clip(step, held, first=first).items():
             self._bound.parameters[name].grad = gradient
-
-
-def set_groups(optimizer: Optimizer, step: Step, parameters: Mapping[str, Tensor]) -> None:
-    """Give an optimizer the groups of a step, also those that were added or changed there."""
-    del optimizer.param_groups[len(step.groups) :]
-    for k, logged in enumerate(step.groups):
-        own = [parameters[name] for name in logged.names]
-        if k == len(optimizer.param_groups):
-            optimizer.add_param_group({"params": own})
-        group = optimizer.param_groups[k]
-        group["params"] = own
-        set_hyperparameters(group, logged)

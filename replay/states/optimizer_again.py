@@ -15,7 +15,8 @@ from torch.optim import Optimizer
 
 from replay.task import Task
 from tracer.errors import UnsupportedRuleError
-from tracer.records import ParameterGroup
+from tracer.joined import NAMES, Joined, members
+from tracer.records import OPTIMIZER, ParameterGroup, Step
 
 
 def optimizer_class(path: Path, name: str, task: Task) -> type[Optimizer]:
@@ -58,35 +59,82 @@ def _where(module: str) -> str:
 
 def made_again(
     path: Path,
-    kind: type[Optimizer],
-    groups: Sequence[Mapping[str, Any]],
-    parameters: Sequence[Sequence[Tensor]],
+    kinds: Sequence[type[Optimizer]],
+    stored: Mapping[str, Any],
+    parameters: Sequence[Tensor],
 ) -> Optimizer:
-    """Return an optimizer of a class with the groups that a run had; its state is empty.
+    """Return an optimizer with the groups that a run had, or several; their states are empty.
 
     Args:
         path: The log, for messages.
-        kind: The class.
-        groups: Of its ``state_dict``.
-        parameters: Those of each group.
+        kinds: The class of each.
+        stored: Their ``state_dict``.
+        parameters: By their numbers there.
 
     Raises:
-        UnsupportedRuleError: Its constructor wants something else.
+        UnsupportedRuleError: A constructor wants something else.
     """
-    given = [
-        {**{k: v for k, v in group.items() if k != "params"}, "params": list(some)}
-        for group, some in zip(groups, parameters, strict=True)
+    groups = [
+        {**group, "params": [parameters[k] for k in group["params"]]}
+        for group in stored["param_groups"]
     ]
+    if len(kinds) == 1 and not any(OPTIMIZER in group for group in groups):
+        return _made_again(path, kinds[0], groups)
+    own = [[group for group in groups if group[OPTIMIZER] == n] for n in range(len(kinds))]
+    for group in groups:
+        del group[OPTIMIZER]
+    pairs = zip(kinds, own, strict=True)
+    return Joined(dict(enumerate(_made_again(path, kind, some) for kind, some in pairs)))
+
+
+def _made_again(path: Path, kind: type[Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
     known = inspect.signature(kind.__init__).parameters
     arguments = {k: v for k, v in groups[0].items() if k in known and k != "params"}
     try:
-        return kind(given, **arguments)
+        return kind(groups, **arguments)
     except Exception as error:
         raise UnsupportedRuleError(
             f"{path} was made by {kind.__module__}.{kind.__qualname__}, which cannot be made again "
             f"from its parameter groups ({type(error).__name__}: {str(error)[:200]}). Trace the "
             "run with snapshot_every=1, which needs no optimizer."
         ) from error
+
+
+def named_state(optimizer: Optimizer, parameters: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return an optimizer's ``state_dict``; that of several with names, as a log has it."""
+    state = optimizer.state_dict()
+    if isinstance(optimizer, Joined):
+        names = {id(p): name for name, p in parameters.items()}
+        state[NAMES] = [names[id(p)] for g in optimizer.param_groups for p in g["params"]]
+    return state
+
+
+def take_step(optimizer: Optimizer, step: Step) -> None:
+    """Take the step of those optimizers that took it in the run."""
+    for number, one in enumerate(members(optimizer)):
+        if number in step.groups_by_optimizer:
+            one.step()
+
+
+def set_groups(optimizer: Optimizer, step: Step, parameters: Mapping[str, Tensor]) -> None:
+    """Give optimizers the groups of a step, also those that were added or changed there."""
+    found = step.groups_by_optimizer
+    for number, one in enumerate(members(optimizer)):
+        if number in found:
+            _set_groups(one, found[number], parameters)
+
+
+def _set_groups(
+    optimizer: Optimizer, groups: Sequence[ParameterGroup], parameters: Mapping[str, Tensor]
+) -> None:
+    del optimizer.param_groups[len(groups) :]
+    for k, logged in enumerate(groups):
+        own = [parameters[name] for name in logged.names]
+        if k == len(optimizer.param_groups):
+            optimizer.add_param_group({"params": own})
+        group = optimizer.param_groups[k]
+        group["params"] = own
+        set_hyperparameters(group, logged)
 
 
 def set_hyperparameters(group: dict[str, Any], logged: ParameterGroup) -> None:

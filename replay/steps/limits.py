@@ -9,6 +9,7 @@ made ``κ``, and of which norm: the one for which the limit is a round number.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -48,13 +49,20 @@ def _clipped(replayed: ReplayedStep, gradient: dict[str, Tensor]) -> list[list[s
     factors = {name: abs(replayed.factors[name]) for name in gradient}
     if all(factor == 1 for factor in factors.values()):
         return []
-    groups = [[n for n in group.names if n in gradient] for group in step.groups]
-    groups = [names for names in groups if names]
-    found = [names for names in groups if factors[names[0]] != 1]
-    values = [factors[names[0]] for names in groups]
-    if max(values) - min(values) <= 1e-5 * max(values):
-        found = [list(gradient)]
-    return found
+    found: list[list[str]] = []
+    for some in step.groups_by_optimizer.values():
+        groups = [[n for n in group.names if n in gradient] for group in some]
+        groups = [names for names in groups if names]
+        together = [name for names in groups for name in names]
+        found += [together] if _alike(factors[name] for name in together) else groups
+    if _alike(factors.values()):
+        return [list(gradient)]
+    return [names for names in found if names and factors[names[0]] != 1]
+
+
+def _alike(factors: Iterable[float]) -> bool:
+    values = list(factors)
+    return not values or max(values) - min(values) <= 1e-5 * max(values)
 
 
 def _kind(replayed: ReplayedStep, known: dict[str, Tensor]) -> float:

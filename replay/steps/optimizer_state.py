@@ -13,6 +13,7 @@ from replay.evaluate.state import States
 from replay.steps.checking import Checks
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
+from tracer.records import OPTIMIZER
 from tracer.rules.rule import Numbers, State, UpdateRule
 
 
@@ -82,8 +83,9 @@ class StoredOptimizer:
             )
         again = self._states.optimizer_again(t)
         at, (stored, groups) = (at, self._states.optimizer(at)) if again is None else (t, again)
-        moments = {name: self._moments(state) for name, state in stored.items()}
-        found = {name: self._buffer(state) for name, state in stored.items()}
+        rules = {name: self._rule_of(groups[name]) for name in stored}
+        moments = {name: self._moments(state, rules[name]) for name, state in stored.items()}
+        found = {name: self._buffer(state, rules[name]) for name, state in stored.items()}
         buffers: dict[str, Parts] = {
             name: (None, None, b.double()) for name, b in found.items() if b is not None
         }
@@ -104,52 +106,60 @@ class StoredOptimizer:
         moments = dict(known.moments)
         states, groups = self._states.optimizer(t)
         for name, state in states.items():
-            stored, buffer = self._moments(state), self._buffer(state)
+            rule = self._rule_of(groups[name])
+            stored, buffer = self._moments(state, rule), self._buffer(state, rule)
             if stored and name in moments:
-                self._compare_moments(t, name, stored, known, checks)
+                self._compare_moments(t, name, stored, known, checks, rule)
                 if checks.allow_mismatch:
                     moments[name] = stored
             if buffer is not None and name in known.buffers:
-                self._compare_buffer(t, name, buffer, known, checks)
+                self._compare_buffer(t, name, buffer, known, checks, rule)
         return replace(known, moments=moments, tensors=_tensors(groups))
 
+    def _rule_of(self, group: Mapping[str, Any]) -> UpdateRule:
+        """Return the rule of a group's parameters."""
+        return self._rule.of(int(group.get(OPTIMIZER, 0)))
+
+    @staticmethod
     def _compare_moments(
-        self, t: int, name: str, stored: State, known: OptimizerState, checks: Checks
+        t: int, name: str, stored: State, known: OptimizerState, checks: Checks, rule: UpdateRule
     ) -> None:
         unit = known.unit * float(stored.get("step", t + 1)) ** 0.5
         for key, found in known.moments[name].items():
-            allowed = self._allowed(key, stored[key], unit)
+            allowed = _allowed(rule, key, stored[key], unit)
             checks.state(t, name, key, found, stored[key], allowed)
 
-    def _allowed(self, key: str, value: Tensor, unit: float) -> Tensor:
-        """Return how far a gradient off by ``unit`` puts a tensor of the state off."""
-        if key in self._rule.counts:
-            return torch.zeros((), dtype=torch.float64, device=value.device)
-        if key in self._rule.linear:
-            return torch.full((), unit, dtype=torch.float64, device=value.device)
-        return 2 * value.abs().sqrt() * unit + unit**2
-
+    @staticmethod
     def _compare_buffer(
-        self, t: int, name: str, buffer: Tensor, known: OptimizerState, checks: Checks
+        t: int, name: str, buffer: Tensor, known: OptimizerState, checks: Checks, rule: UpdateRule
     ) -> None:
         noise = known.noise.get(name, 0.0)
         allowed = torch.as_tensor(noise, dtype=torch.float64, device=buffer.device)
         found = total(known.buffers[name])
         found = torch.zeros_like(buffer) if found is None else found
-        checks.state(t, name, str(self._rule.buffer), found, buffer, allowed)
+        checks.state(t, name, str(rule.buffer), found, buffer, allowed)
 
-    def _moments(self, state: Mapping[str, Any]) -> State:
-        if not self._rule.adapts:
+    def _moments(self, state: Mapping[str, Any], rule: UpdateRule) -> State:
+        if not rule.adapts:
             return {}
         return {
             key: value.to(self._device if value.dim() else "cpu")
             for key, value in state.items()
-            if key != self._rule.buffer
+            if key != rule.buffer
         }
 
-    def _buffer(self, state: Mapping[str, Any]) -> Tensor | None:
-        buffer = state.get(self._rule.buffer) if self._rule.buffer else None
+    def _buffer(self, state: Mapping[str, Any], rule: UpdateRule) -> Tensor | None:
+        buffer = state.get(rule.buffer) if rule.buffer else None
         return None if buffer is None else buffer.to(self._device)
+
+
+def _allowed(rule: UpdateRule, key: str, value: Tensor, unit: float) -> Tensor:
+    """Return how far a gradient off by ``unit`` puts a tensor of the state off."""
+    if key in rule.counts:
+        return torch.zeros((), dtype=torch.float64, device=value.device)
+    if key in rule.linear:
+        return torch.full((), unit, dtype=torch.float64, device=value.device)
+    return 2 * value.abs().sqrt() * unit + unit**2
 
 
 def _tensors(groups: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, torch.dtype | str]]:

@@ -132,9 +132,10 @@ class Replayer:
         """Return how a step moves each parameter, the moments after it, and the step divided."""
         numbers = {name: optimizer.as_tensors(name, n) for name, n in logged.items()}
         device, dtype = self._models.device, self._models.test.dtype
-        decays = {name: rule.coupled_decay(n) for name, n in numbers.items()}
+        rules = {name: rule.of(k) for name, k in now.step.optimizers.items()}
+        decays = {name: rules[name].coupled_decay(n) for name, n in numbers.items()}
         gradients = effective_gradients(now.before, trained, decays, factors, device)
-        filters, moments = self._filters(rule, numbers, gradients, optimizer)
+        filters, moments = self._filters(rules, numbers, gradients, optimizer)
         return filters, moments, split(now, gradients, filters, optimizer.buffers, device, dtype)
 
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:
@@ -185,7 +186,7 @@ class Replayer:
 
     def _filters(
         self,
-        rule: UpdateRule,
+        rules: dict[str, UpdateRule],
         numbers: dict[str, Numbers],
         gradients: dict[str, EffectiveGradient],
         optimizer: OptimizerState,
@@ -193,7 +194,7 @@ class Replayer:
         """Return how the step moves each parameter, and the second moments after it."""
         moments, filters = dict(optimizer.moments), {}
         for name, n in numbers.items():
-            gradient = gradients[name]
+            gradient, rule = gradients[name], rules[name]
             known = moments.get(name) or rule.initial(gradient.w, n)
             buffer = optimizer.buffers.get(name)
             held = None if buffer is None else partial(total, buffer)

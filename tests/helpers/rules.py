@@ -35,6 +35,14 @@ class Rule:
     def __str__(self):
         return self.name
 
+    def made(self, parameters):
+        """Return the optimizer."""
+        return self.kind(parameters, **self.options)
+
+    def of(self, name):
+        """Return the rule of a parameter; see ``mixed``."""
+        return self
+
 
 RULES = [
     Rule("sgd", O.SGD, {"lr": 0.1}),
@@ -127,7 +135,7 @@ class Loop:
         """Take a step; t is negative before the log begins."""
         traced = isinstance(optimizer, TracingOptimizer)
         for group in optimizer.param_groups if self.scheduled else ():
-            group["lr"] = run.rule.options["lr"] * (1 + 0.5 * np.sin(t))
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * (1 + 0.5 * np.sin(t))
         if self.settle is not None:
             self.settle(t, optimizer, model)
         optimizer.zero_grad()
@@ -165,20 +173,22 @@ def trace(
     """
     run, loop = Run(rule, base or task(**(parts or {})), path), Loop(**loop)
     model = run.task.model()
-    inner = rule.kind(groups(model) if groups else model.parameters(), **rule.options)
+    inner = rule.made(groups(model) if groups else model.parameters())
     names = {id(p): n for n, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(3)
     for t in range(-before, 0):
         loop.step(t, run, model, inner, generator)
     run.first = {names[id(p)]: _buffer(s) for p, s in inner.state.items()}
-    with TracingOptimizer(inner, model, path, state_every=state_every) as optimizer:
+    wrapped = getattr(inner, "parts", inner)
+    with TracingOptimizer(wrapped, model, path, state_every=state_every) as optimizer:
         for t in range(steps):
             before = {p: copy.deepcopy(inner.state.get(p, {})) for p in model.parameters()}
             old = {p: p.detach().clone() for p in before}
             loop.step(t, run, model, optimizer, generator)
             groups = {p: g for g in inner.param_groups for p in g["params"]}
+            kinds = {p: rule.of(names[id(p)]).kind for p in groups}
             run.had.append({
-                names[id(p)]: had(rule.kind, before[p], inner.state.get(p, {}), g, old[p], p.grad)
+                names[id(p)]: had(kinds[p], before[p], inner.state.get(p, {}), g, old[p], p.grad)
                 for p, g in groups.items() if p.grad is not None
             })  # fmt: skip
     return run
@@ -246,7 +256,7 @@ def moves(run, log, factor, window=None):
             mine.forget_decay()
         for group in step.groups:
             for n in set(group.names) - step.without_gradient:
-                mine = parameters.setdefault(n, _Parameter(run.rule, run.first.get(n)))
+                mine = parameters.setdefault(n, _Parameter(run.rule.of(n), run.first.get(n)))
                 numbers, rows = group.hyperparameters, [g[n] for g in gradients]
                 if n in step.frozen:  # with the zero gradient that zero_grad may leave
                     rows = [0 * row for row in rows]

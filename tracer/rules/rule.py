@@ -156,6 +156,10 @@ class UpdateRule:
         """Return the weight decay that is added to the gradient."""
         return 0.0
 
+    def of(self, optimizer: int) -> UpdateRule:
+        """Return the rule of an optimizer of the run, by its number: this, if it has but one."""
+        return self
+
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         """Return the state before a parameter's first step, without the buffer."""
         return {}

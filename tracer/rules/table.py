@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from tracer.records import each, together
 from tracer.rules.adadelta import Adadelta
 from tracer.rules.adafactor import Adafactor
 from tracer.rules.adagrad import Adagrad
@@ -19,6 +20,7 @@ from tracer.rules.radam import RAdam
 from tracer.rules.rmsprop import RMSprop
 from tracer.rules.rprop import Rprop
 from tracer.rules.rule import UpdateRule
+from tracer.rules.several import Several
 from tracer.rules.sgd import SGD
 
 RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
@@ -40,12 +42,25 @@ _GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to cal
 
 
 def rule_of(name: str, own: Mapping[str, UpdateRule]) -> UpdateRule | None:
-    """Return how steps are split; None if no rule is known.
+    """Return how steps are split; None if no rule is known, or not that of each optimizer.
 
     Args:
-        name: The update rule, as a log has it: with its module, if it is not torch's.
+        name: The update rules, as a log has them: with their module, if they are not torch's.
         own: Rules by a class's name, with its module or without.
     """
+    known = [(one, _rule(one, own)) for one in each(name)]
+    found = [(one, rule) for one, rule in known if rule is not None]
+    if len(found) < len(known):
+        return None
+    return found[0][1] if len(found) == 1 else Several(found)
+
+
+def unknown(name: str, own: Mapping[str, UpdateRule]) -> str:
+    """Return those of the update rules, as a log has them, that are not known."""
+    return together(one for one in each(name) if _rule(one, own) is None)
+
+
+def _rule(name: str, own: Mapping[str, UpdateRule]) -> UpdateRule | None:
     return own.get(name) or own.get(name.rpartition(".")[2]) or RULES.get(name)
 
 

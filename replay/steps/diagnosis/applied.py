@@ -35,19 +35,19 @@ def applied_gradient(
     noise = square = 0.0
     moved, kappa = set(now.step.moved), now.step.clip_factor or 1.0
     for group in now.step.groups:
-        n = group.hyperparameters
+        n, own = group.hyperparameters, rule.of(group.optimizer)
         for name in moved.intersection(group.names):
             w, after = (s.parameters[name] for s in (now.before, now.after))
             buffer = buffers.get(name)
             held = None if buffer is None else partial(total, buffer)
-            one, _ = rule.step(Now(w, partial(torch.zeros_like, w), {}, n, held))
+            one, _ = own.step(Now(w, partial(torch.zeros_like, w), {}, n, held))
             if not one.immediate:
                 return {}
             u = _undone(one, w.double() - after.double(), buffer)
             noise += (torch.finfo(w.dtype).eps / one.immediate) ** 2 * float(w.double().norm() ** 2)
             square += float(u.norm() ** 2)
             sign = -1 if n.get("maximize") else 1
-            found[name] = (u - rule.coupled_decay(n) * w.double()) * sign / kappa
+            found[name] = (u - own.coupled_decay(n) * w.double()) * sign / kappa
     return found if noise <= _NOISE**2 * square else {}
 
 

@@ -13,6 +13,7 @@ from replay.counterfactual.runs import Runs
 from tests.helpers.alternatives import EXAMPLES, TESTS, Loop
 from tests.helpers.sparse import task, trace
 from tracer.errors import NonFiniteError
+from tracer.rules import table
 
 HOW = {"along": 3, "progress": False}
 LOOPS = {
@@ -167,7 +168,7 @@ def test_other_runs_are_taken_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(stacks, "SMALL", 100)
     assert {len(some) for some in stacks.stacked(log, starts)} == {1}
     monkeypatch.undo()
-    monkeypatch.delitem(stacks.RULES, "SGD")
+    monkeypatch.delitem(table.RULES, "SGD")
     assert {len(some) for some in stacks.stacked(log, starts)} == {1}
     monkeypatch.undo()
     monkeypatch.setattr(Lanes, "begin", None)
