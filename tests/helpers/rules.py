@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -111,6 +112,34 @@ class Run:
     path: object
     had: list = field(default_factory=list)
     first: dict = field(default_factory=dict)
+
+    @cached_property
+    def logged(self):
+        """Return what the log says of each step, with its gradients, and its last parameters."""
+        with open_log(self.path) as log:
+            steps = [Logged.of(self.task, log, t) for t in range(len(log))]
+            return steps, log.parameters(len(log))
+
+    @cached_property
+    def model(self):
+        """The task's model; what it holds is of no account."""
+        return self.task.model().eval()
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A step of a log, the parameters before it, the gradients there of examples and penalty."""
+
+    step: object
+    w: dict
+    gradients: list
+    penalty: dict
+
+    @classmethod
+    def of(cls, task, log, t):
+        w = log.parameters(t)
+        gradients = reference.train_gradients(task, log, t)
+        return cls(log.step(t), w, gradients, reference.penalty_gradient(task, w))
 
 
 @dataclass(frozen=True)
@@ -234,34 +263,32 @@ class _Parameter:
         return found
 
 
-def moves(run, log, factor, window=None):
+def moves(run, factor, window=None):
     """Yield each step's moves: by visit so far, of regulariser and history.
 
     Args:
         run: The run.
-        log: Its log.
         factor: ``κ`` of each step, by parameter.
         window: Steps whose visits count as data; earlier ones are history.
     """
-    window = window or range(len(log))
+    steps, _ = run.logged
+    window = window or range(len(steps))
     parameters, visits = {}, []
-    for t in range(len(log)):
-        step, w = log.step(t), log.parameters(t)
-        gradients = reference.train_gradients(run.task, log, t)
-        penalty = reference.penalty_gradient(run.task, w)
+    for t, now in enumerate(steps):
         start = len(visits)
-        visits += [(t, z) for z in step.batch_ids]
+        visits += [(t, z) for z in now.step.batch_ids]
         named = {}
         for mine in parameters.values() if t == window.start else ():
             mine.forget_decay()
-        for group in step.groups:
-            for n in set(group.names) - step.without_gradient:
-                mine = parameters.setdefault(n, _Parameter(run.rule.of(n), run.first.get(n)))
-                numbers, rows = group.hyperparameters, [g[n] for g in gradients]
-                if n in step.frozen:  # with the zero gradient that zero_grad may leave
+        for group in now.step.groups:
+            for n in set(group.names) - now.step.without_gradient:
+                w, rule = now.w[n], run.rule.of(n)
+                mine = parameters.setdefault(n, _Parameter(rule, run.first.get(n)))
+                numbers, rows = group.hyperparameters, [g[n] for g in now.gradients]
+                if n in now.step.frozen:  # with the zero gradient that zero_grad may leave
                     rows = [0 * row for row in rows]
-                known = (numbers, run.had[t].get(n, Had()), penalty.get(n, 0 * w[n]))
-                found = mine.moves(w[n], rows, start, factor[t][n], *known)
+                known = (numbers, run.had[t].get(n, Had()), now.penalty.get(n, 0 * w))
+                found = mine.moves(w, rows, start, factor[t][n], *known)
                 for key, move in found.items():
                     early = isinstance(key, int) and visits[key][0] not in window
                     into = named.setdefault("history" if early else key, {})
@@ -286,39 +313,39 @@ def expected(run, factor, *, nodes, window=None, names=None):
     along = torch.tensor([*(1 + np.array(points)) / 2, 0.0, 1.0], dtype=torch.float64)
     scale = np.zeros((TEST, TRAIN))
     terms = {k: [] for k in ("data", "regulariser", "history", "slope", "measured")}
-    with open_log(run.path) as log:
-        earned = np.zeros((len(log), TEST, TRAIN))
-        for t, visits, named in moves(run, log, factor, window):
-            w, after = log.parameters(t), log.parameters(t + 1)
-            delta = {n: w[n] - after[n] for n in w}
-            rows = {k: np.zeros(TEST) for k in terms}
-            for j in range(TEST):
-                gradients, values = _along(run.task, w, delta, along, j)
-                mean = {
-                    n: torch.einsum("k,k...->...", torch.tensor(weights) / 2, g[: len(weights)])
-                    for n, g in gradients.items()
-                    if names is None or n in names
-                }
-                norm = sum(float((q**2).sum()) for q in mean.values()) ** 0.5
-                for key, move in named.items():
-                    product = _dot(mean, move)
-                    if isinstance(key, int):
-                        visit, z = visits[key]
-                        earned[visit, j, z] += product
-                        scale[j, z] += norm * sum(float((v**2).sum()) for v in move.values()) ** 0.5
-                        rows["data"][j] += product
-                    else:
-                        rows[key][j] += product
-                rows["slope"][j] = _dot(mean, delta)
-                rows["measured"][j] = values[-2] - values[-1]
-            for k, row in rows.items():
-                terms[k].append(row)
+    steps, last = run.logged
+    ends = [*(now.w for now in steps), last]
+    earned = np.zeros((len(steps), TEST, TRAIN))
+    for t, visits, named in moves(run, factor, window):
+        delta = {n: w - ends[t + 1][n] for n, w in ends[t].items()}
+        rows = {k: np.zeros(TEST) for k in terms}
+        for j in range(TEST):
+            gradients, values = _along(run, ends[t], delta, along, j)
+            mean = {
+                n: torch.einsum("k,k...->...", torch.tensor(weights) / 2, g[: len(weights)])
+                for n, g in gradients.items()
+                if names is None or n in names
+            }
+            norm = sum(float((q**2).sum()) for q in mean.values()) ** 0.5
+            for key, move in named.items():
+                product = _dot(mean, move)
+                if isinstance(key, int):
+                    visit, z = visits[key]
+                    earned[visit, j, z] += product
+                    scale[j, z] += norm * sum(float((v**2).sum()) for v in move.values()) ** 0.5
+                    rows["data"][j] += product
+                else:
+                    rows[key][j] += product
+            rows["slope"][j] = _dot(mean, delta)
+            rows["measured"][j] = values[-2] - values[-1]
+        for k, row in rows.items():
+            terms[k].append(row)
     return earned.sum(0), scale, {k: np.stack(v) for k, v in terms.items()} | {"earned": earned}
 
 
-def _along(task, w, delta, along, j):
+def _along(run, w, delta, along, j):
     """Return gradients and values of φ at ``w - u Δ`` for each u, of one test example."""
-    model, batch = task.model().eval(), task.collate([task.test[j]])
+    task, model, batch = run.task, run.model, run.task.collate([run.task.test[j]])
 
     def value(parameters):
         called = lambda *x: torch.func.functional_call(model, parameters, x)  # noqa: E731
@@ -335,12 +362,10 @@ def _dot(q, move):
 def clip_factors(run, clip):
     """Return ``κ`` of each step from the definition: by the gradient's own norm."""
     found = []
-    with open_log(run.path) as log:
-        for t in range(len(log)):
-            rows = reference.train_gradients(run.task, log, t)
-            extra = reference.penalty_gradient(run.task, log.parameters(t))
-            whole = {n: sum(row[n] for row in rows) + extra.get(n, 0) for n in rows[0]}
-            norm = sum(float((g**2).sum()) for g in whole.values()) ** 0.5
-            kappa = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
-            found.append(dict.fromkeys(whole, kappa))
+    for now in run.logged[0]:
+        rows, extra = now.gradients, now.penalty
+        whole = {n: sum(row[n] for row in rows) + extra.get(n, 0) for n in rows[0]}
+        norm = sum(float((g**2).sum()) for g in whole.values()) ** 0.5
+        kappa = min(1.0, clip / (norm + 1e-6)) if clip else 1.0
+        found.append(dict.fromkeys(whole, kappa))
     return found

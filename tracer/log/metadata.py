@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import h5py
 import numpy as np
+from numpy.typing import NDArray
 
 CHECKSUM = "attributes_crc"
+_Value: TypeAlias = NDArray[Any]
 _LARGEST = 1 << 20  # bytes
 
 
@@ -26,12 +28,13 @@ def write(file: h5py.File, values: Mapping[str, Any]) -> None:
 
 def seal(file: h5py.File) -> None:
     """Give the attributes their checksum."""
-    file.attrs[CHECKSUM] = _checksum(file)
+    file.attrs[CHECKSUM] = _checksum(dict(_plain(file)))
 
 
 def is_sealed(file: h5py.File) -> bool:
     """Return whether the attributes match their checksum."""
-    return read(file).get(CHECKSUM) == _checksum(file)
+    found = dict(_plain(file))
+    return CHECKSUM in found and found[CHECKSUM].item() == _checksum(found)
 
 
 def read(file: h5py.File) -> dict[str, Any]:
@@ -44,20 +47,23 @@ def read(file: h5py.File) -> dict[str, Any]:
     }
 
 
-def _checksum(file: h5py.File) -> int:
+def _checksum(values: Mapping[str, _Value]) -> int:
     """Return the checksum of all attributes but itself: their names, types and bytes, by name."""
     crc = 0
-    for name, value in sorted(_plain(file), key=lambda pair: pair[0]):
+    for name, value in sorted(values.items()):
         if name != CHECKSUM:
             head = f"{name}\0{value.dtype.str}\0".encode(errors="surrogateescape")
             crc = zlib.crc32(value.tobytes(), zlib.crc32(head, crc))
     return crc
 
 
-def _plain(file: h5py.File) -> Iterator[tuple[str, np.ndarray[Any, Any]]]:
-    for name in file.attrs:
-        attribute = file.attrs.get_id(name)
+def _plain(file: h5py.File) -> Iterator[tuple[str, _Value]]:
+    attributes = file.attrs
+    for name in attributes:
+        attribute = attributes.get_id(name)
         if attribute.get_storage_size() > _LARGEST or attribute.shape != ():
             continue
         if attribute.dtype.kind in "Sbiuf":
-            yield name, np.asarray(file.attrs[name])
+            value = np.empty((), attribute.dtype)
+            attribute.read(value)
+            yield name, value
