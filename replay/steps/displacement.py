@@ -181,8 +181,6 @@ def _divided(
                     moves.block(number, k).copy_(move)
                     rest.sub_(move)
         moves.block(3, k).copy_(rest)
-        if rule.beyond is not None:
-            rest.sub_(rule.beyond.flatten())
         ends += torch.aminmax(rest)
     largest = float(torch.stack(ends).abs().amax())
     data, regulariser, history, _ = after.found

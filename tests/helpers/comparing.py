@@ -1,8 +1,9 @@
-"""Replays of small runs, and their comparison with the forward-buffer reference."""
+"""Replays of small runs, their comparison with the forward-buffer reference, and of bits."""
 
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from replay import Replay
 from tests.helpers.rules import TEST, expected
@@ -49,3 +50,20 @@ def replayed(run, **options):
     return Replay(run.path, task=run.task, memory=memory).influence(
         list(range(TEST)), progress=False, **{"methods": ("tracin",), **options}
     )
+
+
+def same(left, right):
+    """Assert that two nests of tensors are the same, bit for bit."""
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left:
+            same(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for a, b in zip(left, right, strict=True):
+            same(a, b)
+    else:
+        assert left == right

@@ -8,6 +8,7 @@ with ``∇φ``. It knows neither the package's filters nor its backward recursio
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -38,7 +39,7 @@ class Rule:
 
     def made(self, parameters):
         """Return the optimizer."""
-        return self.kind(parameters, **self.options)
+        return self.kind(parameters, **copy.deepcopy(self.options))
 
     def of(self, name):
         """Return the rule of a parameter; see ``mixed``."""
@@ -98,6 +99,13 @@ def task(**parts):
     return Task(model, cross_entropy, data[:TRAIN], data[TRAIN:], **parts)
 
 
+def in_dtype(task, dtype):
+    """Return a task with its model and data in another dtype."""
+    train, test = ([(x.to(dtype), y) for x, y in part] for part in (task.train, task.test))
+    model = task.model
+    return dataclasses.replace(task, model=lambda: model().to(dtype), train=train, test=test)
+
+
 @dataclass
 class Run:
     """A traced run and what torch had in it.
@@ -105,6 +113,7 @@ class Run:
     Attributes:
         had: By step and parameter, what torch had.
         first: The momentum buffers before the log began, by parameter.
+        end: What training left behind: parameters, the optimizer's state, the random state.
     """
 
     rule: Rule
@@ -112,6 +121,7 @@ class Run:
     path: object
     had: list = field(default_factory=list)
     first: dict = field(default_factory=dict)
+    end: tuple = ()
 
     @cached_property
     def logged(self):
@@ -191,25 +201,24 @@ class Loop:
 
 
 def trace(
-    path, rule, *, before=0, steps=6, groups=None, state_every=None, parts=None, base=None, **loop
-):
+    path, rule, *, before=0, steps=6, groups=None, parts=None, base=None, state_every=None,
+    snapshot_every="auto", **loop,
+):  # fmt: skip
     """Trace ``steps`` steps after ``before`` untraced ones.
 
     Args:
         groups: Makes parameter groups from a model.
         parts: More of the task.
         base: Another task, with 12 training and 2 test examples.
+        state_every, snapshot_every: Of the wrapper.
     """
     run, loop = Run(rule, base or task(**(parts or {})), path), Loop(**loop)
-    model = run.task.model()
-    inner = rule.made(groups(model) if groups else model.parameters())
+    model, inner, generator = _begun(run, loop, before, groups)
     names = {id(p): n for n, p in model.named_parameters()}
-    generator = torch.Generator().manual_seed(3)
-    for t in range(-before, 0):
-        loop.step(t, run, model, inner, generator)
     run.first = {names[id(p)]: _buffer(s) for p, s in inner.state.items()}
     wrapped = getattr(inner, "parts", inner)
-    with TracingOptimizer(wrapped, model, path, state_every=state_every) as optimizer:
+    kept = {"state_every": state_every, "snapshot_every": snapshot_every}
+    with TracingOptimizer(wrapped, model, path, **kept) as optimizer:
         for t in range(steps):
             before = {p: copy.deepcopy(inner.state.get(p, {})) for p in model.parameters()}
             old = {p: p.detach().clone() for p in before}
@@ -220,7 +229,30 @@ def trace(
                 names[id(p)]: had(kinds[p], before[p], inner.state.get(p, {}), g, old[p], p.grad)
                 for p, g in groups.items() if p.grad is not None
             })  # fmt: skip
+    run.end = _left(model, inner)
     return run
+
+
+def untraced(run, *, before=0, steps=6, groups=None, **loop):
+    """Return what the same training leaves behind without a trace; see ``Run.end``."""
+    loop = Loop(**loop)
+    model, inner, generator = _begun(run, loop, before, groups)
+    for t in range(steps):
+        loop.step(t, run, model, inner, generator)
+    return _left(model, inner)
+
+
+def _begun(run, loop, before, groups):
+    model = run.task.model()
+    inner = run.rule.made(groups(model) if groups else model.parameters())
+    generator = torch.Generator().manual_seed(3)
+    for t in range(-before, 0):
+        loop.step(t, run, model, inner, generator)
+    return model, inner, generator
+
+
+def _left(model, inner):
+    return copy.deepcopy((model.state_dict(), inner.state_dict(), torch.get_rng_state()))
 
 
 def _buffer(state):

@@ -111,11 +111,8 @@ def test_how_far_the_nearest_map_is(examples, exact, nearest):
 
 
 def test_a_run_in_float32_reproduces_and_shows_its_rounding(tmp_path):
-    single = dataclasses.replace(task(), model=lambda: task().model().float())
-    data = [(x.float(), y) for x, y in single.train]
-    single = dataclasses.replace(single, train=data, test=data[:2])
     rule = dataclasses.replace(MUON[0], options={"lr": 0.02, "adjust_lr_fn": "match_rms_adamw"})
-    run = trace(tmp_path / "run.h5", rule, steps=6, base=single)
+    run = trace(tmp_path / "run.h5", rule, steps=6, base=rules.in_dtype(task(), torch.float32))
     replay = Replay(run.path, run.task)
     assert str(replay.verify(progress=False)).startswith("steps 0:6 reproduce")
     found = replay.influence([0, 1], methods=("tracin",), progress=False)

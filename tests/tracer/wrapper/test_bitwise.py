@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim import lr_scheduler
 
+from tests.helpers.comparing import same
 from tracer import TracingOptimizer, open_log
 
 X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
@@ -58,21 +59,6 @@ def train(path, model, optimizer, step, scheduler=None):
         torch.get_rng_state(),
         [p.grad for p in net.parameters()],
     )
-
-
-def assert_same(left, right):
-    if isinstance(left, torch.Tensor):
-        assert torch.equal(left, right)
-    elif isinstance(left, dict):
-        assert left.keys() == right.keys()
-        for key in left:
-            assert_same(left[key], right[key])
-    elif isinstance(left, (list, tuple)):
-        assert len(left) == len(right)
-        for a, b in zip(left, right, strict=True):
-            assert_same(a, b)
-    else:
-        assert left == right
 
 
 def losses(net, ids):
@@ -131,7 +117,7 @@ def set_to_zero(net, opt, ids, more):
 def test_schedulers(tmp_path, model, optimizer, scheduler):
     path, make = tmp_path / "run.h5", SCHEDULERS[scheduler]
     traced = train(path, model, optimizer, plain, make)
-    assert_same(traced, train(None, model, optimizer, plain, make))
+    same(traced, train(None, model, optimizer, plain, make))
     assert len(open_log(path)) == STEPS
 
 
@@ -144,7 +130,7 @@ def test_schedulers(tmp_path, model, optimizer, scheduler):
 def test_ways_to_step(tmp_path, optimizer, step):
     path = tmp_path / "run.h5"
     traced = train(path, "dropout", optimizer, step)
-    assert_same(traced, train(None, "dropout", optimizer, step))
+    same(traced, train(None, "dropout", optimizer, step))
     with open_log(path) as log:
         assert len(log) == STEPS
         assert all(s.micro_batches[0].random_state is not None for s in log.steps())
@@ -168,7 +154,7 @@ def test_grad_scaler(tmp_path, optimizer, dtype):
         return train(path, "dropout", optimizer, step)
 
     path = tmp_path / "run.h5"
-    assert_same(run(path), run(None))
+    same(run(path), run(None))
     with open_log(path) as log:
         assert [ids[0] for ids in map(log.batch_ids, range(len(log)))] == [0, 5, 15, 20, 25]
 
@@ -194,7 +180,7 @@ def test_fused_optimizer_skips_by_itself(tmp_path):
 
     path = tmp_path / "run.h5"
     traced = run(path)
-    assert_same(traced[:2], run(None)[:2])
+    same(traced[:2], run(None)[:2])
     with open_log(path) as log:
         assert [log.batch_ids(t)[0] for t in range(len(log))] == [0, 1, 3]
         assert log.step(0).gradient_norm == pytest.approx(traced[2][0], rel=1e-5)
