@@ -20,7 +20,7 @@ from tests.helpers import rules
 from tests.helpers.comparing import replayed, same
 from tests.helpers.rules import O, Rule, in_dtype, trace, untraced
 from tracer import TracingOptimizer
-from tracer.errors import MismatchError
+from tracer.errors import MismatchError, PrecisionWarning
 
 T = torch.tensor
 ALONE, TOGETHER, FUSED = {"foreach": False}, {"foreach": True}, {"fused": True}
@@ -137,3 +137,19 @@ def test_a_state_that_is_loaded_on_the_way_is_named(tmp_path):
     run = trace(tmp_path / "run.h5", Rule("", O.NAdam, {"lr": 0.02}), settle=settle, state_every=4)
     with pytest.raises(MismatchError, match=r"(?s)mu_product of '0.weight'.*state .*\(loading, "):
         Replay(run.path, run.task).verify(progress=False)
+
+
+def test_signs_of_gradients_that_are_nothing_but_rounding(tmp_path):
+    """Of a bias before BatchNorm: each sign of such a gradient is a whole step of Rprop's."""
+
+    def model():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.ReLU(), nn.Linear(5, 3))
+
+    task = dataclasses.replace(in_dtype(rules.task(), torch.float32), model=model)
+    run = trace(tmp_path / "run.h5", Rule("", O.Rprop, {"lr": 0.01}), base=task, state_every=2)
+    with pytest.warns(PrecisionWarning, match="rounding error because they cancel over the batch"):
+        terms = replayed(run).terms["tracin"]
+    assert np.abs(terms["rounding"]).max() <= 1e-5 * np.abs(terms["data"]).max()
+    with pytest.raises(MismatchError, match=r"(?s)change of '0.bias'.*\n  1\. the dtype: this"):
+        Replay(run.path, task, dtype="float64").verify(progress=False)
