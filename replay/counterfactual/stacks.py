@@ -40,7 +40,7 @@ def stacked(log: RunLog, starts: Sequence[int]) -> list[list[int]]:
     order = sorted(range(len(starts)), key=starts.__getitem__)
     changed = [n for n in order if starts[n] < len(log)]
     small = sum(shape.numel() for shape, _ in log.parameter_layout.values()) < SMALL
-    rule = rule_of(str(log.metadata["update_rule"]), {})
+    rule = rule_of(str(log.metadata["update_rule"]), {}, log.ever_used)
     if not small or rule is None or not rule.smooth or len(changed) < FEWEST:
         return [[n] for n in order]
     together = np.array_split(changed, -(-len(changed) // MOST))

@@ -73,7 +73,8 @@ class BoundRun:
     @property
     def rule(self) -> UpdateRule | None:
         """How the run's steps are split; None is not at all."""
-        return rule_of(str(self.log.metadata["update_rule"]), self.rules)
+        name = str(self.log.metadata["update_rule"])
+        return rule_of(name, self.rules, self.log.ever_used)
 
     @property
     def budget(self) -> int:

@@ -172,8 +172,12 @@ def _divided(
             squares += 0.0 if u is None else float(torch.dot(u, u))
             part = rule.with_diagonals(*pair)
             for number, (u, b) in enumerate(zip((*us, None), buffers, strict=True)):
-                place = partial(after.block, number, k)
-                move, _ = part.forward(u, b, partial(workspace, "move", rest, rest.numel()), place)
+                places = (
+                    partial(workspace, "move", rest, rest.numel()),
+                    partial(after.block, number, k),
+                )
+                decayed = double(old, "decay") if rule.behind and number == 1 else None
+                move, _ = part.forward(u, b, *places, decayed)
                 if rule.decoupled and number == 1:
                     shrunk = double(old, "decay").mul_(rule.decoupled)
                     move = shrunk if move is None else shrunk.add_(move)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from replay.evaluate.state import States
+from replay.evaluate.state import Optimizer, States
 from replay.steps.checking import Checks
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
-from tracer.records import OPTIMIZER
+from tracer.records import OPTIMIZER, Step
 from tracer.rules.rule import Numbers, State, UpdateRule
 
 
@@ -82,15 +83,11 @@ class StoredOptimizer:
                 "states()."
             )
         again = self._states.optimizer_again(t)
-        at, (stored, groups) = (at, self._states.optimizer(at)) if again is None else (t, again)
-        rules = {name: self._rule_of(groups[name]) for name in stored}
-        moments = {name: self._moments(state, rules[name]) for name, state in stored.items()}
-        found = {name: self._buffer(state, rules[name]) for name, state in stored.items()}
-        buffers: dict[str, Parts] = {
-            name: (None, None, b.double()) for name, b in found.items() if b is not None
-        }
+        at, stored = (at, self._states.optimizer(at)) if again is None else (t, again)
+        moments, found = self._held(at, stored)
+        buffers: dict[str, Parts] = {n: (None, None, b.double()) for n, b in found.items()}
         moments = {n: s for n, s in moments.items() if s}
-        return at, OptimizerState(moments, buffers, tensors=_tensors(groups))
+        return at, OptimizerState(moments, buffers, tensors=_tensors(stored.groups))
 
     def renewed(self, known: OptimizerState, t: int, checks: Checks) -> OptimizerState:
         """Return what is known before step ``t``, compared with the stored state if there is one.
@@ -104,17 +101,30 @@ class StoredOptimizer:
         if t not in self._stored:
             return known
         moments = dict(known.moments)
-        states, groups = self._states.optimizer(t)
-        for name, state in states.items():
-            rule = self._rule_of(groups[name])
-            stored, buffer = self._moments(state, rule), self._buffer(state, rule)
+        optimizer = self._states.optimizer(t)
+        states, buffers = self._held(t, optimizer)
+        for name, stored in states.items():
+            rule, buffer = self._rule_of(optimizer.groups[name]), buffers.get(name)
             if stored and name in moments:
                 self._compare_moments(t, name, stored, known, checks, rule)
                 if checks.allow_mismatch:
                     moments[name] = stored
             if buffer is not None and name in known.buffers:
                 self._compare_buffer(t, name, buffer, known, checks, rule)
-        return replace(known, moments=moments, tensors=_tensors(groups))
+        return replace(known, moments=moments, tensors=_tensors(optimizer.groups))
+
+    def later(self, step: Step) -> dict[str, Numbers]:
+        """Return the hyperparameters that a rule needs as they were after a step."""
+        if not self._rule.after:
+            return {}
+        t, found = step.index + 1, dict[str, Mapping[str, Any]]()
+        if t < self._states.last:
+            groups = self._states.step(t).groups
+            found |= {name: group.hyperparameters for group in groups for name in group.names}
+        else:
+            found |= self._states.optimizer(self._states.last).groups
+        wanted = {n: [k for k in self._rule.after if k in g] for n, g in found.items()}
+        return {n: {f"{k} after": float(found[n][k]) for k in ks} for n, ks in wanted.items()}
 
     def _rule_of(self, group: Mapping[str, Any]) -> UpdateRule:
         """Return the rule of a group's parameters."""
@@ -137,20 +147,21 @@ class StoredOptimizer:
         allowed = torch.as_tensor(noise, dtype=torch.float64, device=buffer.device)
         found = total(known.buffers[name])
         found = torch.zeros_like(buffer) if found is None else found
-        checks.state(t, name, str(rule.buffer), found, buffer, allowed)
+        checks.state(t, name, rule.buffer or "buffer", found, buffer, allowed)
 
-    def _moments(self, state: Mapping[str, Any], rule: UpdateRule) -> State:
-        if not rule.adapts:
-            return {}
-        return {
-            key: value.to(self._device if value.dim() else "cpu")
-            for key, value in state.items()
-            if key != rule.buffer
-        }
+    def _held(self, t: int, optimizer: Optimizer) -> tuple[dict[str, State], dict[str, Tensor]]:
+        """Return each parameter's state before step ``t``, and the buffers that there are."""
+        states, buffers = {}, {}
+        for name, stored in optimizer.states.items():
+            rule, w = self._rule_of(optimizer.groups[name]), partial(self._parameter, t, name)
+            state, buffer = rule.held(stored, optimizer.groups[name], w)
+            states[name] = {k: v.to(self._device if v.dim() else "cpu") for k, v in state.items()}
+            if buffer is not None:
+                buffers[name] = buffer.to(self._device)
+        return states, buffers
 
-    def _buffer(self, state: Mapping[str, Any], rule: UpdateRule) -> Tensor | None:
-        buffer = state.get(rule.buffer) if rule.buffer else None
-        return None if buffer is None else buffer.to(self._device)
+    def _parameter(self, t: int, name: str) -> Tensor:
+        return self._states.at(t).parameters[name]
 
 
 def _allowed(rule: UpdateRule, key: str, value: Tensor, unit: float) -> Tensor:

@@ -130,7 +130,11 @@ class Replayer:
         optimizer: OptimizerState,
     ) -> tuple[dict[str, Filter], dict[str, Moments], Division]:
         """Return how a step moves each parameter, the moments after it, and the step divided."""
-        numbers = {name: optimizer.as_tensors(name, n) for name, n in logged.items()}
+        later = {} if self.stored is None else self.stored.later(now.step)
+        numbers: dict[str, Numbers] = {
+            name: {**optimizer.as_tensors(name, n), **later.get(name, {})}
+            for name, n in logged.items()
+        }
         device, dtype = self._models.device, self._models.test.dtype
         rules = {name: rule.of(k) for name, k in now.step.optimizers.items()}
         decays = {name: rules[name].coupled_decay(n) for name, n in numbers.items()}

@@ -16,15 +16,14 @@ from replay.evaluate.proof import Proof
 from replay.evaluate.state import State, States
 from replay.evaluate.train_side import TrainedStep
 from replay.steps.clipping import ClipFactors
+from replay.steps.divisible import require_division
 from replay.steps.optimizer_state import OptimizerState
 from replay.steps.replayed_step import ReplayedStep
 from replay.steps.replayer import Replayer
 from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, segment_starts
 from replay.task import Task
-from tracer.errors import UnsupportedRuleError
 from tracer.records import Step
 from tracer.rules.rule import UpdateRule
-from tracer.rules.table import RULES
 
 
 class Tape:
@@ -69,25 +68,7 @@ class Tape:
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         log = states.log
-        name = str(log.metadata["update_rule"])
-        if unrolls and (rule is None or not rule.smooth):
-            smooth = [one for one, known in RULES.items() if known.smooth]
-            raise UnsupportedRuleError(
-                f"the steps of {log.path} were made by {name}, whose update unrolled cannot "
-                f"differentiate; it can those of {', '.join(smooth)}.\n"
-                "  1. Take counterfactual runs, which any optimizer will do for: "
-                "Replay.leave_one_out, Replay.subsets;\n"
-                "  2. or ask for tracincp, tracin-sgd, or the measured drops (Replay.drops)."
-            )
-        if splits and rule is None:
-            raise UnsupportedRuleError(
-                f"the steps of {log.path} were made by {name}, whose update cannot be split; those "
-                f"of {', '.join(RULES)} can.\n"
-                "  1. Ask for tracincp, tracin-sgd or the measured drops (Replay.drops), which "
-                "work for every optimizer; verify compares its gradients;\n"
-                "  2. or say how its steps are split, if they are a factor times a filter of "
-                "gradients: Replay(rules=), docs/how-to/optimizers.md."
-            )
+        require_division(log, rule, splits=splits, unrolls=unrolls)
         self._states = states
         self.task, self.models, self.rule, self.window = task, models, rule, window
         self._budget, self.stop = budget, window.stop

@@ -32,7 +32,9 @@ class Had:
 
 def had(kind, before, after, group, w, g):
     """Return what torch had, from its state on either side and what it was given."""
-    numbers = {k: float(v) for k, v in after.items() if v is not None and v.dim() == 0}
+    if hasattr(kind, "had"):
+        return kind.had(before, after, group, w, g)
+    numbers = {k: float(v) for k, v in after.items() if torch.is_tensor(v) and v.dim() == 0}
     eta = float(before.get("eta", torch.tensor(float(group["lr"]))))
     matrix = _matrix(after["momentum_buffer"], group, g) if kind is O.Muon else None
     return Had(_divisor(kind, before, after, group, w, g), matrix, numbers, eta)
@@ -105,6 +107,12 @@ class Account:
 
     def move(self, u, numbers, had, *, fresh):
         """Return the move of one parameter when ``u`` comes in; ``fresh``: torch's first buffer."""
+        if hasattr(self.kind, "moved"):
+            b = torch.zeros_like(u) if self.buffer is None else self.buffer
+            return self.kind.moved(self, u, b, numbers, had)
+        return self._move(u, numbers, had, fresh)
+
+    def _move(self, u, numbers, had, fresh):
         lr, kind, k = numbers["lr"], self.kind, had.numbers.get("step", 0.0)
         b = torch.zeros_like(u) if self.buffer is None else self.buffer
         if kind is O.SGD:
@@ -167,6 +175,8 @@ class Account:
 def shrinkage(kind, numbers, had):
     """Return the share that decay takes of a parameter, apart from ``u``, and that inside ``u``."""
     decay = numbers.get("weight_decay", 0.0)
+    if hasattr(kind, "shrinkage"):
+        return kind.shrinkage(numbers, had)
     if kind is O.ASGD:
         return numbers["lambd"] * had.eta, decay
     if (

@@ -215,7 +215,8 @@ def trace(
     run, loop = Run(rule, base or task(**(parts or {})), path), Loop(**loop)
     model, inner, generator = _begun(run, loop, before, groups)
     names = {id(p): n for n, p in model.named_parameters()}
-    run.first = {names[id(p)]: _buffer(s) for p, s in inner.state.items()}
+    kinds = {n: rule.of(n).kind for n in names.values()}
+    run.first = {names[id(p)]: _buffer(kinds[names[id(p)]], s, p) for p, s in inner.state.items()}
     wrapped = getattr(inner, "parts", inner)
     kept = {"state_every": state_every, "snapshot_every": snapshot_every}
     with TracingOptimizer(wrapped, model, path, **kept) as optimizer:
@@ -224,9 +225,10 @@ def trace(
             old = {p: p.detach().clone() for p in before}
             loop.step(t, run, model, optimizer, generator)
             groups = {p: g for g in inner.param_groups for p in g["params"]}
-            kinds = {p: rule.of(names[id(p)]).kind for p in groups}
             run.had.append({
-                names[id(p)]: had(kinds[p], before[p], inner.state.get(p, {}), g, old[p], p.grad)
+                names[id(p)]: had(
+                    kinds[names[id(p)]], before[p], inner.state.get(p, {}), g, old[p], p.grad
+                )
                 for p, g in groups.items() if p.grad is not None
             })  # fmt: skip
     run.end = _left(model, inner)
@@ -255,7 +257,9 @@ def _left(model, inner):
     return copy.deepcopy((model.state_dict(), inner.state_dict(), torch.get_rng_state()))
 
 
-def _buffer(state):
+def _buffer(kind, state, w):
+    if hasattr(kind, "first"):
+        return copy.deepcopy(kind.first(state, w.detach()))
     found = state.get("exp_avg", state.get("momentum_buffer"))
     return None if found is None else found.clone()
 

@@ -37,6 +37,7 @@ class Filter:
         pre: ``D``, in the parameter's shape; None is 1.
         post: ``E``, likewise.
         decoupled: Weight decay that is no part of ``u`` (AdamW).
+        behind: Weight decay that is added to ``D u``.
         left: ``E`` of a parameter ``(p, d)`` that multiplies it from the left, ``(p, p)``.
         right: Likewise from the right, ``(d, d)``.
         beyond: What the step moved besides, which is linear in nothing: the run's own rounding.
@@ -56,9 +57,15 @@ class Filter:
     left: Tensor | None = None
     right: Tensor | None = None
     beyond: Tensor | None = None
+    behind: float = 0.0
 
     def forward(
-        self, u: Tensor | None, b: Tensor | None, move: Place = _new, buffer: Place = _new
+        self,
+        u: Tensor | None,
+        b: Tensor | None,
+        move: Place = _new,
+        buffer: Place = _new,
+        w: Tensor | None = None,
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return the move ``w - w'`` (without ``decoupled``) and ``b'``; None is zero.
 
@@ -67,8 +74,11 @@ class Filter:
             b: The buffer before the step.
             move: Gives the tensor in which the move is to be, or None; called if it is not zero.
             buffer: Likewise for ``b'``.
+            w: What decay ``behind`` ``D`` is taken of; None is zero.
         """
         u = u if u is None or self.pre is None else u * self.pre
+        if self.behind and w is not None:
+            u = w * self.behind if u is None else u.add(w, alpha=self.behind)
         b = _sum(self.keep, b, self.gain, u, buffer)
         moved = _sum(self.direct, u, self.through, b, move)
         if moved is not None and self.is_matrix:
@@ -162,7 +172,7 @@ class Filter:
     def numbers(self) -> tuple[float, ...]:
         """All but the diagonals."""
         buffer = (self.through, self.keep, self.gain)
-        return (self.direct, *buffer, self.decoupled)
+        return (self.direct, *buffer, self.decoupled, self.behind)
 
     @property
     def immediate(self) -> float:

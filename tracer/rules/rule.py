@@ -134,6 +134,9 @@ class UpdateRule:
         smooth: Whether a step works element by element and has a derivative that autograd finds:
             then ``unrolled`` takes it.
         frozen: What a split takes as it was in the run, in words.
+        refuses: Options with which it is another rule, that is not split.
+        after: Hyperparameters that a step changes and needs as they are after it: ``now.numbers``
+            has them once more, as ``d after`` for ``d``.
     """
 
     buffer: str | None = None
@@ -143,6 +146,8 @@ class UpdateRule:
     linear: tuple[str, ...] = ()
     smooth: bool = False
     frozen: str = "its factors"
+    refuses: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
     def remembers(self, used: Callable[[str], bool]) -> bool:
         """Return whether its steps depend on earlier ones.
@@ -163,6 +168,19 @@ class UpdateRule:
     def initial(self, w: Tensor, numbers: Numbers) -> State:
         """Return the state before a parameter's first step, without the buffer."""
         return {}
+
+    def held(
+        self, stored: State, group: Mapping[str, Any], w: Callable[[], Tensor]
+    ) -> tuple[State, Tensor | None]:
+        """Return the state and the buffer that an optimizer holds of a parameter.
+
+        Args:
+            stored: What its ``state_dict`` has of the parameter.
+            group: ... and of the parameter's group.
+            w: Gives the parameter.
+        """
+        rest = {k: v for k, v in stored.items() if k != self.buffer} if self.adapts else {}
+        return rest, None if self.buffer is None else stored.get(self.buffer)
 
     def step(self, now: Now) -> tuple[Filter, State]:
         """Return the step as a linear map of ``u``, and the state after it, without the buffer.

@@ -1,0 +1,28 @@
+"""Rules of other packages' optimizers, against naive ones and forward buffers."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.helpers import rules
+from tests.helpers.comparing import compare
+from tests.helpers.outside import ROWS
+from tests.helpers.rules import Rule, trace
+
+LOOPS = list(itertools.product([False, True], [None, 0.3], [False, True], [0, 4]))
+
+
+@pytest.mark.parametrize(("scheduled", "clip", "accumulate", "before"), LOOPS)
+@pytest.mark.parametrize(("kind", "options"), ROWS, ids=str)
+def test_a_rule_from_outside_equals_the_reference(
+    tmp_path, kind, options, scheduled, clip, accumulate, before
+):
+    run = trace(
+        tmp_path / "run.h5", Rule("", kind, options), scheduled=scheduled, clip=clip,
+        accumulate=accumulate, before=before, steps=3,
+    )  # fmt: skip
+    compare(
+        run, rules.clip_factors(run, clip), methods=("tracin",), rules={kind.__name__: kind.rule}
+    )
