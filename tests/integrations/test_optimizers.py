@@ -26,8 +26,8 @@ OPTIONS = {
     "pytorch_optimizer:Lamb": [DECAY, {**COUPLED, "grad_averaging": False}, {"adam": True}],
     "pytorch_optimizer:LARS": [DECAY, {**DECAY, **ALONE, "nesterov": True, "dampening": 0.3}],
     "prodigyopt:Prodigy": [
-        {**DECAY, "d0": 1e-3, "decouple": False, "use_bias_correction": True},
-        {"d0": 1e-3, "betas": (0.0, 0.99)},
+        {**DECAY, "lr": 1.0, "d0": 1e-3, "decouple": False, "use_bias_correction": True},
+        {"lr": 1.0, "d0": 1e-3, "betas": (0.0, 0.99)},
     ],
     "schedulefree:SGDScheduleFree": [DECAY, {**ALONE, "warmup_steps": 4, "r": 1.0}],
     "schedulefree:AdamWScheduleFree": [DECAY, {**ALONE, **DECAY, "warmup_steps": 4}],
