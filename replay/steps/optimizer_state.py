@@ -49,6 +49,7 @@ class OptimizerState:
         held = {
             k: d if isinstance(d, str) else torch.tensor(numbers[k], dtype=d, device="cpu")
             for k, d in known.items()
+            if isinstance(d, str) or k in numbers  # schedulers add more to a group
         }
         return {**numbers, **held}
 
