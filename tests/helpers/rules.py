@@ -254,7 +254,8 @@ def _begun(run, loop, before, groups):
 
 
 def _left(model, inner):
-    return copy.deepcopy((model.state_dict(), inner.state_dict(), torch.get_rng_state()))
+    optimizers = [part.state_dict() for part in getattr(inner, "parts", [inner])]
+    return copy.deepcopy((model.state_dict(), optimizers, torch.get_rng_state()))
 
 
 def _buffer(kind, state, w):
