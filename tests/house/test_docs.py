@@ -31,6 +31,7 @@ PAGES += sorted((ROOT / "docs").rglob("*.md"))
 OPTIONAL = {  # what `make test-integrations` has
     "docs/how-to/transformers.md": "transformers",
     "docs/how-to/lightning.md": "lightning",
+    "docs/how-to/accelerate.md": "accelerate",
 }
 TAGS = {"python", "shell", "text", "bibtex"}
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)

@@ -38,7 +38,9 @@ def in_mapping(ids: list[ID], batch: Any) -> Any:
     return batch
 
 
-def carry_ids(loader: Any, ids: Sequence[ID] | None, join: Callable[..., Any] = Carried) -> None:
+def carry_ids(
+    loader: Any, ids: Sequence[ID] | None, join: Callable[[list[ID], Any], Any] = Carried
+) -> Callable[[], None]:
     """Let a loader's batches have their examples' IDs, too.
 
     Sampler, order and examples stay as they are: the data set and the collate function are
@@ -48,6 +50,9 @@ def carry_ids(loader: Any, ids: Sequence[ID] | None, join: Callable[..., Any] = 
         loader: A ``DataLoader``, or accelerate's around one.
         ids: One for each example; default: what the sampler draws, the positions.
         join: Makes a batch of IDs and a batch.
+
+    Returns:
+        Leaves the loader as it was.
 
     Raises:
         TracingError: The data set has no positions, there are not as many IDs, or the loader gives
@@ -60,8 +65,13 @@ def carry_ids(loader: Any, ids: Sequence[ID] | None, join: Callable[..., Any] = 
         raise TracingError(
             f"trace(ids=...) got {len(ids)} IDs for {len(data)} examples; give one each."
         )
-    vars(inner)["dataset"] = _Identified(data, ids)  # a loader forbids the attribute
-    inner.collate_fn = _Carrying(inner.collate_fn, join)
+    collate, given = inner.collate_fn, vars(inner)  # a loader forbids to set its data set
+
+    def undo() -> None:
+        given["dataset"], inner.collate_fn = data, collate
+
+    given["dataset"], inner.collate_fn = _Identified(data, ids), _Carrying(collate, join)
+    return undo
 
 
 def carrying(loader: Any, ids: Sequence[ID] | None) -> Any:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from tracer.errors import TracingError
-from tracer.integrations import lightning_limits
+from tracer.integrations import accelerate_limits, lightning_limits
 
 
 def named(name, **attributes):
@@ -48,3 +48,38 @@ def test_lightning(message, found):
     lightning()
     with pytest.raises(TracingError, match=message):
         lightning(**found)
+
+
+def accelerator(**found):
+    usual = {
+        "distributed_type": SimpleNamespace(value="NO"),
+        "num_processes": 1,
+        "scaler": None,
+        "mixed_precision": "bf16",
+        "device_placement": True,
+    }
+    accelerate_limits.check_accelerator(SimpleNamespace(**{**usual, **found}))
+
+
+ACCELERATE = {
+    r"over devices \(DEEPSPEED\), which cannot be traced.\n1. Train in one .*, without DEEPS": {
+        "distributed_type": SimpleNamespace(value="DEEPSPEED")
+    },
+    r"over devices \(FSDP\)": {"distributed_type": SimpleNamespace(value="FSDP")},
+    "runs on 2 processes": {"num_processes": 2},
+    r"a GradScaler \(mixed_precision='fp16'\)": {"scaler": object()},
+    "computes in fp8": {"mixed_precision": "fp8"},
+    r"where they are \(device_placement=False\)": {"device_placement": False},
+}
+
+
+@pytest.mark.parametrize(("message", "found"), ACCELERATE.items())
+def test_accelerate(message, found):
+    accelerator()
+    with pytest.raises(TracingError, match=message):
+        accelerator(**found)
+
+
+def test_a_loader_of_accelerate():
+    with pytest.raises(TracingError, match=r"from one process \(dispatch_batches=True\)"):
+        accelerate_limits.check_loader(named("DataLoaderDispatcher"))
