@@ -22,8 +22,8 @@ _SCHEDULE_FREE = (
     "which can be wrapped."
 )
 _REMEDIES = {
-    "accelerate.optimizer.AcceleratedOptimizer": "Call tracer.integrations.accelerate.trace, or wrap "
-    "the torch optimizer before accelerator.prepare; call observe(ids) once for each batch then.",
+    "accelerate.optimizer.AcceleratedOptimizer": "Call tracer.integrations.accelerate.trace, or "
+    "wrap the torch optimizer before accelerator.prepare, and call observe(ids) for each batch.",
     "lightning.pytorch.core.optimizer.LightningOptimizer": _LIGHTNING,
     "pytorch_lightning.core.optimizer.LightningOptimizer": _LIGHTNING,
     "lightning.fabric.wrappers._FabricOptimizer": _FABRIC,
