@@ -84,6 +84,8 @@ class MicroBatch:
         random_state: As it was when the forward began; None if no forward was seen, so
             that the pass counts as deterministic.
         payload: Gives the recorded batch, encoded; None unless ``record="batches"``.
+        rank: The rank of a distributed run that it is of; those of rank 0 come first. Each rank
+            begins a step with the same buffers, and goes on with those that rank 0 leaves.
         place: Log and step, for messages.
         seeds: What the data set drew its examples from; None unless ``record="seeds"``.
     """
@@ -92,6 +94,7 @@ class MicroBatch:
     coefficients: Tensor
     random_state: RandomState | None
     payload: Callable[[], bytes] | None = field(default=None, compare=False)
+    rank: int = 0
     place: str = field(default="", compare=False, kw_only=True)
     seeds: Seeds | None = field(default=None, kw_only=True)
 

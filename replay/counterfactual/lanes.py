@@ -21,6 +21,7 @@ from replay.evaluate.binding import BoundModel, set_random_state
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, members, step_name
 from replay.evaluate.train_side import batch_of
+from replay.evaluate.turns import in_turn
 from replay.states.execution import Part, Point
 from replay.states.optimizer_again import made_again, set_groups, take_step
 from replay.task import Task
@@ -125,14 +126,18 @@ class Lanes:
         }
         dtype = next(iter(moving.values())).dtype
         weights = self._weights(step, dtype)
+        in_order = in_turn(step.micro_batches, lambda: self._buffers, self._hold)
         parts = [
             self._of_losses(micro, moving, c, step_name(step))
-            for micro, c in zip(step.micro_batches, weights, strict=True)
+            for micro, c in zip(in_order, weights, strict=True)
         ]
         total = parts[0]
         for part in parts[1:]:
             total = {name: total[name] + part[name] for name in total}
         return total
+
+    def _hold(self, buffers: Stacked) -> None:
+        self._buffers = buffers
 
     def _weights(self, step: Step, dtype: torch.dtype) -> list[Tensor]:
         """Return what losses of each micro-batch are multiplied by, ``(lanes, b)``."""

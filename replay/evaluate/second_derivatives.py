@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,7 @@ from replay.evaluate.running_statistics import Statistics, agrees, written
 from replay.evaluate.second_pass import SecondPass, Vectors
 from replay.evaluate.state import Transition
 from replay.evaluate.train_side import forward_pass, penalty_of
+from replay.evaluate.turns import copies, in_turn_on
 from replay.evaluate.twice import cannot_twice
 from replay.task import Task
 
@@ -65,12 +67,26 @@ class SecondDerivatives:
             if self._task.penalty is not None:
                 found = self._backward(self._penalty(now), gradient)
             starts = self._starts(now)
-            for k in reversed(range(len(starts))):
-                parts = self._backward(self._pass(now, k, starts[k]), gradient | buffers)
-                buffers = {n: part for n, part in parts.items() if n not in self._names}
-                for name in parts.keys() - buffers.keys():
-                    found[name] = found[name] + parts[name] if name in found else parts[name]
-        return found | buffers
+            for _, passes in groupby(range(len(starts)), lambda k: now.step.micro_batches[k].rank):
+                before = self._rank(now, list(passes), starts, gradient, buffers)
+                found, buffers = _sum(found, before), {}  # of rank 0, which comes first
+        return found
+
+    def _rank(
+        self,
+        now: Transition,
+        passes: Sequence[int],
+        starts: Sequence[Buffers],
+        gradient: Vectors,
+        buffers: Vectors,
+    ) -> Vectors:
+        """Return cotangents before the forward passes of one rank."""
+        found: Vectors = {}
+        for k in reversed(passes):
+            parts = self._backward(self._pass(now, k, starts[k]), gradient | buffers)
+            buffers = {n: part for n, part in parts.items() if n not in self._names}
+            found = _sum(found, {n: part for n, part in parts.items() if n in self._names})
+        return _sum(found, buffers)
 
     def _backward(self, one: SecondPass, cotangents: Vectors) -> Vectors:
         found = one.backward(cotangents)
@@ -90,7 +106,7 @@ class SecondDerivatives:
         with statistics.followed(), _counted(module) as counted:
             losses = forward()
         statistics.check(now.name)
-        if k == len(now.step.micro_batches) - 1:
+        if k == max(j for j, one in enumerate(now.step.micro_batches) if one.rank == 0):
             for name, value in statistics.after.items():
                 if not agrees(value, now.after.buffers[name]):
                     raise written(name, now.name)
@@ -136,8 +152,8 @@ class SecondDerivatives:
             return [first] * len(micro_batches)
         self._placed(now, first)
         module, found = self._bound.module, []
-        for micro in micro_batches:
-            found.append({n: b.detach().clone() for n, b in module.named_buffers()})
+        for micro in in_turn_on(module, micro_batches):
+            found.append(copies(module))
             without_graph(forward_pass(self._task, micro, now.name, self._bound, self._device))
         return found
 
@@ -150,6 +166,10 @@ class SecondDerivatives:
         for name, parameter in bound.parameters.items():
             parameter.requires_grad_(name in chosen)
         return {name: bound.parameters[name] for name in self._names}
+
+
+def _sum(found: Vectors, more: Vectors) -> Vectors:
+    return found | {n: found[n] + part if n in found else part for n, part in more.items()}
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from replay.evaluate.binding import BoundModel, set_random_state, without_graph
 from replay.evaluate.checked import checked_losses, require_finite
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
+from replay.evaluate.turns import copies, in_turn_on, put_back
 from replay.gradients.forms.form import all_finite
 from replay.gradients.forms.per_example import PerExample
 from replay.task import Task, collated, unknown_ids
@@ -88,7 +89,7 @@ def replay_step(
     """
     parameters, where = _placed(bound, state, names), step_name(step)
     batches = []
-    for micro in step.micro_batches:
+    for micro in in_turn_on(bound.module, step.micro_batches):
         forward = forward_pass(task, micro, where, bound, device)
         weights = micro.coefficients.to(device)
         share = budget // max(1, len(step.micro_batches))
@@ -112,7 +113,7 @@ def replay_gradient(
     """Do what ``replay_step`` does for the batch's gradient only, without its examples'."""
     parameters, where = _placed(bound, state, names), step_name(step)
     totals = []
-    for micro in step.micro_batches:
+    for micro in in_turn_on(bound.module, step.micro_batches):
         with torch.enable_grad():
             losses = forward_pass(task, micro, where, bound, device)()
             objective = (losses * micro.coefficients.to(losses)).sum()
@@ -135,7 +136,7 @@ def losses_at(
     bound.eval_mode.leave()
     return [
         without_graph(forward_pass(task, micro, step_name(step), bound, device)).double()
-        for micro in step.micro_batches
+        for micro in in_turn_on(bound.module, step.micro_batches)
     ]
 
 
@@ -168,25 +169,17 @@ def forward_pass(
 ) -> Callable[[], Tensor]:
     """Return the micro-batch's forward pass, under its random state, from the buffers of now."""
     batch = moved(batch_of(task, micro, where), device, bound.dtype)
-    before = {name: buffer.detach().clone() for name, buffer in bound.module.named_buffers()}
+    before = copies(bound.module)
     runs = itertools.count()
 
     def forward() -> Tensor:
         if next(runs):
-            _put_back(bound, before)
+            put_back(bound.module, before)
         set_random_state(micro.random_state)
         losses = task.loss(bound.module, fresh(batch))  # the data set's own, maybe
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
     return forward
-
-
-@torch.no_grad()
-def _put_back(bound: BoundModel, before: dict[str, Tensor]) -> None:
-    """Undo what a forward pass did to buffers; graphs may hold those that it left alone."""
-    for name, buffer in bound.module.named_buffers():
-        if name in before and not torch.equal(buffer, before[name]):
-            buffer.copy_(before[name])
 
 
 def batch_of(task: Task, micro: MicroBatch, where: str) -> Any:

@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from replay.evaluate.binding import BoundModel
 from replay.evaluate.state import members, step_name
 from replay.evaluate.train_side import forward_pass
+from replay.evaluate.turns import in_turn_on
 from replay.states.applied_again import AppliedGradients
 from replay.states.optimizer_again import (
     made_again,
@@ -27,6 +28,7 @@ from replay.states.optimizer_again import (
     take_step,
     takes_closure,
 )
+from replay.states.rank_gradients import RankGradients, last_ones
 from replay.task import Task
 from tracer.errors import TaskError
 from tracer.full_state import digest, restore
@@ -182,20 +184,23 @@ class Execution:
         """
         for parameter in self._bound.parameters.values():
             parameter.grad = None
-        where, count = step_name(step), len(step.micro_batches)
-        together, parts = self.joining.together and count > 1, []
+        where, micros = step_name(step), step.micro_batches
+        ends = {id(one) for one in (last_ones(micros) if self.joining.together else micros)}
+        parts, done = list[Tensor](), list[Tensor]()
+        ranks = RankGradients(self._bound.parameters)
         with torch.enable_grad():
-            for one in step.micro_batches:
+            for one in in_turn_on(self._bound.module, micros):
+                ranks.begin(one.rank)
                 micro = one if first else replace(one, random_state=None)
                 losses = forward_pass(self._task, micro, where, self._bound, self._device)()
-                parts.append(self.joined(losses, micro, count))
-                if not together:
-                    parts[-1] = self._differentiated(parts[-1] + self._penalty(count))
-            objective = sum(parts[1:], parts[0])
-            if together:
-                objective = self._differentiated(objective + self._penalty(1))
+                parts.append(self.joined(losses, micro, len(micros)))
+                if id(one) in ends:
+                    whole = sum(parts[1:], parts[0]) + self._penalty(len(ends))
+                    done.append(self._differentiated(whole))
+                    parts.clear()
+        ranks.add_up()
         self._as_applied(step, first=first)
-        return objective
+        return sum(done[1:], done[0])
 
     @staticmethod
     def _differentiated(value: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.hdf5",
     ),
     *("tracer.log.parts", "tracer.log", "tracer.log.read", "tracer.log.write"),
-    *("tracer.thread", "tracer.watch"),
+    *("tracer.thread", "tracer.distributed", "tracer.watch"),
     *(
         "tracer.wrapper",
         "tracer",

@@ -113,7 +113,7 @@ def check_format(path: Path, file: h5py.File) -> None:
             f"{path} has log format {version}, this version reads up to "
             f"{schema.FORMAT_VERSION}; upgrade tracin-replay."
         )
-    if metadata.CHECKSUM not in found:
+    if metadata.CHECKSUM not in found or "ranks" not in found:
         raise LogError(
             f"{path} was written before the first release, in a format that is read no more; trace "
             "the run again, or read it with the version that wrote it."

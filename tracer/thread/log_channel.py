@@ -155,7 +155,8 @@ class LogChannel:
 
     def fail(self, error: Exception) -> None:
         """End the log, which cannot be written."""
-        self.stop(f"{self._path} cannot be written ({error})")
+        known = isinstance(error, TracingError)
+        self.stop(str(error) if known else f"{self._path} cannot be written ({error})")
 
     def attempt(self, look: Callable[[], Seen], where: str) -> Seen | None:
         """Return what was looked at; if it cannot be logged, end the log and return None.

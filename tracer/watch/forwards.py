@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from tracer.distributed.coupled import DRAWN
+from tracer.distributed.data_parallel import is_coupled
 from tracer.errors import warn
 from tracer.records import RandomState
 from tracer.watch.captures import Capture, Captures, first_used
@@ -126,6 +128,8 @@ class ForwardWatch:
     def _say(self) -> None:
         if self._drew and self._hooks.draws_otherwise():
             warn(RANDOM)
+        if self._drew and is_coupled(self._model):
+            warn(DRAWN)
         if self._wrote:
             warn(writing(self._wrote))
 

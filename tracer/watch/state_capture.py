@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from textwrap import shorten
 from typing import Any
 
@@ -32,6 +32,7 @@ class RunState:
             0 is where an epoch begins.
         row_bytes: What a step adds to the log.
         sparse: Whether a replay takes steps again from these states.
+        others: Gives the generators of the run's other processes after so many steps.
 
     Attributes:
         steps: How many steps were taken, also after tracing has ended.
@@ -49,6 +50,7 @@ class RunState:
         every: int | None,
         row_bytes: int,
         sparse: bool = False,
+        others: Callable[[int], list[RandomState]] = lambda steps: [],
     ) -> None:
         self._model, self._optimizer = model, optimizer
         self._devices = tuple(devices)
@@ -56,7 +58,7 @@ class RunState:
         self.epoch: int | None = None
         self.next_epoch: int | None = None
         self._every, self._row_bytes = every, row_bytes
-        self._complained, self._sparse = False, sparse
+        self._complained, self._sparse, self._others = False, sparse, others
         self._wanted: int | None = None  # a step that has one besides the regular ones
 
     def want(self, *, state: bool) -> None:
@@ -105,12 +107,14 @@ class RunState:
             buffers: The model's; a forward may have moved them on.
             keeps_zeros: Whether gradients are zeroed before the next step, and not made None.
         """
+        ranks = self._others(self.steps)
         try:
             whole = {
                 "parameters": dict(self._model.named_parameters()),
                 "buffers": dict(buffers),
                 "optimizer": self._optimizer_state(),
-                "random": {"cpu": self.random.cpu, "cuda": self.random.cuda},
+                "random": _nested(self.random),
+                "ranks": [_nested(state) for state in ranks],
                 "epoch": self.epoch,
                 "zero_gradients": self._zero_gradients(all_are=keeps_zeros),
             }
@@ -173,6 +177,10 @@ def _plain_state(optimizer: Optimizer) -> dict[str, Any]:
             {**group, "params": [number[id(p)] for p in group["params"]]} for group in groups
         ],
     }
+
+
+def _nested(state: RandomState) -> dict[str, Any]:
+    return {"cpu": state.cpu, "cuda": state.cuda}
 
 
 def _bytes(value: Any) -> int:

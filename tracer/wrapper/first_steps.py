@@ -14,7 +14,7 @@ from tracer.errors import MismatchError, TracingError, warn
 from tracer.wrapper.arguments import check_numbers
 from tracer.wrapper.forecast_lines import say
 from tracer.wrapper.generators import left_as_found
-from tracer.wrapper.step_logger import StepLogger
+from tracer.wrapper.logger import Logger
 
 USUAL = 3  # steps that are checked if a task is given
 LARGE = 100_000_000  # parameters from which on that has to be asked for
@@ -55,7 +55,7 @@ class FirstSteps:
         count: How many steps; None is the usual number if there is a task.
     """
 
-    def __init__(self, log: StepLogger, task: Any, count: int | None) -> None:
+    def __init__(self, log: Logger, task: Any, count: int | None) -> None:
         small = sum(p.numel() for p in log.model.parameters()) <= LARGE
         self._log, self._task, self._start = log, task, log.state.steps
         self._count = USUAL * (task is not None and small) if count is None else count
@@ -66,9 +66,10 @@ class FirstSteps:
             return
         steps = range(self._start, self._start + self._count)
         self._count = 0
+        if not self._log.is_on_file():
+            return
         task = self._task if not isinstance(self._task, str) else _imported(self._task)
-        if task is not None and not self._log.channel.stopped:
-            self._log.channel.flush()
+        if task is not None:
             self._check(task, steps)
 
     def _check(self, task: Any, steps: range) -> None:
@@ -86,7 +87,7 @@ class FirstSteps:
             )
 
 
-def _verified(log: StepLogger, task: Any, steps: range) -> Any:
+def _verified(log: Logger, task: Any, steps: range) -> Any:
     from replay.session.replay import Replay
 
     device = next((p.device for p in log.model.parameters()), "cpu")

@@ -7,8 +7,8 @@ import sys
 
 from tracer.errors import warn
 from tracer.wrapper.forecast import Forecast
+from tracer.wrapper.logger import Logger
 from tracer.wrapper.micro_batches import Observations
-from tracer.wrapper.step_logger import StepLogger
 
 
 class ForecastLines:
@@ -20,9 +20,13 @@ class ForecastLines:
         steps: How many the run has, None if nobody knows.
     """
 
-    def __init__(self, log: StepLogger, observations: Observations, steps: int | None) -> None:
+    def __init__(self, log: Logger, observations: Observations, steps: int | None) -> None:
         self._log, self._observations, self._steps = log, observations, steps or 0
-        self._waits = observations.bytes_per_step is None
+        self._waits = False
+
+    def begin(self) -> None:
+        """Say it at the start."""
+        self._waits = self._observations.bytes_per_step is None
         self._say()
 
     def step_taken(self) -> None:

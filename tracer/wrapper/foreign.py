@@ -35,7 +35,7 @@ _REMEDIES = {
     "schedulefree.wrap_schedulefree.ScheduleFreeWrapper": _SCHEDULE_FREE,
     "schedulefree.wrap_schedulefree_reference.ScheduleFreeWrapperReference": _SCHEDULE_FREE,
     "torch.distributed.optim.zero_redundancy_optimizer.ZeroRedundancyOptimizer": "Wrap the torch "
-    "optimizer itself and train in one process: distributed training is not traced.",
+    "optimizer itself: every rank then has all of its state.",
 }
 
 

@@ -18,7 +18,15 @@ from tracer.watch.measurement import Measurement
 from tracer.wrapper.snapshot_choice import SnapshotChoice
 
 # with the run that goes on
-_SHARED = ("optimizer", "reduction", "snapshot_every", "record", "data_seed", "cuda_devices")
+_SHARED = (
+    "optimizer",
+    "reduction",
+    "snapshot_every",
+    "record",
+    "data_seed",
+    "cuda_devices",
+    "ranks",
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,7 @@ class LogFile:
     def last_state(self, at: int | None) -> Resumption | None:
         """Return the log's last full state, None if it holds no step; see ``resumption``."""
         known = {name: self.attributes[name] for name in _SHARED if name in self.attributes}
-        return last_state(self.path, known, at)
+        return last_state(self.path, known, at, ranks=self.attributes["ranks"])
 
     def reopening(self, step: int) -> Callable[[], LogWriter]:
         """Return what opens the log, cut to so many steps."""

@@ -10,8 +10,8 @@ from tracer.errors import LogError, OutputExistsError, TracingError
 from tracer.log.opening import is_log, is_open_here
 
 
-def checked_path(log: Any, *, overwrite: bool, resume: bool) -> Path:
-    """Return the absolute path of a log that can be written there.
+def checked_path(log: Any, *, overwrite: bool, resume: bool, rank: int = 0) -> Path:
+    """Return the absolute path of a log that can be written there, if this rank is to write it.
 
     Raises:
         OutputExistsError: There is a log, and neither ``overwrite`` nor ``resume`` is on.
@@ -21,6 +21,8 @@ def checked_path(log: Any, *, overwrite: bool, resume: bool) -> Path:
         raise TracingError("overwrite=True begins anew, resume=True goes on; pass one of them.")
     try:
         path = Path(log).absolute()
+        if rank:
+            return path
         real = Path(os.path.realpath(path))
         if os.path.lexists(real):
             _check_existing(path, real, overwrite=overwrite, resume=resume)

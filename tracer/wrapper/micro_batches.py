@@ -29,12 +29,16 @@ class Observations:
         reduction: ``"mean"`` or ``"sum"``.
         record: ``"ids"``, ``"seeds"`` or ``"batches"``.
         draws: Knows the epoch that examples are drawn for.
+        ranks: Over how many processes gradients are averaged.
 
     Attributes:
         recording: Whether batches are recorded.
     """
 
-    def __init__(self, forwards: ForwardWatch, reduction: str, record: str, draws: Draws) -> None:
+    def __init__(
+        self, forwards: ForwardWatch, reduction: str, record: str, draws: Draws, ranks: int
+    ) -> None:
+        self._ranks = ranks
         self._forwards, self._reduction, self.recording = forwards, reduction, record == "batches"
         self._draws = draws
         self._pending = Pending(forwards.captures)
@@ -186,10 +190,10 @@ class Observations:
 
     def _coefficients(self, ids: tuple[Any, ...], weights: Tensor | None, k: int) -> Tensor:
         if weights is not None:
-            return weights
+            return weights / self._ranks
         alike = self._alike.get((k, len(ids)))
         if alike is None:
-            value = 1 / (k * len(ids)) if self._reduction == "mean" else 1.0
+            value = 1 / (self._ranks * (k * len(ids) if self._reduction == "mean" else 1))
             alike = torch.tensor(value, dtype=torch.float64, device="cpu").expand(len(ids))
             self._alike[k, len(ids)] = alike
         return alike

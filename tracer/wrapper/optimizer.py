@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from tracer.distributed.ranks import Ranks
 from tracer.errors import TracingError, warn
 from tracer.joined import Joined, Key, members
 from tracer.loading import require_training
@@ -26,8 +27,8 @@ from tracer.wrapper.first_steps import FirstSteps, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.joining import joined, say_left_out
 from tracer.wrapper.log_path import checked_path
+from tracer.wrapper.logger import Logger
 from tracer.wrapper.setup import Settings, begin
-from tracer.wrapper.step_logger import StepLogger
 from tracer.wrapper.traced import Traced
 
 
@@ -95,17 +96,19 @@ class TracingOptimizer(Traced):
         check_steps: int | None = None,
     ) -> None:
         require_training()
-        inner = joined(optimizer)
-        self._require(inner)
-        check_arguments(model, reduction, record)
-        path = checked_path(log, overwrite=overwrite, resume=bool(resume))
-        names = {id(p): name for name, p in unwrapped(model).named_parameters()}
-        for one in members(inner):
-            check_parameters(one, names)
-        drawn, known = checked_data(record, data), checked_task(task, check_steps)
-        shared = known, reduction, snapshot_every, record, drawn
-        settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
-        tracing = begin(path, inner, model, settings)
+        ranks = Ranks(model)
+        with ranks.together():
+            inner = joined(optimizer)
+            self._require(inner)
+            check_arguments(model, reduction, record)
+            path = checked_path(log, overwrite=overwrite, resume=bool(resume), rank=ranks.rank)
+            names = {id(p): name for name, p in unwrapped(model).named_parameters()}
+            for one in members(inner):
+                check_parameters(one, names)
+            drawn, known = checked_data(record, data), checked_task(task, check_steps)
+            shared = known, reduction, snapshot_every, record, drawn
+            settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
+            tracing = begin(path, inner, model, settings, ranks)
         first = FirstSteps(tracing.log, task, check_steps)
         super().__init__(inner, names, tracing, first)
         self._parts = {key: Traced(one, names, tracing, first) for key, one in _parts(inner)}
@@ -113,7 +116,7 @@ class TracingOptimizer(Traced):
         close_when_collected(self, tracing.log.close)
 
     @property
-    def _log(self) -> StepLogger:
+    def _log(self) -> Logger:
         return self._tracing.log
 
     def __getitem__(self, key: Key) -> Traced:

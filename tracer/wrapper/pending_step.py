@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from tracer.codec.layout import Row
+from tracer.errors import TracingError
 from tracer.log.write.writer import LogWriter
 from tracer.records import MicroBatch, Step
 from tracer.watch.group_look import Seen
@@ -33,9 +35,10 @@ class PendingStep:
     Attributes:
         measured: What it was about to do.
         epoch: What ``optimizer.epoch`` was, or None.
-        micro_batches: One for each forward pass whose gradient it applied.
+        micro_batches: One for each forward pass of this process whose gradient it applied.
         clip_factor: What ``optimizer.clip_grad_norm_`` multiplied the gradient by.
         frozen: Parameters of the model that did not require a gradient.
+        whole: Adds to a step's micro-batches those of other processes; may wait for them.
     """
 
     measured: MeasuredStep
@@ -43,15 +46,20 @@ class PendingStep:
     micro_batches: tuple[MicroBatch, ...]
     clip_factor: float
     frozen: frozenset[str]
+    whole: Callable[[int, Sequence[MicroBatch]], tuple[MicroBatch, ...]]
 
     def record(self) -> Step:
-        """Return the step's record; waits for the device, so not in the training thread."""
+        """Return the step's record; waits for the device, so not in the training thread.
+
+        Raises:
+            TracingError: Another process does not say its part of the step.
+        """
         seen = self.measured.seen
         groups = tuple([g for one in seen for g in one.gradients.of(one.groups)])
         return Step(
             index=self.measured.index,
             epoch=self.epoch,
-            micro_batches=self.micro_batches,
+            micro_batches=self.whole(self.measured.index, self.micro_batches),
             groups=groups,
             gradient_norm=math.hypot(*(group.gradient_norm for group in groups)),
             clip_factor=self.clip_factor,
@@ -61,4 +69,9 @@ class PendingStep:
 
     def write(self, writer: LogWriter, parameters: Row, buffers: Row) -> None:
         """Append the step to the log, with the parameters and buffers that it led to."""
-        writer.append(self.record(), parameters, self.measured.buffers, buffers)
+        try:
+            step = self.record()
+        except TracingError:
+            writer.commit()  # what came before is whole
+            raise
+        writer.append(step, parameters, self.measured.buffers, buffers)

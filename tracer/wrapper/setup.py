@@ -11,6 +11,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tracer.codec.layout import fields, row_bytes
+from tracer.distributed.data_parallel import check_spread
+from tracer.distributed.ranks import Ranks
 from tracer.errors import TracingError, shown
 from tracer.joined import members
 from tracer.log.write.creation import LogOptions
@@ -23,7 +25,9 @@ from tracer.wrapper.arguments import check_numbers, checked_compression, qualifi
 from tracer.wrapper.epochs import Draws, Epochs
 from tracer.wrapper.forecast_lines import ForecastLines, say
 from tracer.wrapper.log_file import LogFile
+from tracer.wrapper.logger import Logger
 from tracer.wrapper.micro_batches import Observations
+from tracer.wrapper.rank_logger import RankLogger
 from tracer.wrapper.snapshot_choice import chosen
 from tracer.wrapper.step_logger import StepLogger
 from tracer.wrapper.taken_again import require_class
@@ -62,12 +66,14 @@ class Tracing:
     skips: SkippedSteps
     forwards: ForwardWatch
     observations: Observations
-    log: StepLogger
+    log: Logger
     epochs: Epochs
     forecasts: ForecastLines
 
 
-def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings) -> Tracing:
+def begin(
+    path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings, ranks: Ranks
+) -> Tracing:
     """Put the parts of a traced run together; resume the run if asked to, and say so.
 
     Args:
@@ -75,19 +81,26 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
         optimizer: Does the steps.
         model: The object whose forwards count.
         settings: Checked as far as they have nothing to do with the log.
+        ranks: The run's processes; all come here.
     """
+    check_spread(model, batches=settings.record == "batches")
     inner, skips = unwrapped(model), SkippedSteps()
-    forwards = ForwardWatch(model, inner, skips)
-    observations = Observations(forwards, settings.reduction, settings.record, Draws(settings.data))
-    file = _log_file(path, optimizer, inner, forwards.devices, settings)
-    log = StepLogger(file, optimizer, inner, forwards, skips)
+    forwards, draws = ForwardWatch(model, inner, skips), Draws(settings.data)
+    kinds = settings.reduction, settings.record, draws, ranks.size
+    observations = Observations(forwards, *kinds)
+    file = _log_file(path, optimizer, inner, forwards.devices, settings, ranks.size)
+    check_numbers(steps=settings.steps)
+    ranks.meet(_alike(file, settings, len(forwards.devices)))
+    watched = optimizer, inner, forwards, skips, ranks
+    log: Logger = StepLogger(file, *watched) if ranks.rank == 0 else RankLogger(file, *watched)
+    forecasts = ForecastLines(log, observations, settings.steps)
     try:
-        check_numbers(steps=settings.steps)
-        _go_back(log, resume=settings.resume)
-        observations.resume(path, log.state.steps)
+        if isinstance(log, StepLogger):
+            _go_back(log, ranks, forwards.devices, resume=settings.resume)
+            observations.resume(path, log.state.steps)
+            forecasts.begin()
         epochs = Epochs(log.state, settings.data)
         epochs.go_to(log.state.epoch)
-        forecasts = ForecastLines(log, observations, settings.steps)
         forwards.before_load = log.settle_early
         forwards.attach()  # last: a constructor that fails leaves the model as it was
     except BaseException:
@@ -96,8 +109,20 @@ def begin(path: Path, optimizer: Optimizer, model: nn.Module, settings: Settings
     return Tracing(skips, forwards, observations, log, epochs, forecasts)
 
 
+def _alike(file: LogFile, settings: Settings, devices: int) -> dict[str, Any]:
+    """Return what has to be the same on all ranks of a run."""
+    known = ("optimizer", "reduction", "record", "data_seed", "snapshot_every")
+    found = {name: file.attributes.get(name) for name in known}
+    return {**found, "resume": settings.resume, "CUDA devices": devices}
+
+
 def _log_file(
-    path: Path, optimizer: Optimizer, model: nn.Module, devices: list[int], settings: Settings
+    path: Path,
+    optimizer: Optimizer,
+    model: nn.Module,
+    devices: list[int],
+    settings: Settings,
+    ranks: int,
 ) -> LogFile:
     check_numbers(sync_every=settings.sync_every or None, state_every=settings.state_every)
     elements = sum(p.numel() for p in model.parameters())
@@ -127,6 +152,7 @@ def _log_file(
         "update_rule": together(rule(type(one)) for one in members(optimizer)),
         "model": type(model).__name__,
         "cuda_devices": " ".join(map(str, devices)),
+        "ranks": ranks,
     }
     if settings.data is not None:
         attributes["data_seed"] = settings.data.seed
@@ -141,10 +167,11 @@ def _directory() -> str:
         return ""
 
 
-def _go_back(log: StepLogger, *, resume: bool | int) -> None:
-    """Go to a full state of the log if the run is to resume, and say so."""
+def _go_back(log: StepLogger, ranks: Ranks, devices: list[int], *, resume: bool | int) -> None:
+    """Go to a full state of the log if the run is to resume, with all ranks, and say so."""
     found = log.resume(None if resume is True else resume) if resume else None
     log.channel.require_lock()
+    ranks.begin(log.state.steps, None if found is None else found.state, devices)
     if found is not None:
         which = "its last full state" if resume is True else "the full state that was asked for"
         say(

@@ -6,7 +6,6 @@ A step is written when the parameters that it led to are final: when the next st
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -15,7 +14,8 @@ from torch import nn
 from torch.optim import Optimizer
 
 from tracer.codec.layout import fields, row_bytes
-from tracer.errors import TracingError, warn
+from tracer.distributed.ranks import Ranks
+from tracer.errors import warn
 from tracer.log.write.resumption import Resumption
 from tracer.records import MicroBatch
 from tracer.thread.log_channel import LogChannel
@@ -23,9 +23,9 @@ from tracer.watch.forwards import ForwardWatch
 from tracer.watch.measurement import Measurement
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import RunState
-from tracer.wrapper.forecast import Forecast, forecast
 from tracer.wrapper.last_step import LastStep
 from tracer.wrapper.log_file import LogFile
+from tracer.wrapper.logger import Logger
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
 from tracer.wrapper.snapshot_choice import EPOCH
 from tracer.wrapper.step_look import StepLook
@@ -41,7 +41,7 @@ _NO_EPOCH = (
 )
 
 
-class StepLogger:
+class StepLogger(Logger):
     """Steps the optimizers of a run and logs it.
 
     Args:
@@ -50,6 +50,7 @@ class StepLogger:
         model: The module that owns the parameters.
         forwards: Watches the model.
         skips: Knows which steps a GradScaler skipped.
+        ranks: The run's processes, of which this one writes the log.
 
     Attributes:
         path: The log.
@@ -64,37 +65,27 @@ class StepLogger:
         model: nn.Module,
         forwards: ForwardWatch,
         skips: SkippedSteps,
+        ranks: Ranks,
     ) -> None:
-        self.path, self.model, self._file = file.path, model, file
-        self._forwards, self._skips = forwards, skips
+        super().__init__(file, model)
+        self._forwards, self._skips, self._ranks = forwards, skips, ranks
         self._measurement = Measurement(optimizer, model)
         every, row = file.options.state_every, row_bytes(fields(self._measurement.parameters))
         row = row if file.options.compression == "none" else row // 3  # about
         known, sparse = (model, optimizer, forwards.devices), not file.snapshots.is_dense
-        self.state = RunState(*known, every=every, row_bytes=row, sparse=sparse)
-        self._closed = self._said = False
-        self._owner, self.channel = os.getpid(), LogChannel(file.path)
+        self.state = RunState(
+            *known, every=every, row_bytes=row, sparse=sparse, others=ranks.random
+        )
+        self._said, self.channel = False, LogChannel(file.path)
         self._last = LastStep(file, self.channel, model, forwards, self._measurement, self.state)
-        self._look = StepLook(self._measurement, forwards, self._last, self.state)
+        self._look = StepLook(self._measurement, forwards, self._last, self.state, ranks)
 
     @property
     def has_no_step(self) -> bool:
         """Whether the log is open and its run has taken no step, nor moved without one."""
         untouched = self.state.steps == 0 and not self._last.between and not self.channel.stopped
-        here = not self._closed and os.getpid() == self._owner
+        here = not self._closed and self.is_here
         return untouched and here and self._last.moved(ending=True) is None
-
-    def require_open(self) -> None:
-        """Raise TracingError after ``close``, and in a forked process."""
-        if self._closed:
-            raise TracingError(
-                f"the log {self.path} is closed; keep training steps inside the with block."
-            )
-        if os.getpid() != self._owner:
-            raise TracingError(
-                f"the log {self.path} belongs to process {self._owner}, which forked this one; "
-                "only that one can step the traced optimizer."
-            )
 
     def resume(self, at: int | None) -> Resumption | None:
         """Go back to a full state of the log and go on from there; None if nothing is logged.
@@ -160,24 +151,30 @@ class StepLogger:
         """Keep a step that was taken until its parameters are final."""
         if epoch is None and self._file.snapshots.every == EPOCH and self.state.steps == 0:
             warn(_NO_EPOCH)
-        frozen, batches = self._measurement.frozen(), tuple(micro_batches)
+        known = self._measurement.frozen(), self._ranks.whole
         self.state.step_taken(epoch)
         self.channel.step_taken(self.state.steps)
-        self._last.keep(PendingStep(measured, epoch, batches, clip_factor, frozen))
+        self._last.keep(PendingStep(measured, epoch, tuple(micro_batches), clip_factor, *known))
 
     def flush(self, *, state: bool = False) -> None:
         """Return when every step so far is on file, the last one as parameters are now."""
         self.state.want(state=state)
         said = self._last.moved(ending=False)
         if self.channel.started and not self.channel.stopped and not self._closed:
-            if not self._last.between and os.getpid() == self._owner:
+            if not self._last.between and self.is_here:
                 self._attempt(self._last.settle_now)
             self.channel.flush()
         self._say(said)
 
+    def is_on_file(self) -> bool:
+        """Have every step but the last one on file; return whether it is."""
+        if not self.channel.stopped:
+            self.channel.flush()
+        return not self.channel.stopped
+
     def settle_early(self) -> None:
         """Write the last step's result: something is about to change parameters."""
-        if not self.channel.stopped and not self._closed and os.getpid() == self._owner:
+        if not self.channel.stopped and not self._closed and self.is_here:
             self._attempt(self._last.settle_early)
 
     @torch.no_grad()
@@ -185,7 +182,7 @@ class StepLogger:
         """Write what is left, close the file, leave the model alone; a forked copy only that."""
         first, self._closed = not self._closed, True
         self._forwards.detach()
-        if os.getpid() != self._owner or self.channel.stopped:
+        if not self.is_here or self.channel.stopped:
             return
         said = self._last.moved(ending=True) if first else None
         try:
@@ -210,10 +207,6 @@ class StepLogger:
         """Write no step."""
         self._closed = True
         self.channel.close()
-
-    def forecast(self, steps: int) -> Forecast:
-        """Return what a run of so many steps takes."""
-        return forecast(self.path, steps, self.model, self.state, self._file.snapshots)
 
     def _attempt(self, look: Callable[[], Seen]) -> Seen | None:
         with torch.no_grad():

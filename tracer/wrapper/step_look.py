@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 
 from tracer.codec.layout import Row, pack
+from tracer.distributed.ranks import Ranks
 from tracer.watch.forwards import ForwardWatch
 from tracer.watch.group_look import Seen
 from tracer.watch.measurement import Measurement
@@ -24,18 +25,25 @@ class StepLook:
         forwards: Knows the buffers before the step's forward.
         last: The last step.
         state: What the run is after it.
+        ranks: The run's processes.
     """
 
     def __init__(
-        self, measurement: Measurement, forwards: ForwardWatch, last: LastStep, state: RunState
+        self,
+        measurement: Measurement,
+        forwards: ForwardWatch,
+        last: LastStep,
+        state: RunState,
+        ranks: Ranks,
     ) -> None:
-        self._measurement, self._forwards = measurement, forwards
+        self._measurement, self._forwards, self._ranks = measurement, forwards, ranks
         self._last, self._state = last, state
         self._buffers: Row | None = None
 
     def state_before(self) -> bytes | None:
         """Return the full state if one is due: before the optimizer's hooks, called on resuming."""
         self._measurement.require_same()
+        self._ranks.require_same()
         return self._last.full_state() if self._state.is_due else None
 
     def begin(self, state: bytes | None) -> None:

@@ -25,7 +25,7 @@ FOREIGN = [  # what these classes look like: name, base, remedy
     (
         "torch.distributed.optim.zero_redundancy_optimizer.ZeroRedundancyOptimizer",
         torch.optim.Optimizer,
-        "train in one process",
+        "every rank then has all of its state",
     ),
 ]
 

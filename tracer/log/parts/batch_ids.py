@@ -91,7 +91,7 @@ class BatchIds(BatchPart):
         largest = tables.rows(IDS, 0, count, "the steps").max(initial=-1)
         return {IDS: count, **self._strings.end(tables, int(largest) + 1)}
 
-    def restore(self, sink: Sink) -> None:
+    def restore(self, sink: Sink, micro: NDArray[Any]) -> None:
         """Take up the strings on file."""
         self._strings.restore(sink)
 

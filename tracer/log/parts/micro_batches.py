@@ -18,13 +18,14 @@ from tracer.log.parts.coefficients import Coefficients
 from tracer.log.parts.facts import Facts, Table
 from tracer.log.parts.part import Entry, Part, packer
 from tracer.log.parts.random_states import RandomStates
+from tracer.log.parts.ranks import Ranks
 from tracer.log.parts.recorded_batches import RecordedBatches
 from tracer.log.parts.sink import Sink
 from tracer.log.parts.source import Readable, Source
 from tracer.records import MicroBatch, Seeds, Step
 
 MICRO = "steps/micro"
-BATCH_PARTS = (BatchIds, Coefficients, RandomStates, RecordedBatches)
+BATCH_PARTS = (BatchIds, Coefficients, RandomStates, RecordedBatches, Ranks)
 MICRO_DTYPE = np.dtype([column for kind in BATCH_PARTS for column in kind.columns.items()])
 MICRO_STRUCT = packer(MICRO_DTYPE)
 
@@ -84,5 +85,6 @@ class MicroBatches(Part):
 
     def restore(self, sink: Sink, meta: Any, step: Step) -> None:
         """Go on behind the last row of each table."""
+        rows = sink.tables.rows(MICRO, int(meta["micro"]), int(meta["micro_count"]))
         for part in self._parts:
-            part.restore(sink)
+            part.restore(sink, rows)

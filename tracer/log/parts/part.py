@@ -116,8 +116,13 @@ class BatchPart(ABC):
     def end(self, tables: Readable, micro: NDArray[Any]) -> dict[str, int]:
         """Return the length that each table has after some micro-batches, from the first on."""
 
-    def restore(self, sink: Sink) -> None:
-        """Go on behind the last row of each table."""
+    def restore(self, sink: Sink, micro: NDArray[Any]) -> None:
+        """Go on behind the last row of each table.
+
+        Args:
+            sink: Where rows go.
+            micro: The rows of the last step's micro-batches.
+        """
         _recall(sink, self.tables)
 
 

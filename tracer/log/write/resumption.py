@@ -36,7 +36,9 @@ class Resumption:
     state: dict[str, Any]
 
 
-def last_state(path: Path, expected: Mapping[str, Any], at: int | None = None) -> Resumption | None:
+def last_state(
+    path: Path, expected: Mapping[str, Any], at: int | None = None, *, ranks: int = 1
+) -> Resumption | None:
     """Find the last full state of a log, None if it holds no step.
 
     The caller holds the lock and has repaired the log.
@@ -45,11 +47,13 @@ def last_state(path: Path, expected: Mapping[str, Any], at: int | None = None) -
         path: The log.
         expected: Metadata that the log must share with the run that goes on.
         at: The step of the state that is asked for; None is the last one.
+        ranks: How many processes go on with the run.
 
     Raises:
         TracingError: The log is of another run, or holds no whole state.
     """
     with RunLog(path) as log:
+        _require_ranks(log, ranks)
         for name, value in expected.items():
             found = log.metadata.get(name)
             if ("" if found is None else found) != value:
@@ -75,6 +79,17 @@ def last_state(path: Path, expected: Mapping[str, Any], at: int | None = None) -
             return None
         raise TracingError(
             f"cannot resume {path}: it holds no whole state; pass overwrite=True to begin anew."
+        )
+
+
+def _require_ranks(log: RunLog, ranks: int) -> None:
+    before = int(log.metadata["ranks"])
+    if before != ranks:
+        raise TracingError(
+            f"cannot resume {log.path}: its run had {before} ranks and now has {ranks}, which have "
+            "other batches, coefficients and random numbers, so that it would not be the same "
+            f"run.\n1. Resume with {before} ranks.\n"
+            "2. Begin a new log: another path, or overwrite=True."
         )
 
 
