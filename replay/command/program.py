@@ -19,6 +19,7 @@ from replay.command.inspect import inspect
 from replay.command.report import report
 from replay.command.self_influence import self_influence
 from replay.command.verify import verify
+from replay.processes.group import here
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
 COMMANDS = (
@@ -123,6 +124,8 @@ def run(arguments: list[str] | None = None) -> int:
             for kind in (InputWarning, LogWarning):
                 warnings.simplefilter("always", kind)
             warnings.showwarning = _show_warning
+            if not here().leads:  # the first process of a job says what all find
+                warnings.simplefilter("ignore")
             return cli(arguments, prog_name="tracin-replay", standalone_mode=False) or 0
     except click.ClickException as error:
         error.show()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from replay.evaluate.proof import Proof
@@ -121,6 +122,14 @@ class States(Protocol):
 
     def proof(self) -> Proof | None:
         """Return how much of what was computed is the run's to the bit; None if nothing was."""
+        ...
+
+    def found(self, steps: range) -> dict[str, NDArray[Any]]:
+        """Return what computing states has found of some steps, for another process."""
+        ...
+
+    def adopt(self, found: Mapping[str, NDArray[Any]]) -> None:
+        """Take over what another process has found."""
         ...
 
     def nearest(self, t: int) -> int:

@@ -9,7 +9,8 @@ momentum buffer (``Filter.backward``).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,6 +39,14 @@ class Adjoint:
     def __init__(self, count: int) -> None:
         self._count = count
         self._buffers: dict[str, BufferAdjoint] = {}  # by parameter
+
+    def state(self) -> dict[str, Any]:
+        """Return ``λ`` after the steps so far, as tensors and numbers."""
+        return {name: buffer.state() for name, buffer in self._buffers.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the steps whose ``state`` it is."""
+        self._buffers = {name: BufferAdjoint.of(one) for name, one in state.items()}
 
     def credits(
         self,

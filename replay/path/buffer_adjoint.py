@@ -8,7 +8,8 @@ a large part of the walk. Meanwhile their products with gradients need their fac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +32,22 @@ class BufferAdjoint:
     def __init__(self, whole: Tensor) -> None:
         self.whole, self.scale = whole, 1.0
         self._waiting: list[tuple[float, OuterProducts]] = []
+
+    def state(self) -> dict[str, Any]:
+        """Return all that it is, as tensors and numbers."""
+        waiting = [(factor, outer.deltas, outer.inputs) for factor, outer in self._waiting]
+        return {"whole": self.whole, "scale": self.scale, "waiting": waiting}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> BufferAdjoint:
+        """Return what ``state`` was of."""
+        found = cls(state["whole"])
+        found.scale = state["scale"]
+        found._waiting = [
+            (factor, OuterProducts(inputs, deltas, 0, deltas.shape[2]))
+            for factor, deltas, inputs in state["waiting"]
+        ]
+        return found
 
     def fade(self, keep: float) -> None:
         """Multiply by a number."""

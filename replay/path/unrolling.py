@@ -9,7 +9,9 @@ whose coefficient is scaled by ``s_i``, moves ``φ(w_T)`` by ``⟨ā_t, c_i g_i�
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +49,16 @@ class Unrolling:
         self._parameters: dict[str, Vectors] = {}  # by parameter: of itself, of its state
         self._buffers: Vectors = {}
 
+    def state(self) -> dict[str, Any]:
+        """Return ``λ`` after the steps so far, as tensors."""
+        names = list(self._names)
+        return {"names": names, "parameters": self._parameters, "buffers": self._buffers}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the steps whose ``state`` it is."""
+        self._names = state["names"]
+        self._parameters, self._buffers = state["parameters"], state["buffers"]
+
     def credits(
         self, replayed: ReplayedStep, trained: TrainedStep, names: frozenset[str] | None
     ) -> Tensor:
@@ -58,7 +70,7 @@ class Unrolling:
             names: Parameters whose products count; None is all.
         """
         now = replayed.transition
-        if now.step.index == self._steps[-1]:
+        if not self._parameters:
             self._begin(now.after, f"after {now.name}")
         cotangent = self._through_rule(replayed, trained)
         found = self._products(trained, cotangent, names)

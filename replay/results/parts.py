@@ -1,66 +1,78 @@
-"""Finished counterfactual runs on file: a job that was killed goes on where it was.
+"""Finished parts of a long job on file: one that was killed goes on where it was.
 
-A file of lines, each a JSON value with its checksum: the question first, then a run's number and
-values. A line that a kill or a power cut has torn ends it.
+A folder with a file for each process that ever worked on the result, so that no two write to one.
+Each holds the question first, then parts.
 """
 
 from __future__ import annotations
 
-import base64
+import io
 import json
-import zlib
+import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from replay.results.part_file import (
+    Arrays,
+    Record,
+    packed,
+    records,
+    with_checksum,
+    without_checksum,
+)
 from tracer.errors import InputError
 
-Table = NDArray[np.float64]
+_ENDING, _STATE = ".parts", ".state"
 
 
 def parts_of(target: Path) -> Path:
-    """Return where finished runs of a result are kept."""
-    return target.with_name(f"{target.name}.parts")
+    """Return where finished parts of a result are kept."""
+    return target.with_name(f"{target.name}{_ENDING}")
 
 
 class Parts:
-    """Values of finished runs, in memory and, if there is a path, on file.
+    """Finished parts, by name: in memory or, if there is a path, on file.
 
     Args:
-        path: Where; None keeps them in memory alone.
-        question: What the runs answer: whoever goes on must ask the same, in the same way.
-        shape: Of the values of a run.
-
-    Attributes:
-        done: Values of finished runs, by number.
+        path: The folder; None keeps them in memory alone.
+        question: What the parts answer: whoever goes on must ask the same, in the same way.
 
     Raises:
-        InputError: The file has runs of another question, or cannot be written.
+        InputError: The folder has parts of another question or something else, or cannot be
+            written.
+
+    Attributes:
+        path: As given.
     """
 
-    def __init__(
-        self, path: Path | None, question: Mapping[str, Any], shape: tuple[int, ...]
-    ) -> None:
-        self.done: dict[int, Table] = {}
-        self._path, self._shape = path, shape
+    def __init__(self, path: Path | None, question: Mapping[str, Any]) -> None:
+        self.path, self._question = path, json.loads(json.dumps(question))
+        self._kept: dict[str, Record | Arrays] = {}
+        self._read: dict[Path, int] = {}  # how far each file was read
         self._file: BinaryIO | None = None
         if path is not None:
             try:
-                self._open(path, json.loads(json.dumps(question)))
+                path.mkdir(exist_ok=True)
+                self.refresh()
+                self._own()
             except OSError as error:
+                if path.exists() and not path.is_dir():
+                    raise _foreign(path) from error
                 raise InputError(
-                    f"finished runs cannot be kept in {path}: {error.strerror}; choose another "
+                    f"finished parts cannot be kept in {path}: {error.strerror}; choose another "
                     "place."
                 ) from error
 
-    def add(self, number: int, values: Table) -> None:
-        """Keep a run's values."""
-        self.done[number] = values
-        data = base64.b64encode(np.ascontiguousarray(values, "<f8").tobytes()).decode()
-        self._append([number, data])
+    def __contains__(self, name: str) -> bool:
+        return name in self._kept
+
+    def __getitem__(self, name: str) -> Arrays:
+        found = self._kept[name]
+        return found.arrays() if isinstance(found, Record) else found
 
     def __enter__(self) -> Parts:
         return self
@@ -69,53 +81,88 @@ class Parts:
         if self._file is not None:
             self._file.close()
 
-    def remove(self) -> None:
-        """Remove the file: the result is on file."""
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+    def names(self) -> list[str]:
+        """Return which parts are finished."""
+        return list(self._kept)
 
-    def _open(self, path: Path, question: dict[str, Any]) -> None:
-        data = path.read_bytes() if path.exists() else b""
-        lines, length = _whole_lines(data)
-        if not lines and not _line(question).startswith(data):
+    def add(self, name: str, arrays: Arrays) -> None:
+        """Keep a part."""
+        self._kept[name] = arrays if self._file is None else self._append({"part": name}, arrays)
+
+    def keep_state(self, name: str, state: Mapping[str, Any]) -> None:
+        """Keep tensors and numbers, in place of earlier ones of that name."""
+        assert self.path is not None
+        data, place = io.BytesIO(), self.path / f"{name}{_STATE}{_ENDING}"
+        torch.save(dict(state), data)
+        partial = place.with_name(f"{secrets.token_hex(8)}{_STATE}{_ENDING}")
+        partial.write_bytes(with_checksum(data.getvalue()))
+        partial.replace(place)
+
+    def state(self, name: str) -> Any:
+        """Return what was kept under a name; None if that is nothing, or torn."""
+        assert self.path is not None
+        place = self.path / f"{name}{_STATE}{_ENDING}"
+        data = without_checksum(place.read_bytes()) if place.exists() else None
+        return None if data is None else torch.load(io.BytesIO(data), weights_only=True)
+
+    def refresh(self) -> None:
+        """Look for parts that other processes have finished meanwhile.
+
+        Raises:
+            InputError: They are of another question, or no parts.
+        """
+        assert self.path is not None
+        for path in sorted(self.path.iterdir()):
+            if path.suffix != _ENDING:
+                raise _foreign(self.path)
+            for record in (
+                () if path.stem.endswith(_STATE) else records(path, self._read.get(path, 0))
+            ):
+                if "question" in record.header:
+                    self._compare(record.header["question"])
+                else:
+                    self._kept[record.header["part"]] = record
+                self._read[path] = record.end
+
+    def _own(self) -> None:
+        """Begin this process's own file."""
+        assert self.path is not None
+        self._file = (self.path / f"{secrets.token_hex(8)}{_ENDING}").open("xb")
+        self._append({"question": self._question}, {})
+
+    def _append(self, header: Mapping[str, Any], arrays: Arrays) -> Record:
+        """Write a record to this process's own file, and look at it there."""
+        assert self._file is not None
+        path, start = Path(self._file.name), self._file.tell()
+        self._file.write(packed(header, arrays))
+        self._file.flush()
+        self._read[path] = self._file.tell()
+        return next(records(path, start))
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        ours = self._question
+        if found != ours:
+            other = next((name for name in ours if found.get(name) != ours[name]), "")
             raise InputError(
-                f"{path} holds no finished runs; move it away, or choose another place for the "
-                "result."
-            )
-        if lines and lines[0] != question:
-            found: dict[str, Any] = lines[0] if isinstance(lines[0], dict) else {}
-            other = next((name for name in question if found.get(name) != question[name]), "")
-            raise InputError(
-                f"{path} holds finished runs of another question: its {other} is not the same.\n"
+                f"{self.path} holds finished parts of another question: its {other} is not the "
+                "same.\n"
                 "1. To go on, ask as before, in the same surroundings.\n"
-                "2. To begin anew, remove that file, or choose another place for the result."
+                "2. To begin anew, remove that folder, or choose another place for the result."
             )
-        for number, data in lines[1:]:
-            values = np.frombuffer(base64.b64decode(data), "<f8").reshape(self._shape)
-            self.done[number] = values.astype(np.float64)
-        self._file = path.open("ab")
-        self._file.truncate(length)
-        if not lines:
-            self._append(question)
-
-    def _append(self, value: Any) -> None:
-        if self._file is not None:
-            self._file.write(_line(value))
-            self._file.flush()
 
 
-def _line(value: Any) -> bytes:
-    text = json.dumps(value, sort_keys=True).encode()
-    return f"{zlib.crc32(text):08x} ".encode() + text + b"\n"
+def remove_parts(target: Path) -> None:
+    """Remove the finished parts of a result that is on file."""
+    path = parts_of(target)
+    if path.is_dir():
+        for part in path.glob(f"*{_ENDING}"):
+            part.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody else's files are in it
+            path.rmdir()
 
 
-def _whole_lines(data: bytes) -> tuple[list[Any], int]:
-    """Return the values of the lines up to the first torn one, and how many bytes they are."""
-    found, length = [], 0
-    for line in data.splitlines(keepends=True):
-        checksum, _, text = line.rstrip(b"\n").partition(b" ")
-        if not line.endswith(b"\n") or checksum != f"{zlib.crc32(text):08x}".encode():
-            break
-        found.append(json.loads(text))
-        length += len(line)
-    return found, length
+def _foreign(path: Path) -> InputError:
+    return InputError(
+        f"{path} holds something else than finished parts; move it away, or choose another place "
+        "for the result."
+    )

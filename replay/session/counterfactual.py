@@ -18,7 +18,7 @@ from replay.counterfactual.stacks import taken as taken_runs
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
-from replay.results.parts import Parts, parts_of
+from replay.results.parts import Parts, parts_of, remove_parts
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
@@ -28,6 +28,7 @@ from replay.session.provenance import measured_value, provenance
 from replay.session.workers import Work, taken_apart
 from tracer.errors import PrecisionWarning
 
+_VALUES = "values"
 _TIMED = 50  # steps, at most
 _LIMITS = (
     "the run clipped gradients to a norm that varies, so the limit is unknown at steps that were "
@@ -66,12 +67,13 @@ def taken(
     runs.advance = shown.task("the run as it was, steps", len(run.log) - began)
     baseline = runs.walk()
     place = None if out is None else parts_of(out)
-    with Parts(place, _question(run, asked, baseline), baseline.shape) as parts:
+    with Parts(place, _question(run, asked, baseline)) as parts:
         _take(run, runs, asked, parts, shown, workers)
         found = _result(run, asked, runs, parts)
         if out is not None:
             found.save(out, overwrite=overwrite)
-        parts.remove()
+    if out is not None:
+        remove_parts(out)
     return found
 
 
@@ -80,7 +82,7 @@ def _take(
 ) -> None:
     """Take the runs that are missing, in the order in which they leave the run."""
     starts, total = [runs.start(change) for change in asked.changes], asked.marks[-1]
-    todo = [some for some in stacked(run.log, starts) if not parts.done.keys() >= set(some)]
+    todo = [some for some in stacked(run.log, starts) if not all(_part(n) in parts for n in some)]
     count, steps = sum(map(len, todo)), sum(total - starts[n] for some in todo for n in some)
     most = max(map(len, todo), default=1)
     together = f", up to {most} together" if most > 1 else ""
@@ -97,8 +99,12 @@ def _take(
 
 def _keep(parts: Parts, numbers: list[int], values: list[Table]) -> None:
     for number, table in zip(numbers, values, strict=True):
-        if number not in parts.done:
-            parts.add(number, table)
+        if _part(number) not in parts:
+            parts.add(_part(number), {_VALUES: table})
+
+
+def _part(number: int) -> str:
+    return f"run {number}"
 
 
 def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
@@ -133,7 +139,7 @@ def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, 
     """Return what must be the same for a job to go on."""
     scales = [[list(c.scale), list(c.scale.values()), c.renormalise] for c in asked.changes]
     return {
-        "format": "tracin-counterfactual-parts 1",
+        "format": "tracin-counterfactual-parts 2",
         "run": str(run.log.metadata["run_uuid"]),
         "test examples": asked.test_ids,
         "choice of runs": zlib.crc32(json.dumps([asked.protocol, scales]).encode()),
@@ -146,7 +152,7 @@ def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, 
 
 
 def _result(run: BoundRun, asked: Alternatives, runs: Runs, parts: Parts) -> Counterfactual:
-    values = np.stack([parts.done[n] for n in range(len(asked.changes))])
+    values = np.stack([parts[_part(n)][_VALUES] for n in range(len(asked.changes))])
     missed = {"allow_mismatch": int(asked.allow_mismatch)}
     if runs.mismatch is not None:
         missed["first_step_not_proved"] = runs.mismatch

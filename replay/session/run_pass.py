@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from replay.path.adjoint import Adjoint
 from replay.path.end_gradients import EndGradients
 from replay.path.step_path import Split, StepPath
 from replay.path.test_values import Drop, Values
+from replay.path.unrolling import Unrolling
 from replay.session.question import Question
 from replay.session.step_result import StepResult
 from replay.steps.replayed_step import ReplayedStep
@@ -34,6 +36,19 @@ class RunPass:
         walking = question.walking
         self._unrolled = {m.name: m.unroll(tape, examples) for m in walking if m.unroll}
         self._adjoints = {m.name: Adjoint(len(examples)) for m in walking if m.divide}
+
+    @property
+    def _walks(self) -> dict[str, Adjoint | Unrolling]:
+        return {**self._adjoints, **self._unrolled}
+
+    def state(self) -> dict[str, Any]:
+        """Return what it remembers of the steps so far, as tensors and numbers."""
+        return {name: walk.state() for name, walk in self._walks.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on after the steps whose ``state`` it is; the tape ends where they begin."""
+        for name, walk in self._walks.items():
+            walk.restore(state[name])
 
     def steps(self) -> Iterator[StepResult]:
         """Yield every step, credited by every method that walks."""

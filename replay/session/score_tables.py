@@ -7,18 +7,19 @@ test examples over some steps); the sum is the table of all parts.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from replay.methods.table import METHODS
 from replay.results.influence import Influence
 from replay.results.variables import VALUES
 from replay.session.question import Question
-from replay.session.step_result import TERMS, StepResult
+from replay.session.step_result import TERMS
 from tracer.errors import PrecisionWarning, shown
+from tracer.records import ID
 
 _SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
@@ -50,35 +51,44 @@ class ScoreTables:
                 "gradients": np.zeros((steps, m), dtype=np.int64),
             }
 
-    def add_step(self, rows: slice, step: StepResult) -> None:
-        """Add one step for the test examples in ``rows``."""
-        t = step.index - self.question.steps.start
-        period = self.question.periods.of_step(step.index)
-        self.add_values(step.index, rows, step.drop.before)
-        self.add_values(step.index + 1, rows, step.drop.after)
-        places = np.array([self._column.get(z, -1) for z in step.ids], dtype=np.int64)
+    def add_step(
+        self, rows: slice, index: int, ids: Sequence[ID], found: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """Add one step for the test examples in ``rows``.
+
+        Args:
+            rows: Their places.
+            index: The step.
+            ids: IDs of its occurrences.
+            found: What a pass found at it.
+        """
+        t, period = index - self.question.steps.start, self.question.periods.of_step(index)
+        self.add_values(index, rows, found["before"])
+        self.add_values(index + 1, rows, found["after"])
+        places = np.array([self._column.get(z, -1) for z in ids], dtype=np.int64)
         occurrences = np.flatnonzero(places >= 0)
         columns = places[occurrences]
-        for name, earned in step.credits.items():
+        for name in (method.name for method in self.question.walking):
+            earned = found[f"credits/{name}"]
             # np.add.at: an ID that stands twice in a batch counts twice
             into = self._scores[name][period].T[:, rows]
-            np.add.at(into, columns, earned.numpy()[occurrences])
+            np.add.at(into, columns, earned[occurrences])
             if not METHODS[name].about.accounts:
                 continue
-            self._earned[name][:, rows] += earned.sum(0).numpy(), earned.abs().sum(0).numpy()
-            for term, values in step.terms(name).items():
-                self._terms[name][term][t, rows] = values.numpy()
-            self._drops[name][t, rows] = step.predicted(METHODS[name]).numpy()
-        for method in self.question.walking:
-            if method.refines:
-                for name, table in self._quadrature.items():
-                    table[t, rows] = getattr(step.splits[method.name], name).numpy()
+            self._earned[name][:, rows] += earned.sum(0), np.abs(earned).sum(0)
+            for table, values in zip(
+                self._terms[name].values(), found[f"terms/{name}"], strict=True
+            ):
+                table[t, rows] = values
+            self._drops[name][t, rows] = found[f"predicted/{name}"]
+        for name, table in self._quadrature.items():
+            table[t, rows] = found[name]
 
-    def add_values(self, state: int, rows: slice, values: Tensor) -> None:
+    def add_values(self, state: int, rows: slice, values: NDArray[np.float64]) -> None:
         """Keep the values of test examples at a state, if it is the first or the last."""
         for name, end in zip(VALUES, self.question.ends, strict=True):
             if state == end:
-                self._values[name][rows] = values.numpy()
+                self._values[name][rows] = values
 
     def add_scores(
         self, method: str, state: int, rows: slice, columns: slice, scores: NDArray[np.float64]

@@ -68,6 +68,35 @@ def answered(
     return Scoring(run, question, shown, tables or ScoreTables(question)).influence()
 
 
+def finished(
+    run: BoundRun, question: Question, tables: ScoreTables, scaled: int | None
+) -> Influence:
+    """Return the result of tables that are full.
+
+    Args:
+        run: The run.
+        question: What was asked.
+        tables: All scores and terms.
+        scaled: At how many steps gradients were scaled outside; None if none was looked at.
+    """
+    found: dict[str, int | float] = {} if scaled is None else {"steps_scaled_outside": scaled}
+    found |= proved(run.states, allow_mismatch=question.allow_mismatch)
+    frozen = as_in_the_run(run.rule) if question.divides else {}
+    value, choices = measured_value(run.task), question.facts | frozen
+    result = tables.influence(provenance(run.log, run.models, value, **choices, **found))
+    if _moves(run, question):
+        _warn_of_nothing(result, run.task)
+    return result
+
+
+def _moves(run: BoundRun, question: Question) -> bool:
+    """Return whether a weight had a learning rate at any step that counts."""
+    states = run.states
+    steps = {min(k, states.last - 1) for k in question.checkpoints if question.summing}
+    steps |= set(question.steps if question.walking else ())
+    return any(rate != 0 for t in steps for rate in states.step(t).learning_rates.values())
+
+
 def _warn_of_nothing(result: Influence, task: Task) -> None:
     """Warn if no score is other than 0: of a contrastive loss, an example alone has no others."""
     moved = any(terms["measured"].any() for terms in result.terms.values())
@@ -106,28 +135,12 @@ class Scoring:
 
     def influence(self) -> Influence:
         """Do the work and return the result."""
-        question, found = self._question, dict[str, int | float]()
-        if question.walking:
-            found["steps_scaled_outside"] = self._walk()
+        question = self._question
+        scaled = self._walk() if question.walking else None
         rest = [k for k in question.checkpoints if k not in self._done]
         if rest:
             self._sum_up(rest)
-        found |= proved(self._run.states, allow_mismatch=question.allow_mismatch)
-        value, run = measured_value(self._run.task), self._run
-        frozen = as_in_the_run(run.rule) if question.divides else {}
-        choices = question.facts | frozen
-        facts = provenance(run.log, run.models, value, **choices, **found)
-        result = self._tables.influence(facts)
-        if self._moves():
-            _warn_of_nothing(result, self._run.task)
-        return result
-
-    def _moves(self) -> bool:
-        """Return whether a weight had a learning rate at any step that counts."""
-        question, states = self._question, self._run.states
-        steps = {min(k, states.last - 1) for k in question.checkpoints if question.summing}
-        steps |= set(question.steps if question.walking else ())
-        return any(rate != 0 for t in steps for rate in states.step(t).learning_rates.values())
+        return finished(self._run, question, self._tables, scaled)
 
     def _walk(self) -> int:
         """Add every step, for each chunk of test examples; return how many were scaled outside.
@@ -143,7 +156,7 @@ class Scoring:
         advance = self._shown.task(name, len(chunks) * len(question.steps))
         for rows, chunk in placed(chunks):
             for step in RunPass(tape, chunk, question).steps():
-                self._tables.add_step(rows, step)
+                self._tables.add_step(rows, step.index, step.ids, step.row())
                 for k, gradients in step.snapshots.items():
                     self._add(self._point(k), rows, gradients, lambda: None)
                     self._done.add(k)
@@ -164,7 +177,8 @@ class Scoring:
                 gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
                 self._add(point, rows, gradients, advance)
                 if not self._question.walking and k in self._question.ends:
-                    self._tables.add_values(k, rows, chunk.values(point.state, point.name))
+                    values = chunk.values(point.state, point.name)
+                    self._tables.add_values(k, rows, values.numpy())
 
     def _add(
         self, point: Checkpoint, rows: slice, gradients: PerExample, advance: Callable[[], None]

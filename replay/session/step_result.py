@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method
+from replay.methods.table import METHODS
 from replay.path.step_path import Split
 from replay.path.test_values import Drop
 from tracer.records import ID
@@ -17,6 +20,10 @@ TERMS = (  # "elsewhere" only where a part of the parameters was chosen
     *("data", "regulariser", "history", "elsewhere", "buffers", "rounding", "residual"),
     "measured",
 )
+
+
+QUADRATURE = ("split_error", "theta_inside", "gradients")
+Row = dict[str, NDArray[Any]]  # of one step: (m,), terms (k, m), credits (b, m)
 
 
 @dataclass(frozen=True)
@@ -41,6 +48,21 @@ class StepResult:
     credits: dict[str, Tensor]
     restricted: bool
     snapshots: dict[int, PerExample]
+
+    def row(self) -> Row:
+        """Return what tables keep of it."""
+        walking = [METHODS[name] for name in self.credits]
+        accounting = [method for method in walking if method.about.accounts]
+        refining = [method.name for method in walking if method.refines]
+        found = {
+            **{f"credits/{name}": earned for name, earned in self.credits.items()},
+            **{f"predicted/{m.name}": self.predicted(m) for m in accounting},
+            **{f"terms/{m.name}": torch.stack([*self.terms(m.name).values()]) for m in accounting},
+            **{name: getattr(self.splits[m], name) for m in refining for name in QUADRATURE},
+            "before": self.drop.before,
+            "after": self.drop.after,
+        }
+        return {name: values.numpy() for name, values in found.items()}
 
     def predicted(self, method: Method) -> Tensor:
         """Return a method's account of the drop, ``(m,)``."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
+from typing import Any
 
+from numpy.typing import NDArray
 from torch import Tensor
 
 from replay.evaluate.state import Optimizer, State, States, Transition
@@ -46,6 +48,13 @@ class LoggedStates:
 
     def proof(self) -> None:
         """Return None: nothing is computed."""
+
+    def found(self, steps: range) -> dict[str, NDArray[Any]]:
+        """Return nothing: nothing is computed."""
+        return {}
+
+    def adopt(self, found: Mapping[str, NDArray[Any]]) -> None:
+        """Take over nothing."""
 
     def nearest(self, t: int) -> int:
         """Return ``t``: all states are on file."""

@@ -15,6 +15,7 @@ from replay.evaluate.proof import Proof, proof_of
 from replay.evaluate.state import Optimizer, State, Transition
 from replay.states.environment import differences
 from replay.states.execution import JOININGS, Execution, Joining, Point
+from replay.states.findings import Findings
 from replay.states.logged import LoggedStates
 from replay.states.points import Points, distance, halves
 from tracer.log.read.run_log import RunLog
@@ -31,7 +32,7 @@ _OTHER_GRADIENT = (
 )
 
 
-class ReExecutedStates:
+class ReExecutedStates(Findings):
     """The states between the snapshots of a log; see ``States``.
 
     Args:
@@ -41,20 +42,14 @@ class ReExecutedStates:
 
     Attributes:
         log: The run.
-        proved: Steps whose parameters were computed bit for bit.
-        unproved: Steps that were not.
-        drift: How far the computed parameters were from each snapshot that they missed, of the way
-            from the snapshot before.
     """
 
     def __init__(self, log: RunLog, execution: Execution, budget: int) -> None:
+        super().__init__(len(log))
         self.log, self._execution = log, execution
         self._logged = LoggedStates(log)
-        self.proved: set[int] = set()
-        self.unproved: set[int] = set()
-        self.drift: dict[int, float] = {}
         self._joinings: dict[int, Joining] = {}  # that are right, by number of micro-batches
-        self._tries, self._shows = _TRIES, ""
+        self._tries = _TRIES
         self._shares: bool | None = None  # whether the replay's gradients are the run's to the bit
         self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
@@ -94,7 +89,7 @@ class ReExecutedStates:
     def proof(self) -> Proof:
         """Return what was found so far."""
         why = differences(self.log.metadata)
-        return proof_of(self.proved, self.unproved, self.drift, why, self._shows)
+        return proof_of(self.proved, self.unproved, self.drift, why, self.shows)
 
     def nearest(self, t: int) -> int:
         """Return the number of the nearest snapshot."""
@@ -175,7 +170,7 @@ class ReExecutedStates:
         (self.proved if met else self.unproved).add(t)
         (self.unproved if met else self.proved).discard(t)
         if not met and t == min(self.unproved):
-            self._shows = _SAME_GRADIENT if run.applied.met else _OTHER_GRADIENT
+            self.shows = _SAME_GRADIENT if run.applied.met else _OTHER_GRADIENT
         if not met and t + 1 in self.stored:
             self._resynchronise(t + 1)
 

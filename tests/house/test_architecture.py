@@ -37,7 +37,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "replay.loading",
         "replay.arguments",
     ),
-    *("replay.progress", "replay.vectors"),
+    *("replay.progress", "replay.processes", "replay.vectors"),
     *("replay.gradients.operations", "replay.gradients.forms", "replay.gradients.readers"),
     *("replay.gradients.proof", "replay.gradients", "replay.evaluate", "replay.states"),
     *("replay.counterfactual", "replay.steps", "replay.path", "replay.methods", "replay.results"),

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +10,16 @@ import click
 
 from replay.command.choice import Choice
 from replay.command.jobs.opening import chosen, chosen_training, opened
+from replay.command.jobs.working import job
 from replay.command.options import INFLUENCE_ENDING, Settings, Tests, beside
 from replay.command.show.cost import cost_text
 from replay.command.show.counterfactual import counterfactual_json, counterfactual_report
 from replay.command.terminal import Terminal
 from replay.counterfactual.change import drawn
+from replay.processes.group import Alone
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
 from replay.results.output import check_free
-from replay.results.parts import parts_of
-from replay.results.reservation import reserved
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.replay import Replay
 from replay.task import example_ids
@@ -58,7 +56,7 @@ def counterfactual(
         "along": along,
         "allow_mismatch": allow_mismatch,
     }
-    with reserved(target), _said_what_is_kept(target):
+    with job(Alone(), target):
         run = opened(log, settings, target)
         how |= {"out": target, "overwrite": overwrite, "workers": workers}
         found = _asked(choice, run, chosen(run, tests), **how)
@@ -73,17 +71,6 @@ def counterfactual(
             found, agreement, describe_test=run.describe_test, describe_train=run.describe_train
         )
     )
-
-
-@contextmanager
-def _said_what_is_kept(target: Path) -> Iterator[None]:
-    """Say at Ctrl-C that finished runs are on file."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        if (parts := parts_of(target)).exists():
-            click.echo(f"Finished runs are in {parts}; the same command goes on.", err=True)
-        raise
 
 
 def _scores(named: Path | None, usual: Path) -> Influence | None:

@@ -12,16 +12,18 @@ import click
 from replay.command.jobs.opening import chosen, opened
 from replay.command.jobs.report import page_of, reports, write_page
 from replay.command.jobs.saving import save
+from replay.command.jobs.working import job
 from replay.command.options import INFLUENCE_ENDING, Settings, Tests, beside
 from replay.command.show.cost import cost_text
 from replay.command.show.influence import report, to_json
 from replay.command.terminal import Terminal
 from replay.methods.names import DEFAULT
+from replay.processes.group import here
 from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
-from replay.results.reservation import reserved
 from replay.results.variables import INFLUENCE
 from replay.session.estimate import Cost, peak_bytes
+from replay.session.together import influence_together
 
 
 def influence(
@@ -58,13 +60,19 @@ def influence(
         cost = run.estimate(chosen(run, tests), **question)
         click.echo(cost_text(cost, as_json=as_json))
         return
-    check_free(target, INFLUENCE, overwrite=overwrite, inputs=(log, *tests.inputs))
-    if as_page:
-        reports().require_free(page_of(target), overwrite=overwrite, inputs=(log, *tests.inputs))
-    began = time.perf_counter()
-    with reserved(target):
-        run = opened(log, settings, target)
-        found = run.influence(chosen(run, tests), **question)
+    began, group = time.perf_counter(), here()
+    inputs: list[str | Path] = [log, *tests.inputs]
+    with job(group, target):
+        with group.agreeing():
+            if group.leads:
+                check_free(target, INFLUENCE, overwrite=overwrite, inputs=inputs)
+            if group.leads and as_page:
+                reports().require_free(page_of(target), overwrite=overwrite, inputs=inputs)
+            run = opened(log, settings, target)
+            ids = chosen(run, tests)
+        found = influence_together(run, ids, group, target, **question)
+        if found is None:
+            return
         if target != beside(log, INFLUENCE_ENDING):
             warn_of_change(
                 beside(log, INFLUENCE_ENDING), found.test_ids, found.values, found.attributes

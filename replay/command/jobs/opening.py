@@ -10,6 +10,7 @@ import click
 import torch
 
 from replay.command.options import Settings, Tests
+from replay.processes.group import here
 from replay.results.output import check_inputs
 from replay.session.replay import Replay
 from replay.task import beginning, example_ids, ids_by_text, parse_test_ids
@@ -18,8 +19,9 @@ from tracer.records import ID
 
 
 def announced(file: str) -> None:
-    """Say which code will run."""
-    click.echo(f"running the task's code in {file}", err=True)
+    """Say which code will run; of a job's processes, the first does."""
+    if here().leads:
+        click.echo(f"running the task's code in {file}", err=True)
 
 
 def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:

@@ -42,7 +42,7 @@ def filled(run, asked, parts):
             for rows, chunk in chunks[some]:
                 tape = run._run.tape(steps, shown, **asked.tape)
                 for step in RunPass(tape, chunk, replace(asked, steps=steps)).steps():
-                    tables.add_step(rows, step)
+                    tables.add_step(rows, step.index, step.ids, step.row())
             found.append(tables)
     return found
 

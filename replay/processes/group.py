@@ -1,0 +1,129 @@
+"""What the processes of a job tell each other: who does what, how far they are, what went wrong.
+
+torchrun starts the processes, watches them and ends all when one dies; its key-value store is all
+that is used here. Results go by files that every process sees.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cached_property
+from typing import Any, NoReturn
+
+from tracer.errors import InputError, TracinError
+
+_NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_PATIENCE = timedelta(minutes=30)  # without a sign of the others
+_EVERY = 0.1  # seconds between looks at the others
+
+
+class Alone:
+    """A job of this process alone."""
+
+    size, leads = 1, True
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Do something."""
+        yield
+
+
+class Group:
+    """The processes of a job, of which this is one.
+
+    Attributes:
+        rank: The number of this process.
+        size: How many there are.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self._times = 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process begins the job, shows it and writes its result."""
+        return self.rank == 0
+
+    @cached_property
+    def _store(self) -> Any:
+        from torch.distributed.rendezvous import rendezvous
+
+        return next(rendezvous("env://", timeout=_PATIENCE))[0]
+
+    def claims(self, part: str) -> bool:
+        """Return whether this process is to do a part of the work: each falls to one."""
+        return bool(self._store.add(f"claimed/{part}", 1) == 1)
+
+    def advance(self) -> None:
+        """Count one piece of work as done."""
+        self._store.add("advanced", 1)
+
+    def advanced(self) -> int:
+        """Return how many pieces all processes have done."""
+        return int(self._store.add("advanced", 0))
+
+    def leave(self) -> None:
+        """Say that this process has nothing more to do."""
+        self._store.add("left", 1)
+
+    def until_all_left(self, look: Callable[[], None]) -> None:
+        """Wait for the others; ``look`` is called now and then.
+
+        Raises:
+            InputError: None of them did anything for half an hour.
+        """
+        known, since = -1, time.monotonic()
+        while self._store.add("left", 0) < self.size:
+            time.sleep(_EVERY)
+            look()
+            if (now := self.advanced()) != known:
+                known, since = now, time.monotonic()
+            if time.monotonic() - since > _PATIENCE.total_seconds():
+                raise InputError(
+                    f"{self._store.add('left', 0)} of the job's {self.size} processes are done, "
+                    "and none of the others did anything for 30 minutes.\n"
+                    "1. End the job, and start the same again: what is finished is on file.\n"
+                    "2. Start it with torchrun, which ends it when one of its processes dies."
+                )
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """Do something on every process: if it fails on any, the job ends with that error.
+
+        Raises:
+            TracinError: As on the process that failed; names its host.
+        """
+        self._times += 1
+        own: TracinError | None = None
+        try:
+            yield
+        except TracinError as error:
+            own = error
+        said = "" if own is None else f"on {socket.gethostname()}, process {self.rank}: {own}"
+        keys = [f"agreed/{self._times}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], said)
+        self._store.wait(keys, _PATIENCE)
+        texts = [self._store.get(key).decode() for key in keys]
+        if not any(texts):
+            return
+        if not self.leads:
+            _wait_for_the_end()
+        kind = InputError if own is None else type(own)
+        raise kind(next(text for text in texts if text)) from own
+
+
+def here() -> Group | Alone:
+    """Return the job of this process: a group, if torchrun (or what says as much) began it."""
+    return Group() if all(name in os.environ for name in _NAMED) else Alone()
+
+
+def _wait_for_the_end() -> NoReturn:
+    """Let the first process say what is wrong; torchrun ends this one."""
+    time.sleep(30)
+    raise SystemExit(2)

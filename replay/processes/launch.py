@@ -1,0 +1,55 @@
+"""Starts the same command on several processes of this machine, with torchrun's own machinery."""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+from collections.abc import Sequence
+
+_THREADS = "OMP_NUM_THREADS"
+_RESTARTS = 3  # of a job one of whose processes was killed
+
+
+def on_several(workers: int, arguments: Sequence[str]) -> int:
+    """Run the program on several processes; return its exit code.
+
+    The machine's processors are divided among them, unless OMP_NUM_THREADS says how many threads
+    each has. If one is killed, all start again and go on from what is finished.
+
+    Args:
+        workers: How many processes.
+        arguments: Of the program.
+    """
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    os.environ.setdefault(_THREADS, str(max(1, (known or 1) // workers)))
+    code = 0
+    for _ in range(1 + _RESTARTS):
+        code = _launched(workers, arguments)
+        if code >= 0:
+            return code
+    return 128 - code
+
+
+def _launched(workers: int, arguments: Sequence[str]) -> int:
+    """Return the exit code of the first process that failed, negative if it was killed; or 0."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=workers,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "replay", *arguments)
+    except ChildFailedError as error:
+        return int(error.get_first_failure()[1].exitcode)
+    except SignalException:
+        raise KeyboardInterrupt from None
+    return 0

@@ -1,0 +1,170 @@
+"""Answers a question on several processes: each does parts of the work and puts them on file.
+
+What a pass finds at a step, for a chunk of test examples, is a part. Where steps are independent,
+processes take segments of the run; where they remember each other, chunks, and walk each backwards
+from the end. The first process adds the parts up in the order in which one process alone does, so
+that no bit depends on how many there are.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from replay.evaluate.test_side import Examples
+from replay.processes.group import Group
+from replay.progress import Progress
+from replay.results.influence import Influence
+from replay.results.parts import Parts
+from replay.session.bound_run import BoundRun
+from replay.session.grid import Grid
+from replay.session.question import Question
+from replay.session.run_pass import RunPass
+from replay.session.shared_tables import added_up, of_checkpoint, of_chunk, of_step
+from replay.states.checkpoints import checkpoint_at
+from replay.steps.tape import Tape
+
+_KEPT = 30.0  # seconds between states of a backward walk that are kept
+
+
+def answered_together(
+    run: BoundRun, question: Question, group: Group, parts: Parts, bars: Progress
+) -> Influence | None:
+    """Do a part of the work on a question.
+
+    Args:
+        run: The run.
+        question: What is asked.
+        group: The processes.
+        parts: What is finished.
+        bars: Where the process that leads shows how far all are.
+
+    Returns:
+        The result, on the process that leads; None on others.
+    """
+    work = _Work(run, question, group, parts)
+    advanced = _shown(bars, work, group)
+    work.do(advanced)
+    group.leave()
+    if not group.leads:
+        return None
+    group.until_all_left(advanced)
+    parts.refresh()
+    return added_up(run, question, parts, work.grid, plain=work.plain)
+
+
+class _Work:
+    """What there is to do, for whichever process does it.
+
+    Attributes:
+        plain: Whether steps are independent.
+        grid: How the work is divided.
+    """
+
+    def __init__(self, run: BoundRun, question: Question, group: Group, parts: Parts) -> None:
+        self._run, self._question, self._group, self._parts = run, question, group, parts
+        self._silent = Progress(enabled=False)
+        self._tapes: dict[range, Tape] = {}
+        self.plain = not question.walking or self._tape(question.steps).plain
+        self.grid = Grid(run, question, plain=self.plain)
+        with group.agreeing():
+            if group.leads:
+                self.grid.decide(parts, group.size)
+        with group.agreeing():
+            if not group.leads:
+                parts.refresh()
+            self.grid.adopt(parts)
+
+    @property
+    def missing(self) -> int:
+        """How many parts are not on file."""
+        names = [
+            *(of_step(t, rows) for rows, _ in self.grid.chunks for t in self._steps),
+            *(of_checkpoint(k, rows) for rows, _ in self.grid.chunks for k in self._checkpoints),
+        ]
+        return sum(name not in self._parts for name in names)
+
+    @property
+    def _steps(self) -> range:
+        return self._question.steps if self._question.walking else range(0)
+
+    @property
+    def _checkpoints(self) -> list[int]:
+        return self._question.checkpoints if self._question.summing else []
+
+    def do(self, advanced: Callable[[], None]) -> None:
+        """Take what no other process has taken, until nothing is left."""
+        for rows, chunk in self.grid.chunks if self._question.walking else ():
+            for steps in self.grid.segments:
+                if self._group.claims(f"{of_chunk(rows)}, from step {steps.start}"):
+                    self._walk(rows, chunk, steps, advanced)
+        for k in self._checkpoints:
+            for rows, chunk in self.grid.chunks:
+                if (name := of_checkpoint(k, rows)) in self._parts or not self._group.claims(name):
+                    continue
+                self._parts.add(name, self._scores(k, chunk))
+                self._group.advance()
+                advanced()
+
+    def _walk(
+        self, rows: slice, chunk: Examples, steps: range, advanced: Callable[[], None]
+    ) -> None:
+        """Put on file what is missing of some steps."""
+        missing = [t for t in steps if of_step(t, rows) not in self._parts]
+        if not missing:
+            return
+        state = None if self.plain else self._parts.state(of_chunk(rows))
+        if state is not None and missing[-1] >= state["step"]:
+            state = None  # a step that it has behind it was lost
+        start = missing[0] if self.plain else steps.start
+        window = range(start, steps.stop if state is None else state["step"])
+        tape, kept = self._tape(window), time.monotonic()
+        one = RunPass(tape, chunk, replace(self._question, steps=window, checkpoints=[]))
+        if state is not None:
+            one.restore(state["walk"])
+        for step in one.steps():
+            t = step.index
+            outside = {"outside": np.array(t in tape.factors.inferred)}
+            found = self._run.states.found(range(t, t + 1))
+            self._parts.add(of_step(t, rows), {**step.row(), **outside, **found})
+            self._group.advance()
+            advanced()
+            if not self.plain and t > start and time.monotonic() - kept > _KEPT:
+                self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})
+                kept = time.monotonic()
+
+    def _scores(self, k: int, chunk: Examples) -> dict[str, np.ndarray]:
+        """Return what methods score at a checkpoint."""
+        point, question = checkpoint_at(self._run.states, k), self._question
+        gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
+        found = self._run.states.found(range(self._run.states.last))
+        for method in question.summing:
+            assert method.score is not None
+            table = found[method.name] = np.zeros((len(chunk), len(question.train_ids)))
+            for columns, scores in method.score(point, gradients, self.grid.blocks):
+                table[:, columns] = scores.numpy()
+        if not question.walking and k in question.ends:
+            found["values"] = chunk.values(point.state, point.name).numpy()
+        return found
+
+    def _tape(self, steps: range) -> Tape:
+        """Return the training side of some steps; the last one serves the next chunk, too."""
+        if steps not in self._tapes:
+            self._tapes = {steps: self._run.tape(steps, self._silent, **self._question.tape)}
+        return self._tapes[steps]
+
+
+def _shown(bars: Progress, work: _Work, group: Group) -> Callable[[], None]:
+    """Return what shows, on the process that leads, how far all processes are."""
+    advance, shown = bars.task(f"{group.size} processes", work.missing), [0]
+
+    def look() -> None:
+        if group.leads:
+            for _ in range(group.advanced() - shown[0]):
+                advance()
+                shown[0] += 1
+
+    return look

@@ -1,0 +1,76 @@
+"""What processes have put on file, added up in the order in which one process alone adds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from replay.results.influence import Influence
+from replay.results.parts import Parts
+from replay.session.bound_run import BoundRun
+from replay.session.grid import Grid
+from replay.session.question import Question
+from replay.session.score_tables import ScoreTables
+from replay.session.scoring import finished
+
+
+def of_chunk(rows: slice) -> str:
+    """Return how a chunk of test examples is called."""
+    return f"rows {rows.start}-{rows.stop}"
+
+
+def of_step(t: int, rows: slice) -> str:
+    """Return the name of a part: a step, for a chunk."""
+    return f"step {t}, {of_chunk(rows)}"
+
+
+def of_checkpoint(k: int, rows: slice) -> str:
+    """Return the name of a part: scores at a checkpoint, for a chunk."""
+    return f"checkpoint {k}, {of_chunk(rows)}"
+
+
+def added_up(
+    run: BoundRun, question: Question, parts: Parts, grid: Grid, *, plain: bool
+) -> Influence:
+    """Return the result of all parts.
+
+    Args:
+        run: The run.
+        question: What was asked.
+        parts: All of them.
+        grid: How the work was divided.
+        plain: Whether steps are independent, so that one process alone takes them forwards.
+    """
+    tables, scaled = ScoreTables(question), set[int]()
+    for rows, _ in grid.chunks:
+        for kind, k in _order(run, question, plain=plain):
+            found = parts[of_step(k, rows) if kind == "step" else of_checkpoint(k, rows)]
+            run.states.adopt(found)
+            if kind == "step":
+                ids = [z for micro in run.log.step(k).micro_batches for z in micro.ids]
+                tables.add_step(rows, k, ids, found)
+                scaled |= {k} if found["outside"] else set()
+                continue
+            for method in question.summing:
+                tables.add_scores(method.name, k, rows, slice(None), found[method.name])
+            if "values" in found:
+                tables.add_values(k, rows, found["values"])
+    return finished(run, question, tables, len(scaled) if question.walking else None)
+
+
+def _order(run: BoundRun, question: Question, *, plain: bool) -> Iterator[tuple[str, int]]:
+    """Yield steps and checkpoints: a checkpoint follows the step at which a walk comes past it."""
+    rest = list(question.checkpoints if question.summing else ())
+    if question.walking:
+        stop = question.steps.stop
+        for t in question.steps if plain else reversed(question.steps):
+            yield "step", t
+            for k in (t, t + 1) if t + 1 == stop else (t,):
+                if k in rest and (k == t or _same_buffers(run, t)):
+                    rest.remove(k)
+                    yield "checkpoint", k
+    yield from (("checkpoint", k) for k in rest)
+
+
+def _same_buffers(run: BoundRun, t: int) -> bool:
+    now = run.states.transition(t)
+    return now.before.same_buffers(now.after)

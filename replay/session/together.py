@@ -1,0 +1,71 @@
+"""The question of a job on several processes, and where its finished parts are."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from replay.processes.group import Alone, Group
+from replay.progress import Progress
+from replay.results.influence import Influence
+from replay.results.parts import Parts, parts_of
+from replay.session.bound_run import BoundRun
+from replay.session.question import Asked, Question
+from replay.session.replay import Replay
+from replay.session.shared_scoring import answered_together
+from tracer.records import ID
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
+
+def influence_together(
+    replay: Replay,
+    test_ids: Sequence[ID],
+    group: Group | Alone,
+    target: Path,
+    **asked: Unpack[Asked],
+) -> Influence | None:
+    """Compute influence on the processes of a job; several keep finished parts beside the result.
+
+    Args:
+        replay: The run.
+        test_ids: m test examples.
+        group: The processes.
+        target: Where the result will stand.
+        **asked: As for ``Replay.influence``, with the same errors.
+
+    Returns:
+        The result, on the process that leads; None on others.
+    """
+    if isinstance(group, Alone):
+        return replay.influence(test_ids, **asked)
+    run = replay._run
+    with run.computing(), Progress(group.leads) as bars:
+        with group.agreeing():
+            question = Question.of(run.log, run.task, test_ids, **asked)
+            parts = Parts(parts_of(target), _question(run, question))
+        with parts:
+            return answered_together(run, question, group, parts, bars)
+
+
+def _question(run: BoundRun, question: Question) -> dict[str, Any]:
+    """Return what must be the same for a job to go on."""
+    choices = {name.replace("_", " "): value for name, value in question.facts.items()}
+    return {
+        "format": "tracin-influence-parts 1",
+        "run": str(run.log.metadata["run_uuid"]),
+        "number of steps": len(run.log),
+        "list of test examples": question.test_ids,
+        "list of training examples": zlib.crc32(repr(question.train_ids).encode()),
+        **{f"choice of {name}": value for name, value in choices.items() if name != "claims"},
+        "dtype of gradients": str(run.models.test.dtype),
+        "dtype of values": str(run.models.value.dtype),
+        "version of torch": str(torch.__version__),
+        "number of threads": torch.get_num_threads(),
+        "device": str(run.models.device),
+    }
