@@ -15,11 +15,15 @@ from replay.session.question import Question
 from tracer.errors import InputError
 
 _NAME = "grid"
+_CHUNKS, _MOST = 8, 16  # of test examples at least, and examples in each at most
 _SEGMENTS = 8  # of a run whose steps are independent, for each process
 
 
 class Grid:
     """Chunks of test examples, and segments of the run.
+
+    Rounding depends on how many examples are multiplied together, so chunks do not depend on how
+    many processes there are, nor on their memory where it holds 16 examples.
 
     Args:
         run: The run.
@@ -40,16 +44,14 @@ class Grid:
         """Put on file how the work is divided, unless it is."""
         if _NAME in parts:
             return
-        steps, most = self._question.steps, len(self._cut(None)[0][1])
+        steps, examples = self._question.steps, len(self._question.test_ids)
+        most = min(self._holds, _MOST, -(-examples // _CHUNKS))
         starts = {steps.start}
         if self._plain:
             count = min(len(steps), _SEGMENTS * processes)
             even = (steps.start + round(k * len(steps) / count) for k in range(count))
             starts |= {max(steps.start, self._run.states.nearest(t)) for t in even}
-        else:
-            most = min(most, -(-len(self._question.test_ids) // processes))
-        found = {"most": np.array(most), "starts": np.array(sorted(starts))}
-        parts.add(_NAME, found)
+        parts.add(_NAME, {"most": np.array(most), "starts": np.array(sorted(starts))})
 
     def adopt(self, parts: Parts) -> None:
         """Divide the work as it is on file.
@@ -65,15 +67,30 @@ class Grid:
         found = parts[_NAME]
         ends = [*found["starts"].tolist(), self._question.steps.stop]
         self.segments = [range(a, b) for a, b in pairwise(ends)]
-        asked = int(found["most"])
+        asked, most = int(found["most"]), self._holds
         self.chunks = self._cut(asked)
-        if (most := len(self.chunks[0][1])) < asked:
+        if most < asked:
             raise InputError(
                 f"{parts.path} has the work divided into chunks of {asked} test examples, "
                 f"and the memory given holds {most}.\n"
                 "1. Give as much as before: memory=, --memory.\n"
                 "2. To begin anew, remove that folder."
             )
+
+    def together(self, processes: int) -> list[list[tuple[slice, Examples]]]:
+        """Return which chunks a process walks backwards with at once: the training side is shared.
+
+        Args:
+            processes: Among how many the chunks are divided.
+        """
+        held = max(1, self._holds // len(self.chunks[0][1]))
+        count = min(held, -(-len(self.chunks) // processes))
+        return [self.chunks[k : k + count] for k in range(0, len(self.chunks), count)]
+
+    @cached_property
+    def _holds(self) -> int:
+        """How many test examples the memory of a process holds at once."""
+        return len(self._cut(None)[0][1])
 
     def _cut(self, most: int | None) -> list[tuple[slice, Examples]]:
         question = self._question

@@ -52,24 +52,27 @@ class RunPass:
 
     def steps(self) -> Iterator[StepResult]:
         """Yield every step, credited by every method that walks."""
-        names, wanted = self._question.names, frozenset(self._question.checkpoints)
         for replayed in self._tape.walk():
-            now = replayed.transition
-            trained = replayed.trained or self._tape.train(now.step, now.before)
-            drop = self._values.around(now)
-            self._ends.move(now)
-            splits, credited = self._divided(replayed, trained, drop)
-            for method in self._question.walking:
-                if method.credit is not None:
-                    test = self._ends.get(0)
-                    credited[method.name] = method.credit(replayed, trained, test, names)
-                if method.name in self._unrolled:
-                    unrolled = self._unrolled[method.name]
-                    credited[method.name] = unrolled.credits(replayed, trained, names)
-            t = now.step.index
-            states = {t} if t + 1 < self._tape.stop else {t, t + 1}
-            snapshots = self._ends.known(states, wanted)
-            yield StepResult(t, trained.ids, drop, splits, credited, names is not None, snapshots)
+            yield self.at(replayed, self._tape.trained_at(replayed))
+
+    def at(self, replayed: ReplayedStep, trained: TrainedStep) -> StepResult:
+        """Return what is found at the next step of the walk; ``trained`` has its gradients."""
+        names, wanted = self._question.names, frozenset(self._question.checkpoints)
+        now = replayed.transition
+        drop = self._values.around(now)
+        self._ends.move(now)
+        splits, credited = self._divided(replayed, trained, drop)
+        for method in self._question.walking:
+            if method.credit is not None:
+                test = self._ends.get(0)
+                credited[method.name] = method.credit(replayed, trained, test, names)
+            if method.name in self._unrolled:
+                unrolled = self._unrolled[method.name]
+                credited[method.name] = unrolled.credits(replayed, trained, names)
+        t = now.step.index
+        states = {t} if t + 1 < self._tape.stop else {t, t + 1}
+        snapshots = self._ends.known(states, wanted)
+        return StepResult(t, trained.ids, drop, splits, credited, names is not None, snapshots)
 
     def _divided(
         self, replayed: ReplayedStep, trained: TrainedStep, drop: Drop

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from replay.session.shared_tables import added_up, of_checkpoint, of_chunk, of_s
 from replay.states.checkpoints import checkpoint_at
 from replay.steps.tape import Tape
 
+Chunks = list[tuple[slice, Examples]]
+Walks = list[tuple[slice, RunPass]]
 _KEPT = 30.0  # seconds between states of a backward walk that are kept
 
 
@@ -97,10 +100,8 @@ class _Work:
 
     def do(self, advanced: Callable[[], None]) -> None:
         """Take what no other process has taken, until nothing is left."""
-        for rows, chunk in self.grid.chunks if self._question.walking else ():
-            for steps in self.grid.segments:
-                if self._group.claims(f"{of_chunk(rows)}, from step {steps.start}"):
-                    self._walk(rows, chunk, steps, advanced)
+        if self._question.walking:
+            self._walk_all(advanced)
         for k in self._checkpoints:
             for rows, chunk in self.grid.chunks:
                 if (name := of_checkpoint(k, rows)) in self._parts or not self._group.claims(name):
@@ -109,32 +110,59 @@ class _Work:
                 self._group.advance()
                 advanced()
 
-    def _walk(
-        self, rows: slice, chunk: Examples, steps: range, advanced: Callable[[], None]
-    ) -> None:
-        """Put on file what is missing of some steps."""
+    def _walk_all(self, advanced: Callable[[], None]) -> None:
+        if self.plain:
+            for steps in self.grid.segments:
+                if self._group.claims(f"steps from {steps.start}"):
+                    self._walk(self.grid.chunks, steps, advanced)
+            return
+        for chunks in self.grid.together(self._group.size):
+            if self._group.claims(of_chunk(chunks[0][0])):
+                self._walk(chunks, self._question.steps, advanced)
+
+    def _walk(self, chunks: Chunks, steps: range, advanced: Callable[[], None]) -> None:
+        """Put on file what is missing of some steps, for chunks that have as much of them."""
+        known: dict[range, Walks] = {}
+        for rows, chunk in chunks:
+            window, state = self._missing(rows, steps)
+            if window:
+                asked = replace(self._question, steps=window, checkpoints=[])
+                one = RunPass(self._tape(window), chunk, asked)
+                if state is not None:
+                    one.restore(state)
+                known.setdefault(window, []).append((rows, one))
+        for window, walks in known.items():
+            self._walk_window(self._tape(window), walks, advanced)
+
+    def _missing(self, rows: slice, steps: range) -> tuple[range, Any]:
+        """Return which steps a chunk is to be walked through, and its state before that."""
         missing = [t for t in steps if of_step(t, rows) not in self._parts]
         if not missing:
-            return
-        state = None if self.plain else self._parts.state(of_chunk(rows))
-        if state is not None and missing[-1] >= state["step"]:
-            state = None  # a step that it has behind it was lost
-        start = missing[0] if self.plain else steps.start
-        window = range(start, steps.stop if state is None else state["step"])
-        tape, kept = self._tape(window), time.monotonic()
-        one = RunPass(tape, chunk, replace(self._question, steps=window, checkpoints=[]))
-        if state is not None:
-            one.restore(state["walk"])
-        for step in one.steps():
-            t = step.index
-            outside = {"outside": np.array(t in tape.factors.inferred)}
+            return range(0), None
+        if self.plain:
+            return range(missing[0], steps.stop), None
+        state = self._parts.state(of_chunk(rows))
+        if state is None or missing[-1] >= state["step"]:  # a step that it has behind it was lost
+            return steps, None
+        return range(steps.start, state["step"]), state["walk"]
+
+    def _walk_window(self, tape: Tape, walks: Walks, advanced: Callable[[], None]) -> None:
+        """Go through a tape's steps, for several chunks at once."""
+        kept = time.monotonic()
+        for replayed in tape.walk():
+            t, trained = replayed.transition.step.index, tape.trained_at(replayed)
             found = self._run.states.found(range(t, t + 1))
-            self._parts.add(of_step(t, rows), {**step.row(), **outside, **found})
-            self._group.advance()
+            outside = {"outside": np.array(t in tape.factors.inferred)}
+            for rows, one in walks:
+                row = one.at(replayed, trained).row()
+                self._parts.add(of_step(t, rows), {**row, **outside, **found})
+                self._group.advance()
             advanced()
-            if not self.plain and t > start and time.monotonic() - kept > _KEPT:
+            if self.plain or t == tape.window.start or time.monotonic() - kept < _KEPT:
+                continue
+            for rows, one in walks:
                 self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})
-                kept = time.monotonic()
+            kept = time.monotonic()
 
     def _scores(self, k: int, chunk: Examples) -> dict[str, np.ndarray]:
         """Return what methods score at a checkpoint."""

@@ -131,6 +131,11 @@ class Tape:
             advance()
             yield t
 
+    def trained_at(self, replayed: ReplayedStep) -> TrainedStep:
+        """Return the gradients of a step's examples: kept with it, or computed again."""
+        now = replayed.transition
+        return replayed.trained or self.train(now.step, now.before)
+
     def train(self, step: Step, state: State) -> TrainedStep:
         """Compute the gradients of a step's examples at a state."""
         return self._replayer.train(step, state)
