@@ -10,6 +10,7 @@ import click
 from replay.command.choice import takes_choice
 from replay.command.importing import job
 from replay.command.options import DRY_RUN, INFLUENCE_ENDING, computes, takes_log, takes_tests
+from replay.command.several import takes_workers
 
 _ENDING = ".counterfactual.h5"
 
@@ -36,13 +37,6 @@ would have been larger without the examples: where they were proponents.
 )
 @click.option("--along", type=click.IntRange(min=1), help="Take values every so many steps, too.")
 @click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Processes; the result is the same, bit for bit.",
-)
-@click.option(
     "--influence",
     "scores",
     type=click.Path(path_type=Path),
@@ -51,6 +45,7 @@ would have been larger without the examples: where they were proponents.
 )
 @DRY_RUN
 @computes(_ENDING)
+@takes_workers
 def counterfactual(**given: Any) -> None:
     """What would have happened without some training examples?
 

@@ -18,6 +18,7 @@ from replay.command.options import (
     takes_log,
     takes_tests,
 )
+from replay.command.several import takes_workers
 from replay.methods.names import DEFAULT, NAMES
 
 _WIDTH = max(map(len, NAMES)) + 4
@@ -89,6 +90,7 @@ Examples:
     help="Only parameters that match a pattern like 'head.*'; repeat for several.  [default: all]",
 )
 @computes(INFLUENCE_ENDING)
+@takes_workers
 def influence(**given: Any) -> None:
     """How much did each training example move each test loss?
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import traceback
 import warnings
 from typing import Any
@@ -18,8 +19,10 @@ from replay.command.influence import HELP, influence
 from replay.command.inspect import inspect
 from replay.command.report import report
 from replay.command.self_influence import self_influence
+from replay.command.several import Several
 from replay.command.verify import verify
 from replay.processes.group import here
+from replay.processes.launch import on_several
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
 COMMANDS = (
@@ -136,6 +139,8 @@ def run(arguments: list[str] | None = None) -> int:
     except TracinError as error:
         click.echo(f"Error: {error}", err=True)
         return 2
+    except Several as wanted:
+        return on_several(wanted.workers, sys.argv[1:] if arguments is None else arguments)
     except click.Abort:
         raise KeyboardInterrupt from None
     except Exception:

@@ -9,6 +9,7 @@ import click
 from replay.command.importing import job
 from replay.command.kinds import Checkpoints
 from replay.command.options import BY, STEPS, computes, takes_log
+from replay.command.several import takes_workers
 
 _ENDING = ".self.h5"
 
@@ -34,6 +35,7 @@ Examples:
 )
 @BY
 @computes(_ENDING)
+@takes_workers
 def self_influence(**given: Any) -> None:
     """How much did each training example move its own loss?
 

@@ -8,6 +8,7 @@ import click
 
 from replay.command.importing import job
 from replay.command.options import JSON, STEPS, takes_log, takes_settings
+from replay.command.several import takes_workers
 
 
 @click.command(
@@ -27,6 +28,7 @@ Examples:
 )
 @takes_settings
 @JSON
+@takes_workers
 def verify(**given: Any) -> None:
     """Does every step reproduce?
 

@@ -12,11 +12,13 @@ Examples with large self-influence are often mislabelled. Source: Pruthi et al. 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from replay.evaluate.binding import Models
@@ -29,6 +31,7 @@ from tracer.records import ID
 from tracer.rules.filter import Filter
 
 SUMS = ("self", "own_drop", "loss")
+Visits = Mapping[str, NDArray[Any]]
 
 
 class Sums:
@@ -49,17 +52,20 @@ class Sums:
         self.tables = {name: np.zeros(size) for name in SUMS}
         self.visits = np.zeros(size, dtype=np.int64)
 
-    def add(self, replayed: ReplayedStep, task: Task, models: Models, period: int = 0) -> None:
-        """Add the visits of one step of a period, whose gradients are replayed."""
-        assert replayed.trained is not None
-        ids = replayed.trained.ids
-        before, after = _own_losses(replayed, task, models)
-        found = {"self": _immediate(replayed), "own_drop": before - after, "loss": before}
+    def add(self, ids: Sequence[ID], found: Visits, period: int = 0) -> None:
+        """Add the visits of one step of a period."""
         pairs = [(i, self._place[z]) for i, z in enumerate(ids) if z in self._place]
         occurrences, places = ([pair[k] for pair in pairs] for k in (0, 1))
-        for name, values in found.items():
-            np.add.at(self.tables[name][period], places, values.numpy()[occurrences])
+        for name in SUMS:
+            np.add.at(self.tables[name][period], places, found[name][occurrences])
         np.add.at(self.visits[period], places, 1)
+
+
+def visits(replayed: ReplayedStep, task: Task, models: Models) -> dict[str, NDArray[Any]]:
+    """Return what each visit of a step has, whose gradients are replayed; float64 ``(b,)`` each."""
+    before, after = _own_losses(replayed, task, models)
+    found = {"self": _immediate(replayed), "own_drop": before - after, "loss": before}
+    return {name: values.numpy() for name, values in found.items()}
 
 
 def _immediate(replayed: ReplayedStep) -> Tensor:

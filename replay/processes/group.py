@@ -6,6 +6,7 @@ that is used here. Results go by files that every process sees.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import time
@@ -17,8 +18,10 @@ from typing import Any, NoReturn
 
 from tracer.errors import InputError, TracinError
 
+Done = Callable[..., None]
 _NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _PATIENCE = timedelta(minutes=30)  # without a sign of the others
+_ADVANCED = "advanced"
 _EVERY = 0.1  # seconds between looks at the others
 
 
@@ -31,6 +34,24 @@ class Alone:
     def agreeing(self) -> Iterator[None]:
         """Do something."""
         yield
+
+    def claims(self, part: str) -> bool:
+        """Return True: all is to be done here."""
+        return bool(part)
+
+    def shows(self, advance: Callable[[], None]) -> Done:
+        """Return what advances the bar."""
+        return advance
+
+    def ended(self, look: Done) -> bool:
+        """Return True: nobody is waited for."""
+        return callable(look)
+
+    def tell(self, name: str, value: Any) -> None:
+        """Tell nobody."""
+
+    def told(self, name: str) -> Any:
+        """Return None: nobody tells."""
 
 
 class Group:
@@ -60,29 +81,54 @@ class Group:
         """Return whether this process is to do a part of the work: each falls to one."""
         return bool(self._store.add(f"claimed/{part}", 1) == 1)
 
-    def advance(self) -> None:
-        """Count one piece of work as done."""
-        self._store.add("advanced", 1)
+    def shows(self, advance: Callable[[], None]) -> Done:
+        """Return what counts one piece of work as done.
 
-    def advanced(self) -> int:
-        """Return how many pieces all processes have done."""
-        return int(self._store.add("advanced", 0))
+        Args:
+            advance: Advances the bar of all pieces by one: on the process that leads.
+        """
+        shown = 0
 
-    def leave(self) -> None:
-        """Say that this process has nothing more to do."""
-        self._store.add("left", 1)
+        def done(pieces: int = 1) -> None:
+            nonlocal shown
+            advanced = self._store.add(_ADVANCED, pieces)
+            while self.leads and shown < advanced:
+                advance()
+                shown += 1
 
-    def until_all_left(self, look: Callable[[], None]) -> None:
-        """Wait for the others; ``look`` is called now and then.
+        return done
+
+    def ended(self, look: Done) -> bool:
+        """Say that this process has nothing more to do; on the one that leads, wait for all.
+
+        Args:
+            look: Called now and then with no piece of work done.
+
+        Returns:
+            Whether this process leads.
 
         Raises:
-            InputError: None of them did anything for half an hour.
+            InputError: None of the others did anything for half an hour.
         """
+        self._store.add("left", 1)
+        if self.leads:
+            self._until_all_left(look)
+        return self.leads
+
+    def tell(self, name: str, value: Any) -> None:
+        """Tell the others a value that JSON has."""
+        self._store.set(f"told/{name}", json.dumps(value))
+
+    def told(self, name: str) -> Any:
+        """Return what was told under a name."""
+        return json.loads(self._store.get(f"told/{name}"))
+
+    def _until_all_left(self, look: Done) -> None:
         known, since = -1, time.monotonic()
         while self._store.add("left", 0) < self.size:
             time.sleep(_EVERY)
-            look()
-            if (now := self.advanced()) != known:
+            look(0)
+            if (now := self._store.add(_ADVANCED, 0)) != known:
                 known, since = now, time.monotonic()
             if time.monotonic() - since > _PATIENCE.total_seconds():
                 raise InputError(

@@ -111,10 +111,9 @@ class Parts:
         Raises:
             InputError: They are of another question, or no parts.
         """
-        assert self.path is not None
-        for path in sorted(self.path.iterdir()):
+        for path in sorted(self.path.iterdir() if self.path is not None else ()):
             if path.suffix != _ENDING:
-                raise _foreign(self.path)
+                raise _foreign(path.parent)
             for record in (
                 () if path.stem.endswith(_STATE) else records(path, self._read.get(path, 0))
             ):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import warnings
 import zlib
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 from replay.counterfactual.runs import Runs, Table
 from replay.counterfactual.stacks import seconds, stacked
 from replay.counterfactual.stacks import taken as taken_runs
+from replay.processes.group import Alone, Group
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
@@ -23,12 +23,12 @@ from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
 from replay.session.counterfactual_runs import runs_of
-from replay.session.estimate import Cost, peak_bytes
+from replay.session.estimate import Cost, at_once, peak_bytes
 from replay.session.provenance import measured_value, provenance
 from replay.session.workers import Work, taken_apart
 from tracer.errors import PrecisionWarning
 
-_VALUES = "values"
+_VALUES, _SAVED = "values", "saved"
 _TIMED = 50  # steps, at most
 _LIMITS = (
     "the run clipped gradients to a norm that varies, so the limit is unknown at steps that were "
@@ -44,6 +44,7 @@ def taken(
     *,
     overwrite: bool,
     workers: int,
+    group: Group | Alone,
 ) -> Counterfactual:
     """Take the runs that are asked for.
 
@@ -53,12 +54,13 @@ def taken(
         shown: Where progress is shown.
         out: Where the result goes, and beside it, until then, each finished run.
         overwrite: Whether it may replace a file.
-        workers: On how many processes.
+        workers: On how many processes of this one's.
+        group: The processes of the job; each takes some of the runs.
 
     Raises:
         MismatchError: The run, taken again without a change, is not the run.
     """
-    if out is not None:
+    if out is not None and group.leads:
         facts = {"log": str(run.log.path), "task": str(run.log.metadata.get("task") or "")}
         check_free(out, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs_of(facts))
     runs = runs_of(run, asked)
@@ -67,18 +69,31 @@ def taken(
     runs.advance = shown.task("the run as it was, steps", len(run.log) - began)
     baseline = runs.walk()
     place = None if out is None else parts_of(out)
-    with Parts(place, _question(run, asked, baseline)) as parts:
-        _take(run, runs, asked, parts, shown, workers)
+    with group.agreeing():
+        parts = Parts(place, _question(run, asked, baseline))
+    with parts:
+        _take(run, runs, asked, parts, shown, workers, group)
+        if not group.leads:
+            assert out is not None
+            group.told(_SAVED)
+            return Counterfactual.load(out)
         found = _result(run, asked, runs, parts)
         if out is not None:
             found.save(out, overwrite=overwrite)
     if out is not None:
         remove_parts(out)
+        group.tell(_SAVED, True)
     return found
 
 
 def _take(
-    run: BoundRun, runs: Runs, asked: Alternatives, parts: Parts, shown: Progress, workers: int
+    run: BoundRun,
+    runs: Runs,
+    asked: Alternatives,
+    parts: Parts,
+    shown: Progress,
+    workers: int,
+    group: Group | Alone,
 ) -> None:
     """Take the runs that are missing, in the order in which they leave the run."""
     starts, total = [runs.start(change) for change in asked.changes], asked.marks[-1]
@@ -86,10 +101,13 @@ def _take(
     count, steps = sum(map(len, todo)), sum(total - starts[n] for some in todo for n in some)
     most = max(map(len, todo), default=1)
     together = f", up to {most} together" if most > 1 else ""
-    runs.advance = shown.task(f"{count} counterfactual runs{together}, steps", steps)
+    runs.advance = group.shows(shown.task(f"{count} counterfactual runs{together}, steps", steps))
     if workers == 1 or not todo:
         for some in todo:
-            _keep(parts, some, taken_runs(runs, [asked.changes[number] for number in some]))
+            if group.claims(f"runs from {some[0]}"):
+                _keep(parts, some, taken_runs(runs, [asked.changes[number] for number in some]))
+        if group.ended(runs.advance):
+            parts.refresh()
         return
     for some, values in taken_apart(Work.of(run, asked, runs), todo, workers):
         _keep(parts, some, values)
@@ -122,17 +140,11 @@ def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
     each = step if whole is None else whole / len(stacks[0])
     along, count = total - began, min(workers, len(stacks))
     taking = step * along * count + each * sum(total - start for start in starts)
-    marks = len(asked.marks) * (1 + sum(start < total for start in starts) / _at_once(count))
+    marks = len(asked.marks) * (1 + sum(start < total for start in starts) / at_once(count))
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
     held = peak_bytes() * (1 if count == 1 else 1 + count)
-    took = step * along + taking / _at_once(count) + values * marks
+    took = step * along + taking / at_once(count) + values * marks
     return Cost(took, held + table, table)
-
-
-def _at_once(workers: int) -> int:
-    """Return how many of some processes run at once here, of the threads of this one."""
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(workers, (known or 1) // torch.get_num_threads()))
 
 
 def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, Any]:

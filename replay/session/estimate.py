@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
@@ -39,9 +40,20 @@ class Cost:
     peak_bytes: int
     table_bytes: int = 0
 
+    def among(self, workers: int) -> Cost:
+        """Return what it will be for some processes of this machine, which share its cores."""
+        seconds = self.seconds / at_once(workers)
+        return Cost(seconds, self.peak_bytes * workers, self.table_bytes)
+
     def __str__(self) -> str:
         tables = f", {self.table_bytes / 1e9:.2f} GB of it tables" if self.table_bytes else ""
         return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB{tables}"
+
+
+def at_once(workers: int) -> int:
+    """Return how many of some processes run at once here, of the threads of this one."""
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min(workers, (known or 1) // torch.get_num_threads()))
 
 
 def estimated(run: BoundRun, question: Question) -> Cost:

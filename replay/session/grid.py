@@ -1,4 +1,4 @@
-"""How a question is divided among processes; on file, so that whoever goes on divides it alike."""
+"""How a question is divided among processes: chunks of examples, segments of the run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from replay.evaluate.chunks import BLOCK, placed
+from replay.evaluate.chunks import placed
+from replay.evaluate.state import States
 from replay.evaluate.test_side import Examples
 from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun
@@ -16,11 +17,23 @@ from tracer.errors import InputError
 
 _NAME = "grid"
 _CHUNKS, _MOST = 8, 16  # of test examples at least, and examples in each at most
+_BLOCK = 64  # training examples taken together at most
 _SEGMENTS = 8  # of a run whose steps are independent, for each process
 
 
+def segments(states: States, steps: range, processes: int) -> list[range]:
+    """Return the segments of some steps that processes take: several each, as they are quick.
+
+    They begin where a state costs no more than reading it.
+    """
+    count = min(len(steps), _SEGMENTS * processes)
+    even = {steps.start + round(k * len(steps) / count) for k in range(count)}
+    starts = {max(steps.start, states.nearest(t)) for t in even} & {*steps}
+    return [range(a, b) for a, b in pairwise([*sorted({steps.start} | starts), steps.stop])]
+
+
 class Grid:
-    """Chunks of test examples, and segments of the run.
+    """Chunks of examples.
 
     Rounding depends on how many examples are multiplied together, so chunks do not depend on how
     many processes there are, nor on their memory where it holds 16 examples.
@@ -31,27 +44,18 @@ class Grid:
         plain: Whether steps are independent.
 
     Attributes:
-        segments: Of steps; one, where steps remember each other.
         chunks: Of test examples, with their rows.
     """
 
     def __init__(self, run: BoundRun, question: Question, *, plain: bool) -> None:
         self._run, self._question, self._plain = run, question, plain
-        self.segments: list[range] = []
         self.chunks: list[tuple[slice, Examples]] = []
 
-    def decide(self, parts: Parts, processes: int) -> None:
-        """Put on file how the work is divided, unless it is."""
-        if _NAME in parts:
-            return
-        steps, examples = self._question.steps, len(self._question.test_ids)
-        most = min(self._holds, _MOST, -(-examples // _CHUNKS))
-        starts = {steps.start}
-        if self._plain:
-            count = min(len(steps), _SEGMENTS * processes)
-            even = (steps.start + round(k * len(steps) / count) for k in range(count))
-            starts |= {max(steps.start, self._run.states.nearest(t)) for t in even}
-        parts.add(_NAME, {"most": np.array(most), "starts": np.array(sorted(starts))})
+    def decide(self, parts: Parts) -> None:
+        """Put on file how examples are divided, unless it is."""
+        if _NAME not in parts:
+            even = -(-len(self._question.test_ids) // _CHUNKS)
+            parts.add(_NAME, {"most": np.array(min(self._holds, _MOST, even))})
 
     def adopt(self, parts: Parts) -> None:
         """Divide the work as it is on file.
@@ -64,10 +68,7 @@ class Grid:
                 f"{parts.path} does not show what another process of the job has put there; "
                 "every host must see the same folder (shared storage)."
             )
-        found = parts[_NAME]
-        ends = [*found["starts"].tolist(), self._question.steps.stop]
-        self.segments = [range(a, b) for a, b in pairwise(ends)]
-        asked, most = int(found["most"]), self._holds
+        asked, most = int(parts[_NAME]["most"]), self._holds
         self.chunks = self._cut(asked)
         if most < asked:
             raise InputError(
@@ -102,4 +103,4 @@ class Grid:
     @cached_property
     def blocks(self) -> list[Examples]:
         """Chunks of training examples."""
-        return self._run.chunks.of(self._question.train_ids, "train", most=BLOCK)
+        return self._run.chunks.of(self._question.train_ids, "train", most=_BLOCK)

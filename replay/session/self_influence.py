@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.arguments import flag
-from replay.evaluate.chunks import BLOCK, placed
+from replay.evaluate.chunks import BLOCK
+from replay.evaluate.test_side import Examples
 from replay.gradients.forms import products
 from replay.methods import tracincp
-from replay.methods.self_influence import Sums
+from replay.methods.self_influence import Sums, visits
 from replay.progress import Progress
 from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
@@ -76,29 +77,58 @@ class SelfQuestion:
             allow_mismatch=flag("allow_mismatch", allow_mismatch),
         )
 
+    def blocks(self, run: BoundRun) -> list[Examples]:
+        """Return the examples in chunks, if there are checkpoints to evaluate them at."""
+        return run.chunks.of(self.train_ids, "train", most=BLOCK) if self.checkpoints else []
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        """The choices, as attributes of the result."""
+        return {
+            "window": f"{self.steps.start}:{self.steps.stop}",
+            "checkpoints": " ".join(map(str, self.checkpoints)),
+            **({"by": self.periods.by} if self.periods.by else {}),
+            "allow_mismatch": int(self.allow_mismatch),
+        }
+
 
 def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> SelfInfluence:
     """Return what each training example's visits did to the example itself."""
-    steps, periods, mismatch = question.steps, question.periods, question.allow_mismatch
+    steps, periods = question.steps, question.periods
     sums = Sums(question.train_ids, len(periods))
-    tape = run.tape(steps, shown, allow_mismatch=mismatch)
+    tape = run.tape(steps, shown, allow_mismatch=question.allow_mismatch)
     advance = shown.task("self-influence", len(steps))
     for replayed in tape.forwards():
-        index = replayed.transition.step.index
-        sums.add(replayed, run.task, run.models, periods.of_step(index))
+        assert replayed.trained is not None
+        period = periods.of_step(replayed.transition.step.index)
+        sums.add(replayed.trained.ids, visits(replayed, run.task, run.models), period)
         advance()
-    tables = sums.tables | _at_checkpoints(run, question, shown)
-    scaled = tape.factors.scaled(steps)
+    points = np.zeros((len(periods), len(question.train_ids)))
+    blocks = question.blocks(run)
+    advance = shown.task(tracincp.METHOD.name, len(question.checkpoints) * len(blocks))
+    for k in question.checkpoints:
+        points[periods.of_state(k)] += at_checkpoint(run, k, blocks, advance)
+    return finished(run, question, sums, points, tape.factors.scaled(steps))
+
+
+def finished(
+    run: BoundRun, question: SelfQuestion, sums: Sums, points: Table, scaled: int
+) -> SelfInfluence:
+    """Return the result of sums that are full.
+
+    Args:
+        run: The run.
+        question: What was asked.
+        sums: Of visits.
+        points: Of checkpoints, ``(P, N)``.
+        scaled: At how many steps gradients were scaled outside.
+    """
+    mismatch, periods = question.allow_mismatch, question.periods
     found = {"steps_scaled_outside": scaled, **proved(run.states, allow_mismatch=mismatch)}
-    choices = {
-        "window": f"{steps.start}:{steps.stop}",
-        "checkpoints": " ".join(map(str, question.checkpoints)),
-        **({"by": periods.by} if periods.by else {}),
-        "allow_mismatch": int(mismatch),
-        **as_in_the_run(run.rule),
-    }
+    choices = question.facts | as_in_the_run(run.rule)
     facts = provenance(run.log, run.models, _OWN_LOSS, **choices, **found)
-    whole, parts = _scores(tables, sums.visits)
+    diagonal = {tracincp.METHOD.name: points} if question.checkpoints else {}
+    whole, parts = _scores(sums.tables | diagonal, sums.visits)
     return SelfInfluence(
         question.train_ids,
         whole,
@@ -110,22 +140,16 @@ def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> Se
     )
 
 
-def _at_checkpoints(run: BoundRun, question: SelfQuestion, shown: Progress) -> dict[str, Table]:
-    """Return the diagonal of the checkpoint heuristic, ``Σ_k η_k ‖∇ℓ(w_k, z)‖²``, by period."""
-    if not question.checkpoints:
-        return {}
-    name, ids = tracincp.METHOD.name, question.train_ids
-    table = np.zeros((len(question.periods), len(ids)))
-    blocks = run.chunks.of(ids, "train", most=BLOCK)
-    advance = shown.task(name, len(question.checkpoints) * len(blocks))
-    for k in question.checkpoints:
-        point, period = checkpoint_at(run.states, k), question.periods.of_state(k)
-        for places, block in placed(blocks):
-            found = tracincp.gradients(point, block)
-            squares = products.weighted_squares(found, dict(point.scale))
-            table[period, places] += squares.cpu().numpy()
-            advance()
-    return {name: table}
+def at_checkpoint(
+    run: BoundRun, k: int, blocks: list[Examples], advance: Callable[[], None]
+) -> Table:
+    """Return a term of the checkpoint heuristic's diagonal, ``η_k ‖∇ℓ(w_k, z)‖²``, ``(N,)``."""
+    point, found = checkpoint_at(run.states, k), []
+    for block in blocks:
+        gradients = tracincp.gradients(point, block)
+        found.append(products.weighted_squares(gradients, dict(point.scale)).cpu().numpy())
+        advance()
+    return np.concatenate(found)
 
 
 def _scores(tables: dict[str, Table], visits: Table) -> tuple[dict[str, Table], dict[str, Table]]:

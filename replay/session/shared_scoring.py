@@ -9,19 +9,18 @@ that no bit depends on how many there are.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from replay.evaluate.test_side import Examples
-from replay.processes.group import Group
+from replay.processes.group import Done, Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun
-from replay.session.grid import Grid
+from replay.session.grid import Grid, segments
 from replay.session.question import Question
 from replay.session.run_pass import RunPass
 from replay.session.shared_tables import added_up, of_checkpoint, of_chunk, of_step
@@ -49,12 +48,10 @@ def answered_together(
         The result, on the process that leads; None on others.
     """
     work = _Work(run, question, group, parts)
-    advanced = _shown(bars, work, group)
+    advanced = group.shows(bars.task(f"{group.size} processes", work.missing))
     work.do(advanced)
-    group.leave()
-    if not group.leads:
+    if not group.ended(advanced):
         return None
-    group.until_all_left(advanced)
     parts.refresh()
     return added_up(run, question, parts, work.grid, plain=work.plain)
 
@@ -75,7 +72,7 @@ class _Work:
         self.grid = Grid(run, question, plain=self.plain)
         with group.agreeing():
             if group.leads:
-                self.grid.decide(parts, group.size)
+                self.grid.decide(parts)
         with group.agreeing():
             if not group.leads:
                 parts.refresh()
@@ -98,7 +95,7 @@ class _Work:
     def _checkpoints(self) -> list[int]:
         return self._question.checkpoints if self._question.summing else []
 
-    def do(self, advanced: Callable[[], None]) -> None:
+    def do(self, advanced: Done) -> None:
         """Take what no other process has taken, until nothing is left."""
         if self._question.walking:
             self._walk_all(advanced)
@@ -107,12 +104,11 @@ class _Work:
                 if (name := of_checkpoint(k, rows)) in self._parts or not self._group.claims(name):
                     continue
                 self._parts.add(name, self._scores(k, chunk))
-                self._group.advance()
                 advanced()
 
-    def _walk_all(self, advanced: Callable[[], None]) -> None:
+    def _walk_all(self, advanced: Done) -> None:
         if self.plain:
-            for steps in self.grid.segments:
+            for steps in segments(self._run.states, self._question.steps, self._group.size):
                 if self._group.claims(f"steps from {steps.start}"):
                     self._walk(self.grid.chunks, steps, advanced)
             return
@@ -120,7 +116,7 @@ class _Work:
             if self._group.claims(of_chunk(chunks[0][0])):
                 self._walk(chunks, self._question.steps, advanced)
 
-    def _walk(self, chunks: Chunks, steps: range, advanced: Callable[[], None]) -> None:
+    def _walk(self, chunks: Chunks, steps: range, advanced: Done) -> None:
         """Put on file what is missing of some steps, for chunks that have as much of them."""
         known: dict[range, Walks] = {}
         for rows, chunk in chunks:
@@ -146,7 +142,7 @@ class _Work:
             return steps, None
         return range(steps.start, state["step"]), state["walk"]
 
-    def _walk_window(self, tape: Tape, walks: Walks, advanced: Callable[[], None]) -> None:
+    def _walk_window(self, tape: Tape, walks: Walks, advanced: Done) -> None:
         """Go through a tape's steps, for several chunks at once."""
         kept = time.monotonic()
         for replayed in tape.walk():
@@ -156,8 +152,7 @@ class _Work:
             for rows, one in walks:
                 row = one.at(replayed, trained).row()
                 self._parts.add(of_step(t, rows), {**row, **outside, **found})
-                self._group.advance()
-            advanced()
+                advanced()
             if self.plain or t == tape.window.start or time.monotonic() - kept < _KEPT:
                 continue
             for rows, one in walks:
@@ -183,16 +178,3 @@ class _Work:
         if steps not in self._tapes:
             self._tapes = {steps: self._run.tape(steps, self._silent, **self._question.tape)}
         return self._tapes[steps]
-
-
-def _shown(bars: Progress, work: _Work, group: Group) -> Callable[[], None]:
-    """Return what shows, on the process that leads, how far all processes are."""
-    advance, shown = bars.task(f"{group.size} processes", work.missing), [0]
-
-    def look() -> None:
-        if group.leads:
-            for _ in range(group.advanced() - shown[0]):
-                advance()
-                shown[0] += 1
-
-    return look

@@ -13,14 +13,22 @@ from replay.processes.group import Alone, Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts, parts_of
+from replay.results.self_influence import SelfInfluence
+from replay.session import shared_self
 from replay.session.bound_run import BoundRun
+from replay.session.choices import Window, window
 from replay.session.question import Asked, Question
 from replay.session.replay import Replay
+from replay.session.self_influence import SelfQuestion
 from replay.session.shared_scoring import answered_together
+from replay.session.shared_verification import compared_together
+from replay.steps.verify import Verification
 from tracer.records import ID
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
+
+_INFLUENCE, _SELF = "tracin-influence-parts 1", "tracin-self-influence-parts 1"
 
 
 def influence_together(
@@ -53,16 +61,50 @@ def influence_together(
             return answered_together(run, question, group, parts, bars)
 
 
+def self_influence_together(
+    replay: Replay, group: Group | Alone, target: Path, **asked: Any
+) -> SelfInfluence | None:
+    """Compute self-influence likewise; ``asked`` is as for ``Replay.self_influence``."""
+    if isinstance(group, Alone):
+        return replay.self_influence(**asked)
+    run = replay._run
+    with run.computing(), Progress(group.leads) as bars:
+        with group.agreeing():
+            question = SelfQuestion.of(run.log, run.task, train_ids=None, **asked)
+            facts = {f"choice of {name}": value for name, value in question.facts.items()}
+            parts = Parts(parts_of(target), {"format": _SELF, **facts, **_surroundings(run)})
+        with parts:
+            return shared_self.self_influence_together(run, question, group, parts, bars)
+
+
+def verified_together(
+    replay: Replay, group: Group | Alone, *, steps: Window | None, sample: int | None
+) -> Verification | None:
+    """Compare steps with the log likewise, as ``Replay.verify`` does; nothing is kept on file."""
+    if isinstance(group, Alone):
+        return replay.verify(steps=steps, sample=sample)
+    run = replay._run
+    with run.computing(), Progress(group.leads) as bars:
+        return compared_together(run, window(steps, len(run.log)), sample, group, bars)
+
+
 def _question(run: BoundRun, question: Question) -> dict[str, Any]:
     """Return what must be the same for a job to go on."""
     choices = {name.replace("_", " "): value for name, value in question.facts.items()}
     return {
-        "format": "tracin-influence-parts 1",
-        "run": str(run.log.metadata["run_uuid"]),
-        "number of steps": len(run.log),
+        "format": _INFLUENCE,
         "list of test examples": question.test_ids,
         "list of training examples": zlib.crc32(repr(question.train_ids).encode()),
         **{f"choice of {name}": value for name, value in choices.items() if name != "claims"},
+        **_surroundings(run),
+    }
+
+
+def _surroundings(run: BoundRun) -> dict[str, Any]:
+    """Return what bits depend on, whatever is asked."""
+    return {
+        "run": str(run.log.metadata["run_uuid"]),
+        "number of steps": len(run.log),
         "dtype of gradients": str(run.models.test.dtype),
         "dtype of values": str(run.models.value.dtype),
         "version of torch": str(torch.__version__),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from replay.arguments import flag, place, whole
+from replay.processes.group import Alone, here
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.session.alternatives import (
@@ -74,7 +75,8 @@ class GroundTruth:
             allow_mismatch: Go on where the run, taken again without a change, comes out
                 otherwise; the values of that are the baseline then.
             out: Write the result there. Finished runs are kept beside it until then: a job that
-                was killed goes on where it was when the same is asked again.
+                was killed goes on where it was when the same is asked again. Under torchrun the
+                processes share the runs, and each returns the result.
             overwrite: Whether that may replace a file.
             workers: On how many processes; the result is the same, bit for bit. Each needs
                 memory for a replay, and the task must have a name or be picklable.
@@ -173,4 +175,5 @@ class GroundTruth:
         asked = Alternatives.of(run.log, run.task, test_ids, scales, protocol, **how)
         replaces, count = flag("overwrite", overwrite), whole("workers", workers)
         with run.computing(), Progress(flag("progress", progress)) as bars:
-            return taken(run, asked, bars, target, overwrite=replaces, workers=count)
+            group = here() if target is not None else Alone()
+            return taken(run, asked, bars, target, overwrite=replaces, workers=count, group=group)

@@ -26,12 +26,13 @@ def compared(run: BoundRun, steps: range, sample: int | None, shown: Progress) -
         MismatchError: Names the first step that does not reproduce.
     """
     splits = run.rule is not None
-    chosen, windows = _windows(steps, sample)
+    chosen, windows = windows_of(steps, sample)
     tapes = (run.tape(one, shown, allow_mismatch=False, splits=splits) for one in windows)
     return verified(tapes, run.states, chosen, splits=splits)
 
 
-def _windows(steps: range, sample: int | None) -> tuple[Sequence[int], list[range]]:
+def windows_of(steps: range, sample: int | None) -> tuple[Sequence[int], list[range]]:
+    """Return which steps are compared, and the windows of consecutive ones that they are in."""
     if sample is None or whole("sample", sample) >= len(steps):
         return steps, [steps]
     some = tuple(sorted(random.Random(0).sample(steps, sample)))

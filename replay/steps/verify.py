@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from replay.evaluate.proof import Proof
@@ -87,7 +87,12 @@ class NotVerified(MismatchError):
 
 
 def verified(
-    tapes: Iterable[Tape], states: States, steps: Sequence[int], *, splits: bool
+    tapes: Iterable[Tape],
+    states: States,
+    steps: Sequence[int],
+    *,
+    splits: bool,
+    advance: Callable[[], None] = lambda: None,
 ) -> Verification:
     """Compare the steps of some tapes with the log.
 
@@ -96,6 +101,7 @@ def verified(
         states: The run's states.
         steps: All of these steps, in order.
         splits: Whether the update rule is known, so that moves are compared, too.
+        advance: Called after each step.
 
     Raises:
         NotVerified: Names the first step that does not reproduce.
@@ -113,6 +119,7 @@ def verified(
         try:
             for t in tape.checks():
                 found = replace(found, steps=steps[: len(found.steps) + 1])
+                advance()
                 if t in tape.factors.inferred:
                     inside[t] = tape.factors.inferred[t]
         except MismatchError as error:

@@ -16,7 +16,7 @@ from replay.command.show.cost import cost_text
 from replay.command.show.counterfactual import counterfactual_json, counterfactual_report
 from replay.command.terminal import Terminal
 from replay.counterfactual.change import drawn
-from replay.processes.group import Alone
+from replay.processes.group import here
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
 from replay.results.output import check_free
@@ -50,16 +50,22 @@ def counterfactual(
         click.echo(cost_text(cost, as_json=as_json))
         return
     inputs: list[str | Path] = [log, *tests.inputs, *choice.inputs]
-    check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
+    group = here()
     how: dict[str, Any] = {
         "renormalise": renormalise,
         "along": along,
         "allow_mismatch": allow_mismatch,
     }
-    with job(Alone(), target):
-        run = opened(log, settings, target)
-        how |= {"out": target, "overwrite": overwrite, "workers": workers}
-        found = _asked(choice, run, chosen(run, tests), **how)
+    with job(group, target):
+        with group.agreeing():
+            if group.leads:
+                check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
+            run = opened(log, settings, target)
+            ids = chosen(run, tests)
+        how |= {"out": target, "overwrite": overwrite, "progress": group.leads}
+        found = _asked(choice, run, ids, **how)
+    if not group.leads:
+        return
     click.echo(f"wrote {target}", err=True)
     known = _scores(scores, beside(log, INFLUENCE_ENDING))
     agreement = None if known is None else known.agreement(truth=found)

@@ -44,6 +44,7 @@ def influence(
     allow_mismatch: bool,
     target: Path,
     overwrite: bool,
+    workers: int,
 ) -> None:
     """Compute the scores, write them, show them."""
     question: dict[str, Any] = {
@@ -57,7 +58,7 @@ def influence(
     }
     if dry_run:
         run = opened(log, settings)
-        cost = run.estimate(chosen(run, tests), **question)
+        cost = run.estimate(chosen(run, tests), **question).among(workers)
         click.echo(cost_text(cost, as_json=as_json))
         return
     began, group = time.perf_counter(), here()

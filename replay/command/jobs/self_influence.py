@@ -9,12 +9,14 @@ import click
 
 from replay.command.jobs.opening import opened
 from replay.command.jobs.saving import save
+from replay.command.jobs.working import job
 from replay.command.options import Settings
 from replay.command.show.self_influence import self_json, self_report
 from replay.command.terminal import Terminal
+from replay.processes.group import here
 from replay.results.output import check_free
-from replay.results.reservation import reserved
 from replay.results.variables import SELF_INFLUENCE
+from replay.session.together import self_influence_together
 
 
 def self_influence(
@@ -31,12 +33,16 @@ def self_influence(
     overwrite: bool,
 ) -> None:
     """Compute self-influence, write it, show it."""
-    check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
-    with reserved(target):
-        run = opened(log, settings, target)
-        found = run.self_influence(
-            steps=steps, checkpoints=checkpoints, by=by, allow_mismatch=allow_mismatch
-        )
+    group, asked = here(), {"steps": steps, "checkpoints": checkpoints, "by": by}
+    with job(group, target):
+        with group.agreeing():
+            if group.leads:
+                check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
+            run = opened(log, settings, target)
+        asked["allow_mismatch"] = allow_mismatch
+        found = self_influence_together(run, group, target, **asked)
+        if found is None:
+            return
         save(found, target, overwrite=overwrite)
     click.echo(f"wrote {target}", err=True)
     if as_json:

@@ -11,16 +11,27 @@ from replay.command.jobs.opening import opened
 from replay.command.options import Settings
 from replay.command.show.verify import verify_json, verify_table
 from replay.command.terminal import Terminal
+from replay.processes.group import here
+from replay.session.together import verified_together
 from replay.steps.verify import NotVerified, Verification
 
 
 def verify(
-    *, log: Path, steps: str | None, sample: int | None, settings: Settings, as_json: bool
+    *,
+    log: Path,
+    steps: str | None,
+    sample: int | None,
+    settings: Settings,
+    as_json: bool,
 ) -> None:
     """Take every step again and show what was found."""
-    run = opened(log, settings)
+    group = here()
+    with group.agreeing():
+        run = opened(log, settings)
     try:
-        _show(log, run.verify(steps=steps, sample=sample), as_json=as_json)
+        found = verified_together(run, group, steps=steps, sample=sample)
+        if found is not None:
+            _show(log, found, as_json=as_json)
     except NotVerified as error:
         _show(log, error.found, as_json=as_json)
         raise

@@ -1,0 +1,83 @@
+"""Self-influence on several processes: each takes segments of the run and some checkpoints."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from replay.methods.self_influence import Sums, visits
+from replay.processes.group import Done, Group
+from replay.progress import Progress
+from replay.results.parts import Parts
+from replay.results.self_influence import SelfInfluence
+from replay.session.bound_run import BoundRun
+from replay.session.grid import segments
+from replay.session.self_influence import SelfQuestion, at_checkpoint, finished
+
+_VALUES = "values"
+
+
+def self_influence_together(
+    run: BoundRun, question: SelfQuestion, group: Group, parts: Parts, bars: Progress
+) -> SelfInfluence | None:
+    """Do a part of the work; return the result on the process that leads, else None.
+
+    Args:
+        run: The run.
+        question: What is asked.
+        group: The processes.
+        parts: What is finished.
+        bars: Where the process that leads shows how far all are.
+    """
+    steps, points = question.steps, question.checkpoints
+    missing = [name for name in (*map(_step, steps), *map(_point, points)) if name not in parts]
+    done = group.shows(bars.task(f"{group.size} processes", len(missing)))
+    for some in segments(run.states, steps, group.size):
+        if group.claims(f"steps from {some.start}"):
+            _walk(run, question, some, parts, done)
+    for k in points:
+        if _point(k) not in parts and group.claims(_point(k)):
+            values = at_checkpoint(run, k, question.blocks(run), lambda: None)
+            parts.add(_point(k), {_VALUES: values, **run.states.found(range(run.states.last))})
+            done()
+    if not group.ended(done):
+        return None
+    parts.refresh()
+    return _added_up(run, question, parts)
+
+
+def _walk(run: BoundRun, question: SelfQuestion, steps: range, parts: Parts, done: Done) -> None:
+    """Put on file what is missing of a segment."""
+    missing = [t for t in steps if _step(t) not in parts]
+    if not missing:
+        return
+    window, silent = range(missing[0], steps.stop), Progress(enabled=False)
+    tape = run.tape(window, silent, allow_mismatch=question.allow_mismatch)
+    for replayed in tape.forwards():
+        t = replayed.transition.step.index
+        found = run.states.found(range(t, t + 1))
+        outside = {"outside": np.array(t in tape.factors.inferred)}
+        parts.add(_step(t), {**visits(replayed, run.task, run.models), **outside, **found})
+        done()
+
+
+def _added_up(run: BoundRun, question: SelfQuestion, parts: Parts) -> SelfInfluence:
+    sums, scaled = Sums(question.train_ids, len(question.periods)), 0
+    points = np.zeros((len(question.periods), len(question.train_ids)))
+    for t in question.steps:
+        found = parts[_step(t)]
+        run.states.adopt(found)
+        ids = [identity for micro in run.log.step(t).micro_batches for identity in micro.ids]
+        sums.add(ids, found, question.periods.of_step(t))
+        scaled += bool(found["outside"])
+    for k in question.checkpoints:
+        run.states.adopt(parts[_point(k)])
+        points[question.periods.of_state(k)] += parts[_point(k)][_VALUES]
+    return finished(run, question, sums, points, scaled)
+
+
+def _step(t: int) -> str:
+    return f"step {t}"
+
+
+def _point(k: int) -> str:
+    return f"checkpoint {k}"
