@@ -160,8 +160,7 @@ class Group:
             return
         if not self.leads:
             _wait_for_the_end()
-        kind = InputError if own is None else type(own)
-        raise kind(next(text for text in texts if text)) from own
+        raise own or InputError(next(text for text in texts if text))
 
 
 def here() -> Group | Alone:

@@ -151,8 +151,9 @@ class _Work:
             outside = {"outside": np.array(t in tape.factors.inferred)}
             for rows, one in walks:
                 row = one.at(replayed, trained).row()
-                self._parts.add(of_step(t, rows), {**row, **outside, **found})
-                advanced()
+                if of_step(t, rows) not in self._parts:  # else it lies behind the last state kept
+                    self._parts.add(of_step(t, rows), {**row, **outside, **found})
+                    advanced()
             if self.plain or t == tape.window.start or time.monotonic() - kept < _KEPT:
                 continue
             for rows, one in walks:
