@@ -120,7 +120,7 @@ def test_ctrl_c_says_what_is_kept(train, capsys, monkeypatch):
 
     monkeypatch.setattr(Runs, "values", some)
     code, _, err = run(capsys, *ASK, "--leave-one-out", "train.txt")
-    said = "Finished runs are in run.counterfactual.h5.parts; the same command goes on."
+    said = "Finished parts are in run.counterfactual.h5.parts; the same command goes on."
     assert (code, said in err) == (130, True)
     code, _, err = run(capsys, *ASK, "--leave-one-out", "train.txt")
     assert (code, len(taken)) == (0, 4), err

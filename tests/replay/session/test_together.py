@@ -98,7 +98,7 @@ def test_no_bit_depends_on_processes_and_memory(logs, tmp_path, name):
 
 
 class Killed(Exception):
-    pass
+    """In place of a signal."""
 
 
 def interrupted(monkeypatch, after, log, out, **asked):
