@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from replay.losses import Loss, Losses, losses_of
 from replay.showing import Shown, facts_html, shown_of
 from tracer.errors import InputError, TaskError, shown
 from tracer.identities import plain_id
@@ -23,7 +24,8 @@ class Task:
 
     Attributes:
         model: ``() -> nn.Module``, built as for the run; its weights come from the log.
-        loss: ``(model, batch) -> (b,)``, each example's own loss.
+        loss: ``(model, batch) -> (b,)``, each example's own loss. A mapping has one for each of
+            several optimizers, by name: that of the steps that this one takes alone.
         train: Training examples by ID: a Dataset or any mapping.
         test: Test examples, likewise.
         measure: ``(model, batch) -> (m,)``, what is traced on the test side; default: ``loss``.
@@ -34,10 +36,10 @@ class Task:
     """
 
     model: Callable[[], nn.Module]
-    loss: Callable[[nn.Module, Any], Tensor]
+    loss: Losses
     train: Any
     test: Any
-    measure: Callable[[nn.Module, Any], Tensor] | None = None
+    measure: Loss | None = None
     penalty: Callable[[nn.Module], Tensor] | None = None
     collate: Callable[[list[Any]], Any] = default_collate
     show: Callable[[Any], Any] | None = None
@@ -56,12 +58,18 @@ class Task:
         return facts_html("Task", rows)
 
     def __post_init__(self) -> None:
-        for name in ("model", "loss", "collate"):
-            given = getattr(self, name)
+        losses = list(self.losses.values())
+        known = [("model", self.model), *(("loss", one) for one in losses)]
+        for name, given in (*known, ("collate", self.collate)):
             if not callable(given):
                 raise TaskError(
                     f"Task({name}=...) must be a function, found {type(given).__name__}."
                 )
+        if isinstance(self.loss, Mapping) and (not losses or self.measure is None):
+            raise TaskError(
+                f"Task(loss=...) has {len(losses)} losses, and Task(measure=...) has to say what "
+                "is traced on the test side; pass both."
+            )
         if isinstance(self.model, nn.Module):
             raise TaskError(
                 "Task(model=...) must be a function that builds the model, found a module; "
@@ -69,6 +77,11 @@ class Task:
             )
         for name in ("train", "test"):
             _require_examples(name, getattr(self, name))
+
+    @property
+    def losses(self) -> dict[str, Loss]:
+        """The loss of the steps of each optimizer, by name; that of all steps by no name."""
+        return losses_of(self.loss)
 
 
 def _named(part: Any) -> str:

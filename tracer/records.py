@@ -88,6 +88,7 @@ class MicroBatch:
             begins a step with the same buffers, and goes on with those that rank 0 leaves.
         place: Log and step, for messages.
         seeds: What the data set drew its examples from; None unless ``record="seeds"``.
+        optimizers: Names of those of several optimizers that took its step.
     """
 
     ids: tuple[ID, ...]
@@ -97,6 +98,7 @@ class MicroBatch:
     rank: int = 0
     place: str = field(default="", compare=False, kw_only=True)
     seeds: Seeds | None = field(default=None, kw_only=True)
+    optimizers: tuple[str, ...] = field(default=(), compare=False, kw_only=True)
 
     def __repr__(self) -> str:
         some = ", ".join(map(repr, self.ids[:3])) + (", ..." if len(self.ids) > 3 else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -36,9 +37,11 @@ class ChangedExecution(Execution):
     def lanes(self) -> Lanes | None:
         """Return what takes several runs together, unless this run does what that cannot.
 
-        It cannot clip, nor add a penalty, nor take one backward pass through all micro-batches.
+        It cannot clip, nor add a penalty, nor take one backward pass through all micro-batches,
+        nor have several losses.
         """
-        if self.clips.found or self._task.penalty is not None or self.joining.together:
+        several = isinstance(self._task.loss, Mapping) or self.joining.together
+        if self.clips.found or several or self._task.penalty is not None:
             return None
         known = (self._log, self._task, self._bound, self._device)
         return Lanes(*known, self._kinds, self.joining.part)

@@ -20,6 +20,7 @@ from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
 from replay.gradients.proof.independence import differ, some_of
+from replay.losses import only_loss
 from replay.task import Task
 from tracer.errors import GradientError, TaskError
 from tracer.records import ID, Seeds
@@ -57,7 +58,7 @@ class Examples:
         self.compares, self._turn = False, 0
         self._compared: list[tuple[State, list[int]]] = []
         measured = side == "test" and task.measure is not None
-        self.function = task.measure if measured and task.measure else task.loss
+        self.function = task.measure if measured and task.measure else only_loss(task.loss)
         self.called = "task.measure" if measured else "task.loss"
 
     def __len__(self) -> int:

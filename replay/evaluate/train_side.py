@@ -21,6 +21,7 @@ from replay.evaluate.state import State, step_name
 from replay.evaluate.turns import copies, in_turn_on, put_back
 from replay.gradients.forms.form import all_finite
 from replay.gradients.forms.per_example import PerExample
+from replay.losses import loss_of_step
 from replay.task import Task, collated, unknown_ids
 from replay.vectors.fused import together
 from tracer.errors import TaskError, UnsupportedRuleError, shown
@@ -169,6 +170,7 @@ def forward_pass(
 ) -> Callable[[], Tensor]:
     """Return the micro-batch's forward pass, under its random state, from the buffers of now."""
     batch = moved(batch_of(task, micro, where), device, bound.dtype)
+    loss = loss_of_step(task.loss, micro.optimizers)
     before = copies(bound.module)
     runs = itertools.count()
 
@@ -176,7 +178,7 @@ def forward_pass(
         if next(runs):
             put_back(bound.module, before)
         set_random_state(micro.random_state)
-        losses = task.loss(bound.module, fresh(batch))  # the data set's own, maybe
+        losses = loss(bound.module, fresh(batch))  # the data set's own, maybe
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
     return forward

@@ -48,6 +48,7 @@ class Unrolling:
         self._second = SecondDerivatives(tape.task, models.train, self._names, models.device)
         self._parameters: dict[str, Vectors] = {}  # by parameter: of itself, of its state
         self._buffers: Vectors = {}
+        self._proved: set[tuple[int, ...]] = set()  # who took steps that were compared
 
     def state(self) -> dict[str, Any]:
         """Return ``λ`` after the steps so far, as tensors."""
@@ -91,9 +92,14 @@ class Unrolling:
         return found.cpu()
 
     def _prove(self, now: Transition) -> None:
-        """Compare second derivatives with differences, at the first and the last step of a walk."""
-        if now.step.index not in (self._steps[-1], self._steps.start + 1):
+        """Compare second derivatives with differences, at the first and the last step of a walk.
+
+        Of several optimizers that take turns, the first step of each is compared.
+        """
+        took = tuple(now.step.groups_by_optimizer)
+        if now.step.index != self._steps.start + 1 and took in self._proved:
             return
+        self._proved.add(took)
         if self._value.dtype == torch.float64:  # differences in less say little
             names = self._names
             job = partial(prove, self._task, self._value, names, now, self._device)

@@ -9,8 +9,9 @@ from typing import Any
 from replay.arguments import listed, plain
 from replay.evaluate.state import State, States
 from replay.states.rates import learning_rates
-from tracer.errors import InputError, shown
+from tracer.errors import InputError, UnsupportedRuleError, shown
 from tracer.log.read.run_log import RunLog
+from tracer.records import Step, each
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,22 @@ class Checkpoint:
 def checkpoint_at(states: States, k: int, names: frozenset[str] | None = None) -> Checkpoint:
     """Return checkpoint ``k`` of a run; products are taken over ``names``, by default all."""
     step = states.step(min(k, states.last - 1))
+    _require_all(states, step)
     state = states.at(k)
     chosen = {n for n in state.parameters if n not in step.frozen and (names is None or n in names)}
     scale = learning_rates(step, chosen, "a sum over checkpoints (tracincp)")
     return Checkpoint(k, state, scale, step.epoch)
+
+
+def _require_all(states: States, step: Step) -> None:
+    """Raise UnsupportedRuleError if a step was taken by one of several optimizers alone."""
+    count = len(each(str(states.log.metadata["optimizer"])))
+    if len(step.groups_by_optimizer) < count:
+        raise UnsupportedRuleError(
+            f"a sum over checkpoints (tracincp) takes the learning rate of every parameter, and "
+            f"step {step.index} of {states.log.path} was taken by one of {count} optimizers.\n"
+            '1. Ask for methods=("tracin", "ideal"), which know whose step each one was.'
+        )
 
 
 def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

@@ -38,7 +38,7 @@ def optimizer_class(path: Path, name: str, task: Task) -> type[Optimizer]:
         importlib.import_module(module)
     places: list[Any] = [vars(sys.modules[module])] if module in sys.modules else []
     if module == "__main__":
-        places.append(getattr(task.loss, "__globals__", {}))
+        places.append(getattr(next(iter(task.losses.values())), "__globals__", {}))
     for place in places:
         found = place.get(kind)
         if isinstance(found, type) and issubclass(found, Optimizer):

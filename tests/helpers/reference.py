@@ -60,6 +60,11 @@ def test_gradient(task: Task, parameters, buffers, identity):
     return value.item(), gradients
 
 
+def _loss(task: Task, micro):
+    """Return the loss of a step, of those of several optimizers."""
+    return task.loss if callable(task.loss) else task.loss[micro.optimizers[0]]
+
+
 def train_derivatives(task: Task, log: RunLog, t: int, direction):
     """Return ``c_i d/dε ℓ_i(w_t + ε direction)`` for every occurrence i of step t, ``(b,)``."""
     model, found = _Model(task), []
@@ -73,7 +78,7 @@ def train_derivatives(task: Task, log: RunLog, t: int, direction):
                 n: forward_ad.make_dual(p.double(), direction[n]) if n in direction else p.double()
                 for n, p in log.parameters(t).items()
             }
-            losses = model({**state, **buffers}, task.loss, batch, train=True)
+            losses = model({**state, **buffers}, _loss(task, micro), batch, train=True)
             tangent = forward_ad.unpack_dual(losses).tangent
             tangent = torch.zeros_like(losses) if tangent is None else tangent
             found.append(micro.coefficients * tangent.detach())
@@ -90,7 +95,7 @@ def train_gradients(task: Task, log: RunLog, t: int):
         if micro.random_state is not None:
             torch.set_rng_state(micro.random_state.cpu)
         batch = double(task.collate([task.train[i] for i in micro.ids]))
-        losses = model({**leaves, **buffers}, task.loss, batch, train=True)
+        losses = model({**leaves, **buffers}, _loss(task, micro), batch, train=True)
         for loss, coefficient in zip(losses, micro.coefficients, strict=True):
             found = torch.autograd.grad(
                 coefficient * loss, list(leaves.values()), retain_graph=True, allow_unused=True

@@ -32,6 +32,7 @@ ORDER = [  # each may import what stands before it, and its own room
         "tracer.integrations",
         "replay.names",
         "replay.showing",
+        "replay.losses",
         "replay.task",
         "replay.tasks",
         "replay.loading",

@@ -24,6 +24,7 @@ from tracer.log.parts.hyperparameters import decode_names, encode_names
 from tracer.log.parts.part import packer
 from tracer.log.parts.seals import sealed
 
+NAMES = "optimizer_names"  # of several optimizers
 FORMAT = "tracin-run"
 FORMAT_VERSION = 1
 
@@ -123,6 +124,7 @@ def facts_of(
         tuple(decode_names(str(attributes["hyperparameters"]))),
         tuple(int(k) for k in str(attributes["cuda_devices"]).split()),
         data_seed=int(attributes["data_seed"]) if "data_seed" in attributes else None,
+        optimizers=tuple(decode_names(str(attributes[NAMES])) if NAMES in attributes else ()),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -19,6 +20,8 @@ from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import random_state
 from tracer.watch.unseen import Unseen
 
+ALL = ""  # of the optimizers
+
 
 class ForwardWatch:
     """Watches the forward passes of one model.
@@ -32,7 +35,6 @@ class ForwardWatch:
         captures: Forwards since the last micro-batch.
         before_load: Called before other parameters are loaded into the model.
         step: How many steps were taken or skipped.
-        clip_factor: What the gradient was multiplied with.
     """
 
     def __init__(self, model: nn.Module, inner: nn.Module, skips: SkippedSteps) -> None:
@@ -40,7 +42,8 @@ class ForwardWatch:
         self._model, self._layout, self._skips = model, ModelLayout(inner), skips
         self.captures = Captures(inner.parameters())
         self._begun: dict[str, Tensor] | None = None  # as the first forward since a step found them
-        self.step, self.clip_factor = 0, 1.0
+        self.step = 0
+        self._factors: dict[str | int, float] = {}  # of clipping, of all or one of the optimizers
         self.before_load: Callable[[], None] = lambda: None
         self._hooks = Hooks(self, model)
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
@@ -103,7 +106,7 @@ class ForwardWatch:
 
     def _catch(self) -> None:
         self.begin_step()
-        self.clip_factor = 1.0  # of gradients that were dropped; else the norm tells
+        self._factors = {}  # of gradients that were dropped; else the norm tells
         self.captures.forget_dropped()
         self._layout.put_right()
         first = self.captures.first
@@ -150,12 +153,27 @@ class ForwardWatch:
     def gradients_dropped(self) -> None:
         """Forget forwards whose gradients ``zero_grad`` throws away."""
         self.captures.gradients_dropped()
-        self.clip_factor = 1.0
+        self._factors = {}
 
-    def clipped(self, limit: float, norm: Tensor) -> None:
-        """Note that a gradient was clipped; the factor is as torch rounds it, to the bit."""
+    def clipped(self, limit: float, norm: Tensor, key: str | int) -> None:
+        """Note that a gradient was clipped; the factor is as torch rounds it, to the bit.
+
+        Args:
+            limit: Its largest norm.
+            norm: Its norm.
+            key: Which of several optimizers' it was; ``ALL``: all of it.
+        """
         self.begin_step()
-        self.clip_factor *= float(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        factor = float(torch.clamp(limit / (norm + 1e-6), max=1.0))
+        self._factors[key] = self._factors.get(key, 1.0) * factor
+
+    def clip_factor(self, key: str | int) -> float:
+        """Return what the gradient of a step was multiplied with, as far as that is recorded.
+
+        Args:
+            key: Whose step it is; where all of several optimizers step, norms tell the rest.
+        """
+        return math.prod(self._factors.get(one, 1.0) for one in {ALL, key})
 
     def begin_step(self) -> None:
         """Begin anew if a GradScaler skipped the last step."""
@@ -166,7 +184,7 @@ class ForwardWatch:
         """Begin anew after a step."""
         self.captures.clear()
         self._begun = None
-        self.step, self.clip_factor = self.step + 1, 1.0
+        self.step, self._factors = self.step + 1, {}
 
     def current_buffers(self) -> dict[str, Tensor]:
         """Return copies of the model's buffers; raises TracingError if the model changed."""

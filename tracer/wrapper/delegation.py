@@ -13,7 +13,14 @@ from torch.optim import Optimizer
 from tracer.errors import TracingError
 
 Method = TypeVar("Method", bound=Callable[..., Any])
-_OWN = ("optimizer", "_tracing", "_names", "_first", "_parts")  # instance attributes of the wrapper
+_OWN = (
+    "optimizer",
+    "_tracing",
+    "_names",
+    "_first",
+    "_key",
+    "_parts",
+)  # instance attributes of the wrapper
 
 
 class Delegating(Optimizer):

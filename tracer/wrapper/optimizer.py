@@ -111,7 +111,7 @@ class TracingOptimizer(Traced):
             tracing = begin(path, inner, model, settings, ranks)
         first = FirstSteps(tracing.log, task, check_steps)
         super().__init__(inner, names, tracing, first)
-        self._parts = {key: Traced(one, names, tracing, first) for key, one in _parts(inner)}
+        self._parts = {k: Traced(one, names, tracing, first, k) for k, one in _parts(inner)}
         say_left_out(inner, model)
         close_when_collected(self, tracing.log.close)
 

@@ -14,7 +14,8 @@ from tracer.codec.layout import fields, row_bytes
 from tracer.distributed.data_parallel import check_spread
 from tracer.distributed.ranks import Ranks
 from tracer.errors import TracingError, shown
-from tracer.joined import members
+from tracer.joined import Joined, members
+from tracer.log.parts.hyperparameters import encode_names
 from tracer.log.write.creation import LogOptions
 from tracer.records import together
 from tracer.rules.table import momentum_of
@@ -154,6 +155,8 @@ def _log_file(
         "cuda_devices": " ".join(map(str, devices)),
         "ranks": ranks,
     }
+    if isinstance(optimizer, Joined):
+        attributes["optimizer_names"] = encode_names(map(str, optimizer.parts))
     if settings.data is not None:
         attributes["data_seed"] = settings.data.seed
     return LogFile(path, attributes, options, snapshots)

@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from tracer.joined import Key
+from tracer.watch.forwards import ALL
 from tracer.wrapper.arguments import check_group
 from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.first_steps import FirstSteps
@@ -23,15 +25,21 @@ class Traced(Delegating):
         names: Of the model's parameters, by ``id``.
         tracing: The run.
         first: Checks its first steps.
+        key: Which of several optimizers it is.
     """
 
     _tracing: Tracing
 
     def __init__(
-        self, optimizer: Optimizer, names: Mapping[int, str], tracing: Tracing, first: FirstSteps
+        self,
+        optimizer: Optimizer,
+        names: Mapping[int, str],
+        tracing: Tracing,
+        first: FirstSteps,
+        key: Key = ALL,
     ) -> None:
         super().__init__(optimizer)
-        self._names, self._tracing, self._first = names, tracing, first
+        self._names, self._tracing, self._first, self._key = names, tracing, first, key
 
     def _hand_out(self) -> None:
         self._tracing.log.settle_early()
@@ -65,7 +73,7 @@ class Traced(Delegating):
         now.skips.step_begins()
         result, measured = now.log.step(call, now.observations.announced)
         if measured is not None:
-            batches, factor = now.observations.announced(), now.forwards.clip_factor
+            batches, factor = now.observations.announced(), now.forwards.clip_factor(self._key)
             now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)
         now.observations.step_ended(taken=measured is not None)
         now.forwards.step_ended()
@@ -115,7 +123,7 @@ class Traced(Delegating):
 
     def clipped(self, norm: Tensor, max_norm: float) -> None:
         """Record that torch clipped the gradients, with what it returned and was given."""
-        self._tracing.forwards.clipped(max_norm, norm)
+        self._tracing.forwards.clipped(max_norm, norm, self._key)
 
     @extending
     def add_param_group(self, *arguments: Any, **named: Any) -> None:

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from replay.evaluate.binding import BoundModel
 from replay.evaluate.state import States, Transition
 from replay.evaluate.train_side import replay_gradient
+from replay.losses import Loss
 from replay.steps.mismatch import tolerance
 from replay.task import Task
 from tracer.records import Step
 
 Vectors = dict[str, Tensor]
 _VECTOR = 0.05  # of a gradient that a move tells, what may be rounding
-Loss = Callable[[nn.Module, Any], Tensor]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,9 @@ class Case:
 
     def with_loss(self, change: Callable[[Loss], Loss]) -> Vectors:
         """Return the gradient under another loss function, made of the task's."""
-        return self.replayed(task=replace(self.task, loss=change(self.task.loss)))
+        found = {name: change(loss) for name, loss in self.task.losses.items()}
+        loss = found if isinstance(self.task.loss, Mapping) else found[""]
+        return self.replayed(task=replace(self.task, loss=loss))
 
     def fits(self, gradient: Vectors) -> bool:
         """Return whether a gradient is the run's: its norms and, where it is known, itself."""

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from replay.evaluate.nested import checksum
 from replay.evaluate.train_side import fetched
-from replay.steps.diagnosis.case import Case, Cause, Loss, added
+from replay.losses import Loss
+from replay.steps.diagnosis.case import Case, Cause, added
 
 _DROPS = (nn.modules.dropout._DropoutNd,)
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -24,6 +24,7 @@ class Facts:
             each begins with the optimizer's number, ``1/lr``.
         devices: The CUDA devices whose random state is logged.
         random_bytes: Length of a row of random state; 0 where a log is read.
+        optimizers: Names of several optimizers, in order; none of a single one.
         data_seed: What examples were drawn from; None unless ``record="seeds"``.
     """
 
@@ -33,6 +34,7 @@ class Facts:
     devices: tuple[int, ...] = ()
     random_bytes: int = 0
     data_seed: int | None = None
+    optimizers: tuple[str, ...] = ()
 
     @cached_property
     def names(self) -> tuple[str, ...]:

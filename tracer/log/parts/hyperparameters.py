@@ -57,11 +57,10 @@ class Hyperparameters(GroupPart):
             found.append(fields)
         return found
 
-    @staticmethod
-    def _of_one(source: Source, numbers: dict[str, float]) -> dict[str, Any]:
+    def _of_one(self, source: Source, numbers: dict[str, float]) -> dict[str, Any]:
         """Return whose a group is, and the numbers that this optimizer has."""
         optimizer = numbers.pop(OPTIMIZER)
-        if not optimizer >= 0 or optimizer % 1:
+        if optimizer not in range(len(self._facts.optimizers)):
             raise source.broken(HYPER)
         start = column(int(optimizer), "")
         own = {n.removeprefix(start): x for n, x in numbers.items() if n.startswith(start)}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 from tracer.codec.layout import Row
@@ -12,7 +14,7 @@ from tracer.log.parts.seals import is_sealed
 from tracer.log.parts.source import Source
 from tracer.log.parts.table import PARTS
 from tracer.log.read.tables import LogTables
-from tracer.records import Step
+from tracer.records import MicroBatch, ParameterGroup, Step
 
 
 class StepReader:
@@ -27,7 +29,7 @@ class StepReader:
     """
 
     def __init__(self, tables: LogTables, facts: Facts) -> None:
-        self._tables = tables
+        self._tables, self._names = tables, facts.optimizers
         for name, table in schema.TABLES.items():
             width = 0 if table.width is None else table.width(facts)
             if width and width != tables.width(name):
@@ -52,6 +54,8 @@ class StepReader:
             if part.fields:
                 found.update(zip(part.fields, part.decode(source), strict=True))
         meta = source.meta
+        if self._names:
+            found["micro_batches"] = self._with_optimizers(**found)
         return Step(
             index=t,
             epoch=None if meta["epoch"] < 0 else int(meta["epoch"]),
@@ -59,6 +63,13 @@ class StepReader:
             clip_factor=float(meta["clip_factor"]),
             **found,
         )
+
+    def _with_optimizers(
+        self, micro_batches: Iterable[MicroBatch], groups: Iterable[ParameterGroup], **_: Any
+    ) -> tuple[MicroBatch, ...]:
+        """Return micro-batches with the names of the optimizers that took their step."""
+        names = tuple(self._names[k] for k in dict.fromkeys(group.optimizer for group in groups))
+        return tuple(replace(micro, optimizers=names) for micro in micro_batches)
 
     def buffers(self, t: int, *, after: bool) -> Row:
         """Return the buffers before step ``t``, or after it, as a byte row."""

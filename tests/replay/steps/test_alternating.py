@@ -1,0 +1,116 @@
+"""Two optimizers that take turns: each step is divided with the loss and the rule of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from replay import Replay, Task
+from tests.helpers.adversarial import (
+    DISCRIMINATOR,
+    GENERATOR,
+    discriminating,
+    discriminating_detached,
+    trace,
+    untraced,
+)
+from tests.helpers.comparing import compare
+from tracer import open_log
+from tracer.errors import GradientError, TaskError, UnsupportedRuleError
+
+ASK = {"methods": ("tracin",), "progress": False}
+
+
+@pytest.mark.parametrize(("critics", "clip"), [(1, None), (2, 0.05)])
+def test_both_equal_the_reference(tmp_path, critics, clip):
+    run, _ = trace(tmp_path / "run.h5", critics=critics, clip=clip)
+    with open_log(run.path) as log:
+        owners = [{n.partition(".")[0] for n in step.moved} for step in log.steps()]
+        kappa = [dict.fromkeys(log.parameters(0), s.clip_factor) for s in log.steps()]
+    turns = [*[{DISCRIMINATOR}] * critics, {GENERATOR}]
+    assert owners == [turns[t % len(turns)] for t in range(6)]
+    assert {one["generator.0.bias"] < 1 for one in kappa} == {clip is not None}
+    found = compare(run, kappa, methods=("tracin", "ideal"))
+    assert (np.abs(found.scores["tracin"]).max(1) > 1e-3).all()
+    assert found.attributes["as_in_the_run"].startswith("Adam: the second moments")
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_training_is_the_untraced_one_and_reproduces(tmp_path, every):
+    run, model = trace(tmp_path / "run.h5", clip=0.05, how={"snapshot_every": every})
+    alone = untraced(clip=0.05)
+    pairs = zip(model.parameters(), alone.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    replay = Replay(run.path, run.task)
+    found = str(replay.verify(progress=False))
+    assert found.startswith("steps 0:6 reproduce")
+    assert every == 1 or "bit for bit" in found
+    scores = replay.influence([0, 1], **ASK).scores["tracin"]
+    if every > 1:
+        dense, _ = trace(tmp_path / "dense.h5", clip=0.05)
+        expected = Replay(dense.path, dense.task).influence([0, 1], **ASK).scores["tracin"]
+        assert np.abs(scores - expected).max() <= 1e-13 * np.abs(expected).max()
+
+
+def values(model, run):
+    """Return the test values, ``(2,)``."""
+    with torch.no_grad():
+        return run.task.measure(model.eval(), torch.stack(list(run.task.test))).numpy()
+
+
+def test_without_an_example_and_its_derivative(tmp_path):
+    """Against the plain loop, and central differences of it."""
+    run, model = trace(tmp_path / "run.h5", clip=0.05)
+    replay, one = Replay(run.path, run.task), torch.ones(12, dtype=torch.float64)
+    whole = values(model, run)
+    found = replay.counterfactual([0, 1], scale=[{3: 0.0}], progress=False)
+    scales = one.index_fill(0, torch.tensor(3), 0.0)
+    assert np.abs(found.values[0] - values(untraced(clip=0.05, scales=scales), run)).max() < 1e-12
+    assert np.abs(found.values[0] - whole).max() > 1e-3
+    slopes = replay.influence([0, 1], **ASK | {"methods": ("unrolled",)}).scores["unrolled"]
+    direction, h = torch.linspace(-1, 1, 12, dtype=torch.float64), 1e-5
+    ends = [values(untraced(clip=0.05, scales=one + s * h * direction), run) for s in (1, -1)]
+    expected = (ends[1] - ends[0]) / (2 * h)
+    assert np.abs(slopes @ direction.numpy() - expected).max() < 1e-7 * np.abs(expected).max()
+
+
+def test_what_is_detached_has_no_second_derivative(tmp_path):
+    """The discriminator's gradient depends on the generator, which torch then does not know."""
+    run, _ = trace(tmp_path / "run.h5")
+    losses = {**run.task.loss, DISCRIMINATOR: discriminating_detached}
+    replay = Replay(run.path, dataclasses.replace(run.task, loss=losses))
+    assert str(replay.verify(progress=False)).startswith("steps 0:6 reproduce")
+    with pytest.raises(GradientError, match=r"(?s)step 4: torch's second derivatives.*detach"):
+        replay.influence([0], methods=("unrolled",), progress=False)
+
+
+def test_own_effects_are_those_of_each_step(tmp_path):
+    run, _ = trace(tmp_path / "run.h5", steps=4)
+    found = Replay(run.path, run.task).self_influence(progress=False)
+    assert (found.scores["self"] > 0).sum() >= 4
+
+
+def test_what_needs_one_loss_is_refused(tmp_path):
+    run, _ = trace(tmp_path / "run.h5", steps=2)
+    replay = Replay(run.path, run.task)
+    with pytest.raises(
+        UnsupportedRuleError, match=r"(?s)has losses for 'discriminator', 'gen.*1\. Ask"
+    ):
+        replay.influence([0], methods=("tracincp",), progress=False)
+    one = dataclasses.replace(run.task, loss=discriminating)
+    with pytest.raises(
+        UnsupportedRuleError, match=r"(?s)step 0 of .* one of 2 optimizers.*1\. Ask"
+    ):
+        Replay(run.path, one).influence([0], methods=("tracincp",), progress=False)
+    other = dataclasses.replace(run.task, loss={"critic": discriminating})
+    with pytest.raises(TaskError, match=r"(?s)losses for 'critic'.*taken by 'disc.*1\. Name the"):
+        Replay(run.path, other).verify(progress=False)
+
+
+def test_a_task_with_two_losses_says_what_is_measured():
+    losses = {DISCRIMINATOR: discriminating, GENERATOR: discriminating}
+    with pytest.raises(TaskError, match=r"has 2 losses, and Task\(measure=\.\.\.\) has to say"):
+        Task(torch.nn.Identity, losses, [0], [0])
