@@ -67,6 +67,7 @@ class Joined(Optimizer):
         for part in self.parts.values():
             with self._scaled(part):
                 (self.stepping or _step)(part)
+            part._opt_called = True  # type: ignore[attr-defined]  # else its schedulers warn
         return loss
 
     def zero_grad(self, *arguments: Any, **named: Any) -> None:
