@@ -64,9 +64,9 @@ def masked(examples):
     return batch
 
 
-def language_model():
+def language_model(layers=2):
     set_seed(1)
-    sizes = {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 16}
+    sizes = {"n_layer": layers, "n_head": 2, "n_embd": 32, "n_positions": 16}
     return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, bos_token_id=0, eos_token_id=1, **sizes))
 
 

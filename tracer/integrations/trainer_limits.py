@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from tracer.errors import TracingError
 from tracer.integrations.limits import ONE_DEVICE, Case, refuse
 
 
-def check_trainer(trainer: Any) -> None:
-    """Raise TracingError if a Trainer does what cannot be traced."""
+def check_trainer(trainer: Any, record: str) -> None:
+    """Raise TracingError if a Trainer does what cannot be traced, or not by what is recorded."""
     refuse("the Trainer", _cases(trainer, trainer.args))
+    collator = getattr(trainer, "data_collator", None)
+    if record == "ids" and _of(collator, "mlm"):
+        raise TracingError(
+            f"the collator {type(collator).__name__} draws masks at random, which IDs do not say.\n"
+            '1. To log what it draws: trace(..., record="batches").\n'
+            "2. To draw each example's mask from its ID: train on task.train with task.collate of "
+            "replay.tasks.masked_lm."
+        )
 
 
 def _cases(trainer: Any, args: Any) -> list[Case]:
@@ -17,12 +26,12 @@ def _cases(trainer: Any, args: Any) -> list[Case]:
     accelerator = getattr(trainer, "accelerator", None)
     return [
         (
-            _of(trainer, "is_deepspeed_enabled"),
+            _of(args, "deepspeed") or _of(trainer, "is_deepspeed_enabled"),
             "uses DeepSpeed",
             f"{ONE_DEVICE}, without deepspeed",
         ),
         (
-            _of(trainer, "is_fsdp_enabled") or _of(trainer, "is_fsdp_xla_enabled"),
+            _of(args, "fsdp") or _of(trainer, "is_fsdp_enabled"),
             "uses FSDP",
             f"{ONE_DEVICE}, without fsdp",
         ),
