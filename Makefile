@@ -61,7 +61,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-integrations: $(VENV)/.integrations
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/integrations \
-		$(foreach page,transformers lightning accelerate,"tests/house/test_docs.py::test_blocks_run[docs/how-to/$(page).md]")
+		$(foreach page,transformers lightning accelerate lora,"tests/house/test_docs.py::test_blocks_run[docs/how-to/$(page).md]")
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200

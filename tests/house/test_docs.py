@@ -29,6 +29,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
 OPTIONAL = {  # what `make test-integrations` has
+    "docs/how-to/lora.md": "peft",
     "docs/how-to/transformers.md": "transformers",
     "docs/how-to/lightning.md": "lightning",
     "docs/how-to/accelerate.md": "accelerate",
@@ -170,7 +171,7 @@ def folder(tmp_path, monkeypatch):
 def test_blocks_run(page, folder):
     if name(page) in OPTIONAL:
         pytest.importorskip(OPTIONAL[name(page)], reason="needs make test-integrations")
-        warnings.filterwarnings("ignore", module="lightning")  # which warns of itself
+        warnings.filterwarnings("ignore", module="lightning|transformers")  # which warn of themselves
     reader = Reader(page)
     for block in blocks(page):
         assert block.tag in TAGS, (
