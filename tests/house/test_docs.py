@@ -171,7 +171,7 @@ def folder(tmp_path, monkeypatch):
 def test_blocks_run(page, folder):
     if name(page) in OPTIONAL:
         pytest.importorskip(OPTIONAL[name(page)], reason="needs make test-integrations")
-        warnings.filterwarnings("ignore", module="lightning|transformers")  # which warn of themselves
+        warnings.filterwarnings("ignore", module="lightning|transformers")  # of themselves
     reader = Reader(page)
     for block in blocks(page):
         assert block.tag in TAGS, (
