@@ -158,8 +158,9 @@ def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
             if part.layout != torch.strided:
                 raise UnsupportedRuleError(
                     f"{where}: the gradient of {name!r} is sparse, and what an optimizer does with "
-                    "sparse gradients cannot be split; build the model with sparse=False. tracincp "
-                    "and the measured drops (Replay.drops) work for every optimizer."
+                    "sparse gradients cannot be split; build the model with sparse=False, and take "
+                    "torch.optim.Adam in place of SparseAdam. tracincp and the measured drops "
+                    "(Replay.drops) work for every optimizer."
                 )
             gradient[name] = gradient[name] + part if name in gradient else part
     return together(gradient)

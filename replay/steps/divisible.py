@@ -7,6 +7,7 @@ from tracer.log.read.run_log import RunLog
 from tracer.records import each
 from tracer.rules.rule import UpdateRule
 from tracer.rules.table import RULES, refused
+from tracer.rules.unsplit import reason
 
 _OWN = (
     "or say how its steps are split, if they are a factor times a filter of gradients: "
@@ -38,8 +39,8 @@ def require_division(log: RunLog, rule: UpdateRule | None, *, splits: bool, unro
     if splits and rule is None:
         used = "".join(f" with {o}" for one in each(name) for o in refused(one, log.ever_used))
         raise UnsupportedRuleError(
-            f"{made}{used}, whose update cannot be split; those of {', '.join(RULES)} can, and "
-            "some of other packages.\n"
+            f"{made}{used}{reason(name)}, whose update cannot be split; those of "
+            f"{', '.join(RULES)} can, and some of other packages.\n"
             f"  1. Ask for {_ANY}, which work for every optimizer; verify compares its "
             f"gradients;\n  2. {_OWN}"
         )

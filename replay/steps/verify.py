@@ -10,6 +10,7 @@ from replay.evaluate.proof import Proof
 from replay.evaluate.state import States
 from replay.steps.tape import Tape
 from tracer.errors import MismatchError, UnsupportedRuleError
+from tracer.rules.unsplit import reason
 
 _ALIKE = 1e-3  # by which factors may differ that are one and the same
 
@@ -125,7 +126,10 @@ def verified(
         except MismatchError as error:
             proof = states.proof()
             found = replace(found, proof=proof, finding=str(error).partition("\n")[0])
-            raise NotVerified(_with_first(error, proof), found) from error
+            text = _with_first(error, proof)
+            if unsplit and reason(unsplit):
+                text += f"\nThe run was made by {unsplit}{reason(unsplit)}."
+            raise NotVerified(text, found) from error
         finally:
             found = replace(found, deviation=max(found.deviation, tape.factors.deviation))
     return replace(found, proof=states.proof())
