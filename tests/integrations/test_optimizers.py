@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from replay import Replay
 from tests.helpers import rules
@@ -97,22 +95,3 @@ def test_schedule_free_averages_are_looked_at_on_the_way(tmp_path):
     assert str(Replay(run.path, run.task).verify(progress=False)) == "steps 0:6 reproduce"
     terms = replayed(run).terms["tracin"]
     assert np.abs(terms["rounding"]).max() <= 1e-13 * np.abs(terms["data"]).max()
-
-
-LOW = ["AdamW8bit", "Adam8bit", "AdamW4bit", "AdamWFp8"]
-
-
-@pytest.mark.filterwarnings("ignore")  # of the compiler that torchao runs
-@pytest.mark.parametrize("name", LOW)
-def test_states_of_few_bits_are_refused_and_leave_training_alone(tmp_path, name):
-    def model():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(4, 1024), nn.Tanh(), nn.Linear(1024, 3))
-
-    base = dataclasses.replace(in_dtype(rules.task(), torch.float32), model=model)
-    rule = Rule("", kind_of(f"torchao.optim:{name}"), {"lr": 0.01})
-    run = trace(tmp_path / "run.h5", rule, base=base, steps=3)
-    same(run.end[0], untraced(run, steps=3)[0])
-    with pytest.raises(UnsupportedRuleError, match=rf"{name} \(it rounds its momentum to a few"):
-        replayed(run)
-    assert "gradients of steps 0:3 reproduce" in str(Replay(run.path, run.task).verify())

@@ -62,6 +62,10 @@ class WSAM(SAM):
     first = False
 
 
+class AdamW8bit(O.AdamW):
+    """Stands in for torchao's, whose states are no plain tensors."""
+
+
 class Rows(nn.Module):
     """Embeddings with sparse gradients."""
 
@@ -116,6 +120,7 @@ ROWS = [
     LBFGS,
     (lambda p: O.SparseAdam(list(p), lr=0.1), sparse_task, False, "SparseAdam .it moves only the"),
     (SAM, rules.task, True, r"SAM .it takes gradients at other weights"),
+    (AdamW8bit, rules.task, False, r"AdamW8bit .it rounds its momentum to a few bits"),
     (lambda p: Lookahead(p, lr=0.1), rules.task, False, r"Lookahead .it puts an average"),
 ]
 
