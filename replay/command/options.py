@@ -83,6 +83,11 @@ _SETTINGS = (
         is_flag=True,
         help="Take the run's number of threads and its oneDNN setting.",
     ),
+    click.option(
+        "--threads",
+        type=click.IntRange(1, 1024),
+        help="How many to compute with.  [default: the faster of 1 and torch's, timed]",
+    ),
 )
 
 
@@ -95,6 +100,7 @@ class Settings:
     audit: int
     allow_tf32: bool
     match_environment: bool
+    threads: int | None
     device: str
     dtype: str
     values: str

@@ -6,7 +6,7 @@ import numpy as np
 
 from replay.report.study import Study
 from replay.results.influence import Influence
-from replay.results.summary import number, said_of_checkpoints
+from replay.results.summary import number, said_of_checkpoints, said_of_threads
 
 _SMALL = 1e-3  # of the measured drops: rounding below is that of float32
 
@@ -25,7 +25,7 @@ def facts(influence: Influence) -> dict[str, str]:
         "sign": told.get("sign"),
         "unit": told.get("unit"),
         "numbers": f"gradients {told.get('gradient_dtype')}, values {told.get('value_dtype')}, on "
-        f"{told.get('device')}",
+        f"{told.get('device')}{said_of_threads(told)}",
         "versions": f"torch {told.get('torch')}, numpy {told.get('numpy')}, Python "
         f"{told.get('python')}",
     }

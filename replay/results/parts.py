@@ -34,6 +34,14 @@ def parts_of(target: Path) -> Path:
     return target.with_name(f"{target.name}{_ENDING}")
 
 
+def begun_with(path: Path, name: str) -> Any:
+    """Return one entry of the question that finished parts on file answer; None without any."""
+    for file in sorted(path.glob(f"*{_ENDING}")):
+        for record in () if file.stem.endswith(_STATE) else records(file, 0):
+            return record.header.get("question", {}).get(name)
+    return None
+
+
 class Parts:
     """Finished parts, by name: in memory or, if there is a path, on file.
 

@@ -30,3 +30,20 @@ def number(value: float, digits: int = 4) -> str:
 def counted(ids: Sequence[object]) -> str:
     """Return over which test examples a number is a mean or median."""
     return f"test example {ids[0]}" if len(ids) == 1 else f"{len(ids)} test examples"
+
+
+def said_of_threads(facts: Mapping[str, object]) -> str:
+    """Return ", 1 thread (why)", of a result's attributes; earlier versions did not know.
+
+    >>> said_of_threads({"threads": 1, "threads_chosen": "as asked for"})
+    ', 1 thread (as asked for)'
+    """
+    number = facts.get("threads")
+    if number is None:
+        return ""
+    return f", {counted_threads(int(str(number)))} ({facts.get('threads_chosen')})"
+
+
+def counted_threads(number: int) -> str:
+    """Return "1 thread", "2 threads"."""
+    return f"{number} thread{'' if number == 1 else 's'}"

@@ -26,7 +26,7 @@ def state_dict(run: BoundRun, t: int) -> dict[str, Tensor]:
     """
     if whole("t", t, least=0) > run.states.last:
         raise InputError(f"{run.log.path} has the states 0 to {run.states.last}, found {t}.")
-    with run.computing():
+    with run.computing.again():
         state = run.states.at(t)
         known = {**state.parameters, **state.buffers}
         module = run.models.train.module
@@ -60,7 +60,7 @@ def convert(
         raise InputError(f"{log.path} is being written; convert it when training has ended.")
     check_free(target, None, overwrite=overwrite, inputs=[log.path])
     with (
-        run.computing(),
+        run.computing.again(),
         Progress(progress) as shown,
         moved_when_whole(target, overwrite=overwrite) as partial,
     ):

@@ -24,6 +24,7 @@ from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
 from replay.session.counterfactual_runs import runs_of
 from replay.session.estimate import Cost, at_once, peak_bytes
+from replay.session.going_on import THREADS
 from replay.session.provenance import measured_value, provenance
 from replay.session.workers import Work, taken_apart
 from tracer.errors import PrecisionWarning
@@ -144,7 +145,7 @@ def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
     held = peak_bytes() * (1 if count == 1 else 1 + count)
     took = step * along + taking / at_once(count) + values * marks
-    return Cost(took, held + table, table)
+    return Cost(took, held + table, table, torch.get_num_threads())
 
 
 def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, Any]:
@@ -157,7 +158,7 @@ def _question(run: BoundRun, asked: Alternatives, baseline: Table) -> dict[str, 
         "choice of runs": zlib.crc32(json.dumps([asked.protocol, scales]).encode()),
         "choice of states": asked.marks,
         "version of torch": str(torch.__version__),
-        "number of threads": torch.get_num_threads(),
+        THREADS: torch.get_num_threads(),
         "device": str(run.models.device),
         "set of test values": zlib.crc32(baseline.tobytes()),
     }
@@ -169,7 +170,7 @@ def _result(run: BoundRun, asked: Alternatives, runs: Runs, parts: Parts) -> Cou
     if runs.mismatch is not None:
         missed["first_step_not_proved"] = runs.mismatch
     value = measured_value(run.task)
-    facts = provenance(run.log, run.models, value, **asked.protocol, **missed)
+    facts = provenance(run, value, **asked.protocol, **missed)
     if runs.clips.varies:
         warnings.warn(_LIMITS, PrecisionWarning, stacklevel=4)
     diverged = np.flatnonzero(np.isnan(values).any((1, 2)))

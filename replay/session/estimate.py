@@ -15,10 +15,11 @@ import torch
 from replay.evaluate.chunks import BLOCK
 from replay.progress import Progress, duration
 from replay.results.agreement import compare_methods
+from replay.results.summary import counted_threads
 from replay.session.bound_run import BoundRun
 from replay.session.periods import Periods
 from replay.session.question import Question
-from replay.session.scoring import answered
+from replay.session.scoring import settle, tried
 from replay.steps.tape import Tape
 
 _STEPS = 4  # timed beyond the first, which also proves the gradients
@@ -34,20 +35,24 @@ class Cost:
         seconds: Duration.
         peak_bytes: The most memory that the process held, on its device and beside it.
         table_bytes: What of it are tables of results, which no budget bounds.
+        threads: With how many threads; 0 if that is not known.
     """
 
     seconds: float
     peak_bytes: int
     table_bytes: int = 0
+    threads: int = 0
 
     def among(self, workers: int) -> Cost:
         """Return what it will be for some processes of this machine, which share its cores."""
         seconds = self.seconds / at_once(workers)
-        return Cost(seconds, self.peak_bytes * workers, self.table_bytes)
+        return Cost(seconds, self.peak_bytes * workers, self.table_bytes, self.threads)
 
     def __str__(self) -> str:
         tables = f", {self.table_bytes / 1e9:.2f} GB of it tables" if self.table_bytes else ""
-        return f"{duration(self.seconds)}, peak memory {self.peak_bytes / 1e9:.2f} GB{tables}"
+        threads = f", {counted_threads(self.threads)}" if self.threads else ""
+        memory = f"peak memory {self.peak_bytes / 1e9:.2f} GB{tables}"
+        return f"{duration(self.seconds)}, {memory}{threads}"
 
 
 def at_once(workers: int) -> int:
@@ -65,16 +70,13 @@ def estimated(run: BoundRun, question: Question) -> Cost:
     steps, columns, whole = question.steps, question.train_ids, replace(question, periods=Periods())
     split = tuple(m for m in question.methods if m.walks)
     seconds, held = 0.0, 0
-
-    def answer(part: Question) -> None:
-        with run.computing(), Progress(enabled=False) as shown:
-            answered(run, part, shown)
+    settle(run, question)
 
     def few(count: int) -> None:
-        answer(replace(walk, steps=steps[:count]))
+        tried(run, replace(walk, steps=steps[:count]))
 
     def heuristic(count: int) -> None:
-        answer(replace(sums, train_ids=columns[:count]))
+        tried(run, replace(sums, train_ids=columns[:count]))
 
     if split:
         walk = replace(whole, methods=split, train_ids=columns[:1], checkpoints=[])
@@ -99,7 +101,7 @@ def estimated(run: BoundRun, question: Question) -> Cost:
         split
     ) * len(steps)
     tables = 8 * len(question.test_ids) * cells
-    return Cost(seconds, peak_bytes() + held + tables, tables)
+    return Cost(seconds, peak_bytes() + held + tables, tables, run.computing.threads.number)
 
 
 def _comparing(question: Question) -> float:

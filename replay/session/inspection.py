@@ -44,7 +44,7 @@ class Inspection:
         Raises:
             MismatchError: Names the first step that does not reproduce.
         """
-        with self._run.computing(), Progress(flag("progress", progress)) as bars:
+        with self._run.computing.again(), Progress(flag("progress", progress)) as bars:
             return compared(self._run, window(steps, len(self._run.log)), sample, bars)
 
     def plan(self) -> list[ParameterPath]:

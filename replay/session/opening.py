@@ -13,11 +13,14 @@ from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
 from replay.loading import resolved
 from replay.session.bound_run import BoundRun, Surroundings
+from replay.session.threads import Threads
 from replay.states.opening import states_of
 from replay.task import Task
 from tracer.errors import InputError, LogError, TaskError, shown
 from tracer.log.read.run_log import open_log
 from tracer.rules.rule import UpdateRule
+
+_MOST = 1024  # threads; what nobody has, torch does not refuse
 
 
 def bound(
@@ -31,6 +34,7 @@ def bound(
     audit: Any,
     allow_tf32: Any,
     match_environment: Any,
+    threads: Any,
     announce: Any,
     rules: Any = None,
 ) -> BoundRun:
@@ -38,6 +42,7 @@ def bound(
     one_of("values", values, ("float64", "model"))
     audit, allow_tf32 = whole("audit", audit), flag("allow_tf32", allow_tf32)
     match = flag("match_environment", match_environment)
+    number = _number(threads, match=match)
     kind, budget, where = gradient_dtype(dtype), parse_bytes(memory), usable_device(device)
     if not isinstance(task, (Task, str, type(None))):
         raise TaskError(f"task must be a replay.Task or its name, found {shown(task)}.")
@@ -49,12 +54,32 @@ def bound(
         raise LogError(f"{log} holds no complete step; nothing can be replayed.")
     chosen = resolved(task, opened.metadata, opened.path, announce)
     kinds = (kind, kind, torch.float64 if values == "float64" else kind)
-    how = Surroundings(budget, where, allow_tf32, opened.metadata if match else None)
+    environment = opened.metadata if match else None
+    how = Surroundings(budget, where, allow_tf32, environment, _threads(number, environment))
     with how():
         models = bind(chosen, opened, where, kinds, audit=audit)
         states = states_of(opened, chosen, where, budget // 8)
     chunks = Chunks(chosen, models, states, budget)
     return BoundRun(states, chosen, models, chunks, how, task, own)
+
+
+def _number(threads: Any, *, match: bool) -> int | None:
+    if threads is None:
+        return None
+    if match:
+        raise InputError(
+            "match_environment takes the run's number of threads, and threads gives another; leave "
+            "one of the two out."
+        )
+    if whole("threads", threads) > _MOST:
+        raise InputError(f"threads must be at most {_MOST}, found {shown(threads)}.")
+    return whole("threads", threads)
+
+
+def _threads(number: int | None, environment: Mapping[str, Any] | None) -> Threads:
+    if environment is None:
+        return Threads(number)
+    return Threads(int(environment["num_threads"]), "as in the run")
 
 
 def _checked_rules(rules: Any) -> dict[str, UpdateRule]:

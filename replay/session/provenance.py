@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from replay.evaluate.binding import Models
+from replay.session.bound_run import BoundRun
 from replay.task import Task
-from tracer.log.read.run_log import RunLog
 from tracer.rules.rule import UpdateRule
 
 
@@ -30,17 +29,17 @@ def as_in_the_run(rule: UpdateRule | None) -> dict[str, str]:
 
 
 def provenance(
-    log: RunLog, models: Models, value: tuple[str, str], **choices: Any
+    run: BoundRun, value: tuple[str, str], **choices: Any
 ) -> dict[str, str | int | float]:
-    """Return the attributes of a result.
+    """Return the attributes of a result, while it is computed.
 
     Args:
-        log: The run.
-        models: What it was replayed with.
+        run: The run, and how it is replayed.
         value: What the scores are parts of, and what of the task returns it.
         choices: More attributes.
     """
-    metadata, (measured, function) = log.metadata, value
+    log, models, (measured, function) = run.log, run.models, value
+    metadata = log.metadata
     dtypes = ", ".join(sorted({str(dtype) for _, dtype in log.parameter_layout.values()}))
     return {
         "sign": f"positive = proponent: lowered the {measured}",
@@ -55,6 +54,7 @@ def provenance(
         "gradient_dtype": str(models.test.dtype or dtypes),
         "value_dtype": str(models.value.dtype or dtypes),
         "device": str(models.device),
+        "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
         "numpy": np.__version__,
         "python": platform.python_version(),

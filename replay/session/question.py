@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypedDict
 
 from replay.arguments import flag, plain, positive
@@ -18,6 +18,7 @@ from tracer.errors import shown
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID
 
+_SOME = 64  # training examples at a checkpoint, for a look
 _UNROLLED = 8  # λ of parameters and two of the optimizer's tensors, before and after; two more
 
 
@@ -106,6 +107,26 @@ class Question:
             names=matching(parameters, list(log.parameter_layout)),
             tolerance=positive("ideal_tolerance", ideal_tolerance),
             allow_mismatch=flag("allow_mismatch", allow_mismatch),
+        )
+
+    @property
+    def beginning(self) -> Question:
+        """Its first step; without methods that walk, some examples at the first checkpoint."""
+        walks = self.walking
+        return replace(
+            self,
+            methods=walks or self.methods,
+            train_ids=self.train_ids[: 1 if walks else _SOME],
+            steps=self.steps[:1],
+            checkpoints=[] if walks else self.checkpoints[:1],
+            periods=Periods(),
+        )
+
+    @property
+    def size(self) -> int:
+        """How many times as much as the beginning it is, about."""
+        return len(self.steps if self.walking else self.checkpoints) * (
+            1 if self.walking else len(self.train_ids) // _SOME
         )
 
     @property

@@ -22,8 +22,8 @@ from replay.session.estimate import Cost, estimated
 from replay.session.inspection import Inspection
 from replay.session.opening import bound
 from replay.session.question import Asked, Exact, Question
-from replay.session.scoring import answered, measured_drops
-from replay.session.self_influence import SelfQuestion, self_influence
+from replay.session.scoring import answered, measured_drops, settle
+from replay.session.self_influence import SelfQuestion, self_influence, settle_self
 from replay.session.truth import GroundTruth
 from replay.task import Task, described, example_ids, parse_test_ids
 from tracer.records import ID
@@ -49,6 +49,8 @@ class Replay(GroundTruth, Inspection):
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
         allow_tf32: Let a GPU round products to 10 bits.
         match_environment: Take the run's number of threads and its oneDNN setting.
+        threads: How many to compute with; default: the faster of one and torch's number, timed on
+            the first step. It decides the last bits of results, which say it.
         announce: Told which file a task named by the log is loaded from.
         rules: How steps of other optimizers are split, ``{"Lion": MyRule()}``: by the name of the
             optimizer's class, with its module or without, a ``replay.UpdateRule``.
@@ -71,6 +73,7 @@ class Replay(GroundTruth, Inspection):
         audit: int = 100,
         allow_tf32: bool = False,
         match_environment: bool = False,
+        threads: int | None = None,
         announce: Callable[[str], None] | None = None,
         rules: Mapping[str, UpdateRule] | None = None,
     ) -> None:
@@ -84,6 +87,7 @@ class Replay(GroundTruth, Inspection):
             audit=audit,
             allow_tf32=allow_tf32,
             match_environment=match_environment,
+            threads=threads,
             announce=announce,
             rules=rules,
         )
@@ -156,6 +160,7 @@ class Replay(GroundTruth, Inspection):
             TaskError: The task's functions or data do not fit the log.
         """
         question = Question.of(self.log, self.task, test_ids, **asked)
+        settle(self._run, question)
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return answered(self._run, question, bars)
 
@@ -199,6 +204,7 @@ class Replay(GroundTruth, Inspection):
         question = Question.of(
             *(self.log, self.task, test_ids), methods=METHODS, checkpoints=states, **asked
         )
+        settle(self._run, question)
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return swept(self._run, question, choices, bars)
 
@@ -233,5 +239,6 @@ class Replay(GroundTruth, Inspection):
             by=by,
             allow_mismatch=allow_mismatch,
         )
+        settle_self(self._run, question)
         with self._run.computing(), Progress(flag("progress", progress)) as bars:
             return self_influence(self._run, question, bars)

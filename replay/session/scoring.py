@@ -83,7 +83,8 @@ def finished(
     found |= proved(run.states, allow_mismatch=question.allow_mismatch)
     frozen = as_in_the_run(run.rule) if question.divides else {}
     value, choices = measured_value(run.task), question.facts | frozen
-    result = tables.influence(provenance(run.log, run.models, value, **choices, **found))
+    why = {"threads_chosen": run.computing.threads.why}
+    result = tables.influence(provenance(run, value, **choices, **found, **why))
     if _moves(run, question):
         _warn_of_nothing(result, run.task)
     return result
@@ -95,6 +96,19 @@ def _moves(run: BoundRun, question: Question) -> bool:
     steps = {min(k, states.last - 1) for k in question.checkpoints if question.summing}
     steps |= set(question.steps if question.walking else ())
     return any(rate != 0 for t in steps for rate in states.step(t).learning_rates.values())
+
+
+def tried(run: BoundRun, question: Question) -> None:
+    """Answer a question to see how long it takes."""
+    with run.computing(), Progress(enabled=False) as shown:
+        answered(run, question, shown)
+
+
+def settle(run: BoundRun, question: Question) -> None:
+    """Choose the number of threads, once for a run, by answering the beginning of a question."""
+    run.choose_threads(
+        partial(tried, run, question.beginning), question.size, len(question.test_ids)
+    )
 
 
 def _warn_of_nothing(result: Influence, task: Task) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +92,17 @@ class SelfQuestion:
         }
 
 
+def settle_self(run: BoundRun, question: SelfQuestion) -> None:
+    """Choose the number of threads, as ``settle`` does."""
+    beginning = replace(question, steps=question.steps[:1], checkpoints=[], periods=Periods())
+
+    def begin() -> None:
+        with run.computing(), Progress(enabled=False) as shown:
+            self_influence(run, beginning, shown)
+
+    run.choose_threads(begin, len(question.steps), 0)
+
+
 def self_influence(run: BoundRun, question: SelfQuestion, shown: Progress) -> SelfInfluence:
     """Return what each training example's visits did to the example itself."""
     steps, periods = question.steps, question.periods
@@ -126,7 +137,8 @@ def finished(
     mismatch, periods = question.allow_mismatch, question.periods
     found = {"steps_scaled_outside": scaled, **proved(run.states, allow_mismatch=mismatch)}
     choices = question.facts | as_in_the_run(run.rule)
-    facts = provenance(run.log, run.models, _OWN_LOSS, **choices, **found)
+    choices["threads_chosen"] = run.computing.threads.why
+    facts = provenance(run, _OWN_LOSS, **choices, **found)
     diagonal = {tracincp.METHOD.name: points} if question.checkpoints else {}
     whole, parts = _scores(sums.tables | diagonal, sums.visits)
     return SelfInfluence(

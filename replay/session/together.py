@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +18,11 @@ from replay.results.self_influence import SelfInfluence
 from replay.session import shared_self
 from replay.session.bound_run import BoundRun
 from replay.session.choices import Window, window
+from replay.session.going_on import THREADS, begin_together
 from replay.session.question import Asked, Question
 from replay.session.replay import Replay
-from replay.session.self_influence import SelfQuestion
+from replay.session.scoring import settle
+from replay.session.self_influence import SelfQuestion, settle_self
 from replay.session.shared_scoring import answered_together
 from replay.session.shared_verification import compared_together
 from replay.steps.verify import Verification
@@ -53,9 +56,11 @@ def influence_together(
     if isinstance(group, Alone):
         return replay.influence(test_ids, **asked)
     run = replay._run
+    with group.agreeing():
+        question = Question.of(run.log, run.task, test_ids, **asked)
+    begin_together(run, group, target, partial(settle, run, question))
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
-            question = Question.of(run.log, run.task, test_ids, **asked)
             parts = Parts(parts_of(target), _question(run, question))
         with parts:
             return answered_together(run, question, group, parts, bars)
@@ -68,9 +73,11 @@ def self_influence_together(
     if isinstance(group, Alone):
         return replay.self_influence(**asked)
     run = replay._run
+    with group.agreeing():
+        question = SelfQuestion.of(run.log, run.task, train_ids=None, **asked)
+    begin_together(run, group, target, partial(settle_self, run, question))
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
-            question = SelfQuestion.of(run.log, run.task, train_ids=None, **asked)
             facts = {f"choice of {name}": value for name, value in question.facts.items()}
             parts = Parts(parts_of(target), {"format": _SELF, **facts, **_surroundings(run)})
         with parts:
@@ -84,7 +91,7 @@ def verified_together(
     if isinstance(group, Alone):
         return replay.verify(steps=steps, sample=sample)
     run = replay._run
-    with run.computing(), Progress(group.leads) as bars:
+    with run.computing.again(), Progress(group.leads) as bars:
         return compared_together(run, window(steps, len(run.log)), sample, group, bars)
 
 
@@ -108,6 +115,6 @@ def _surroundings(run: BoundRun) -> dict[str, Any]:
         "dtype of gradients": str(run.models.test.dtype),
         "dtype of values": str(run.models.value.dtype),
         "version of torch": str(torch.__version__),
-        "number of threads": torch.get_num_threads(),
+        THREADS: torch.get_num_threads(),
         "device": str(run.models.device),
     }

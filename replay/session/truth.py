@@ -21,6 +21,7 @@ from replay.session.alternatives import (
 from replay.session.bound_run import BoundRun
 from replay.session.counterfactual import estimated_runs, taken
 from replay.session.estimate import Cost
+from replay.session.going_on import go_on
 from tracer.records import ID
 
 if TYPE_CHECKING:
@@ -153,7 +154,7 @@ class GroundTruth:
         run, scales = self._run, scales_of(self._run.task, remove, scale)
         how = {"renormalise": False, "along": along, "allow_mismatch": True}
         asked = Alternatives.of(run.log, run.task, test_ids, scales, {}, **how)
-        with run.computing():
+        with run.computing.again():
             return estimated_runs(run, asked, whole("workers", workers))
 
     def _taken(
@@ -174,6 +175,7 @@ class GroundTruth:
         how = {"renormalise": renormalise, "along": along, "allow_mismatch": allow_mismatch}
         asked = Alternatives.of(run.log, run.task, test_ids, scales, protocol, **how)
         replaces, count = flag("overwrite", overwrite), whole("workers", workers)
-        with run.computing(), Progress(flag("progress", progress)) as bars:
+        go_on(run, target)
+        with run.computing.again(), Progress(flag("progress", progress)) as bars:
             group = here() if target is not None else Alone()
             return taken(run, asked, bars, target, overwrite=replaces, workers=count, group=group)

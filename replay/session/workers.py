@@ -56,6 +56,7 @@ class Work:
             "audit": 100,
             "allow_tf32": run.computing.allow_tf32,
             "match_environment": run.computing.environment is not None,
+            "threads": None,
             "announce": None,
         }
         threads = torch.get_num_threads()
@@ -129,7 +130,7 @@ def _begin(data: bytes, path: list[str]) -> None:
 
 def _taken(numbers: list[int]) -> list[Table]:
     run, runs, asked = _opened()
-    with run.computing():
+    with run.computing.again():
         return taken(runs, [asked.changes[number] for number in numbers])
 
 
@@ -138,7 +139,7 @@ def _opened() -> tuple[BoundRun, Runs, Alternatives]:
     work = Work.unpacked(_DATA[0])
     torch.set_num_threads(work.threads)
     run = bound(work.log, work.task, **work.how)
-    with run.computing():
+    with run.computing.again():
         runs = runs_of(run, work.asked)
         runs.adopt(work.known)
     return run, runs, work.asked

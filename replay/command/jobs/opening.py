@@ -42,6 +42,7 @@ def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:
         audit=settings.audit,
         allow_tf32=settings.allow_tf32,
         match_environment=settings.match_environment,
+        threads=settings.threads,
         announce=announce,
     )
 

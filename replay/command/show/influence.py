@@ -16,7 +16,7 @@ from replay.command.show.ranking import ranking, ranking_json
 from replay.command.terminal import literal
 from replay.results.exporting import to_plain
 from replay.results.influence import Influence
-from replay.results.summary import said_of_checkpoints
+from replay.results.summary import said_of_checkpoints, said_of_threads
 from replay.results.verdict import verdict
 
 
@@ -69,7 +69,8 @@ def header(influence: Influence) -> RenderableType:
         "as in the run": facts.get("as_in_the_run"),
         "checkpoints": _checkpoints(facts),
         "numbers": f"gradients {facts.get('gradient_dtype')}, values {facts.get('value_dtype')}, "
-        f"{facts.get('device')}, torch {facts.get('torch')}, Python {facts.get('python')}",
+        f"{facts.get('device')}{said_of_threads(facts)}, torch {facts.get('torch')}, "
+        f"Python {facts.get('python')}",
     }
     table = Table.grid(padding=(0, 2))
     for name, text in rows.items():

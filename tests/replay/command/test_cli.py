@@ -125,12 +125,12 @@ def test_options_reach_the_replay(folder, capsys, monkeypatch, command):
 
     monkeypatch.setattr("replay.command.jobs.opening.Replay", Spy)
     usual = {"audit": 100, "allow_tf32": False, "values": "float64", "memory": "2GiB"}
-    usual |= {"match_environment": False}
+    usual |= {"match_environment": False, "threads": None}
     usual |= {"dtype": None, "device": "cpu", "task": None, "log": Path("run.h5")}
     given = {"audit": 7, "allow_tf32": True, "values": "model", "memory": "12MB"}
-    given |= {"dtype": torch.float64, "device": "cpu:0", "task": "work.py:task"}
+    given |= {"threads": 1, "dtype": torch.float64, "device": "cpu:0", "task": "work.py:task"}
     options = ["--audit", 7, "--allow-tf32", "--values", "model", "--memory", "12MB"]
-    options += ["--dtype", "float64", "--device", "cpu:0", "--task", "work.py:task"]
+    options += ["--threads", 1, "--dtype", "float64", "--device", "cpu:0", "--task", "work.py:task"]
     for some, expected in (([], usual), (options, usual | given)):
         seen.clear()
         code, _, err = run(capsys, *command, *some)
@@ -330,3 +330,16 @@ def test_help_teaches(capsys):
     assert code == 0
     assert "tracin-replay --log run.h5 --test ids.txt" in out
     assert "inspect" in out
+
+
+def test_threads(folder, capsys):
+    asked = ("--log", "run.h5", "--test", "ids.txt", "--method", "tracin")
+    told = " ".join(run(capsys, *asked, "--threads", 2)[1].split())
+    assert "cpu, 2 threads (as asked for), torch" in told
+    told = " ".join(run(capsys, *asked, "--overwrite")[1].split())
+    assert "cpu, 1 thread (as the program has it), torch" in told
+    assert run(capsys, *asked, "--threads", 2, "--dry-run")[1].endswith(", 2 threads\n")
+    told = run(capsys, *asked, "--threads", 2, "--dry-run", "--json")[1]
+    assert json.loads(told)["threads"] == 2
+    assert run(capsys, *asked, "--threads", 0)[0] == 2
+    assert torch.get_num_threads() == 1

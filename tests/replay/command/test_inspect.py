@@ -107,9 +107,9 @@ def test_dry_run_writes_nothing(folder, capsys):
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
     assert code == 0
     assert out.startswith("about ")
-    assert re.search(r"peak memory [\d.]+ GB, [\d.]+ GB of it tables$", out)
+    assert re.search(r"peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread$", out)
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
-    assert set(json.loads(out)) == {"seconds", "peak_bytes", "table_bytes"}
+    assert set(json.loads(out)) == {"seconds", "peak_bytes", "table_bytes", "threads"}
     assert json.loads(out)["table_bytes"] == 8 * 2 * (3 * 14 + 2 * 12 * 4)
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
         "__pycache__"

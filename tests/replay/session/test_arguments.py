@@ -76,6 +76,7 @@ ACCEPTED = {  # what each argument takes; all else is refused
     "values": ["'model'", "'float64'"],
     "memory": ["'2GiB'", "2", "1.5", repr(10**30), "int64", "float64 number"],
     "audit": COUNTS,
+    "threads": [*COUNTS[:-1], "None"],
     "allow_tf32": FLAGS,
     "announce": ["None", "function", "<class 'int'>"],
     "top id": [],
@@ -112,7 +113,8 @@ def asked(tmp_path_factory):
         calls[f"self {name}"] = lambda v, name=name: run.self_influence(progress=False, **{name: v})
     calls["self checkpoints"] = lambda v: run.self_influence(checkpoints=v, progress=False)
     calls["self period"] = lambda v: run.self_influence(by=v, progress=False)
-    for name in ("device", "dtype", "values", "memory", "audit", "allow_tf32", "announce", "log"):
+    options = ("device", "dtype", "values", "memory", "audit", "allow_tf32", "announce", "threads")
+    for name in (*options, "log"):
         usual = {"log": folder / "run.h5", "task": task}
         calls[name] = lambda v, name=name, usual=usual: Replay(**usual | {name: v})
     return calls | {

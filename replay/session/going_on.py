@@ -1,0 +1,38 @@
+"""A job that goes on, or has several processes: one number of threads for all of its parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from replay.processes.group import Alone, Group
+from replay.results.parts import begun_with, parts_of
+from replay.session.bound_run import BoundRun
+
+THREADS = "number of threads"  # in the question of finished parts, whose bits depend on it
+
+
+def go_on(run: BoundRun, out: Path | None) -> None:
+    """Keep the number of threads of parts that are finished, so that the others agree with them."""
+    number = None if out is None else begun_with(parts_of(out), THREADS)
+    if isinstance(number, int):
+        run.computing.threads.keep(number)
+
+
+def begin_together(
+    run: BoundRun, group: Group | Alone, out: Path, choose: Callable[[], None]
+) -> None:
+    """Let all processes of a job take the number of the one that leads.
+
+    Args:
+        run: The run.
+        group: The processes.
+        out: Where the result will stand, and beside it finished parts.
+        choose: Chooses a number, where no part is finished.
+    """
+    threads = run.computing.threads
+    if group.leads:
+        go_on(run, out)
+        choose()
+        group.tell(THREADS, threads.number)
+    threads.keep(threads.number if group.leads else int(group.told(THREADS)))
