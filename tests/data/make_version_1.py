@@ -45,6 +45,22 @@ def main(compression):
     path.with_suffix(".json").write_text(json.dumps(content(path), indent=1) + "\n")
 
 
+def several():
+    """Trace five steps of two optimizers: of both, of one, of the other, and so on."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 1))
+    parts = {"first": torch.optim.SGD(model[0].parameters(), 0.1, momentum=0.9),
+             "second": torch.optim.AdamW(model[1].parameters(), 0.01)}  # fmt: skip
+    path = HERE / "version-1-several.h5"
+    with TracingOptimizer(parts, model, path, record="batches", state_every=2) as optimizer:
+        for t, who in enumerate([optimizer, *map(optimizer.__getitem__, [*parts] * 2)]):
+            optimizer.zero_grad()
+            x = torch.randn(4, 3)
+            model(x).square().mean().backward()
+            who.step(batch_ids=range(t, t + 4), batch={"x": x})
+    path.with_suffix(".json").write_text(json.dumps(content(path), indent=1) + "\n")
+
+
 def content(path):
     """Return what a log says, as plain values."""
     with open_log(path) as log:
@@ -64,6 +80,7 @@ def content(path):
                     "groups": [list(group.names) for group in step.groups],
                     "gradient_norm": step.gradient_norm,
                     "frozen": sorted(step.frozen),
+                    **({"optimizers": step.optimizers} if any(step.optimizers.values()) else {}),
                     "coefficients": step.micro_batches[0].coefficients.tolist(),
                     "random": zlib.crc32(step.micro_batches[0].random_state.cpu.numpy()),
                     "batch": checksum({"x": step.micro_batches[0].batch["x"]}),
@@ -76,3 +93,4 @@ def content(path):
 if __name__ == "__main__":
     main("none")
     main("delta")
+    several()

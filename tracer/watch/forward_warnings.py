@@ -33,6 +33,14 @@ def writing(names: list[str]) -> str:
     )
 
 
+SAME_MOMENT = (
+    "optimizer {key!r} took step {step}, and no gradient was seen to come from the model since the "
+    "step before, which another one took. A replay computes this step's gradients at the "
+    "parameters before it, which that one had moved already.\n"
+    "1. If both step on gradients of one moment, call optimizer.step(batch_ids=ids) of the wrapper "
+    "once: it takes both steps;\n"
+    "2. else call the model that the wrapper was given, so that its forward is seen."
+)
 UNANNOUNCED = (
     "the gradients of {turns} forward and backward passes went into step {step}, and the IDs of "
     "{announced} micro-batch were announced.\n"

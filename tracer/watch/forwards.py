@@ -13,7 +13,14 @@ from tracer.distributed.data_parallel import is_coupled
 from tracer.errors import warn
 from tracer.records import RandomState
 from tracer.watch.captures import Capture, Captures, first_used
-from tracer.watch.forward_warnings import BY_METHOD, COMPILED, RANDOM, UNANNOUNCED, writing
+from tracer.watch.forward_warnings import (
+    BY_METHOD,
+    COMPILED,
+    RANDOM,
+    SAME_MOMENT,
+    UNANNOUNCED,
+    writing,
+)
 from tracer.watch.hooks import Hooks
 from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
@@ -48,7 +55,7 @@ class ForwardWatch:
         self._hooks = Hooks(self, model)
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
         self._parameters = dict(inner.named_parameters())
-        self._complained = self._complained_of_turns = False
+        self._complained = self._complained_of_turns = self._complained_of_age = False
         self._asks = True  # of the first forward
         self._versions: list[int] = []
         self._drew, self._wrote = False, list[str]()
@@ -72,6 +79,17 @@ class ForwardWatch:
         if turns > count and not self._complained_of_turns:
             self._complained_of_turns = True
             warn(UNANNOUNCED.format(turns=turns, step=self.step, announced=count))
+
+    def require_own_gradients(self, key: str | int) -> None:
+        """Warn once if one of several optimizers stepped on gradients from before another's step.
+
+        Args:
+            key: Which of them; ``ALL``: all together.
+        """
+        seen = self.captures.turns or not self.captures.marks
+        if key != ALL and self.step and not (seen or self._complained_of_age):
+            self._complained_of_age = True
+            warn(SAME_MOMENT.format(key=key, step=self.step))
 
     @property
     def buffers(self) -> dict[str, Tensor]:

@@ -72,6 +72,7 @@ class Traced(Delegating):
         now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
         now.skips.step_begins()
         result, measured = now.log.step(call, now.observations.announced)
+        now.forwards.require_own_gradients(self._key)
         if measured is not None:
             batches, factor = now.observations.announced(), now.forwards.clip_factor(self._key)
             now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)

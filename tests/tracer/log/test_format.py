@@ -21,7 +21,7 @@ from tracer.log import schema
 from tracer.log.parts import micro_batches
 
 
-@pytest.mark.parametrize("name", ["version-1-none", "version-1-delta"])
+@pytest.mark.parametrize("name", ["version-1-none", "version-1-delta", "version-1-several"])
 def test_version_1_reads_as_when_it_was_written(name):
     spec = importlib.util.spec_from_file_location("make", DATA / "make_version_1.py")
     make = importlib.util.module_from_spec(spec)

@@ -159,6 +159,23 @@ def test_a_scaler_scales_both(tmp_path):
         assert log.step(0).gradient_norm < 5
 
 
+def test_steps_of_one_moment_are_no_turns(tmp_path):
+    model = TASK.model()
+    parts = MUON_ADAMW.made(model.parameters()).parts
+    with TracingOptimizer(parts, model, tmp_path / "run.h5") as optimizer:
+        for _ in range(2):
+            optimizer.zero_grad()
+            TASK.loss(model, TASK.collate(TASK.train[:3])).mean().backward()
+            optimizer[0].step(batch_ids=[0, 1, 2])
+            if not len(optimizer[1].state):
+                said = r"(?s)optimizer 1 took step 1, and no gradient .*\n1\. If both .*\n2\. else"
+                with pytest.warns(TracingWarning, match=said):
+                    optimizer[1].step(batch_ids=[0, 1, 2])
+            else:
+                optimizer[1].step(batch_ids=[0, 1, 2])  # once is enough
+    assert len(open_log(tmp_path / "run.h5")) == 4
+
+
 def test_what_cannot_be_joined(tmp_path):
     model, path = TASK.model(), tmp_path / "run.h5"
     every, some = list(model.parameters()), [model[2].weight]
