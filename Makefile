@@ -4,6 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
+TRAINERS := transformers lightning accelerate ignite skorch lora
 
 .PHONY: help demo test test-oldest test-integrations soak lint bench docs constraints clean
 .PHONY: example-mnist example-mislabelled example-text example-approximation-study
@@ -61,7 +62,7 @@ test-oldest: $(OLDEST)/.installed
 
 test-integrations: $(VENV)/.integrations
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q tests/integrations \
-		$(foreach page,transformers lightning accelerate lora,"tests/house/test_docs.py::test_blocks_run[docs/how-to/$(page).md]")
+		$(foreach page,$(TRAINERS),"tests/house/test_docs.py::test_blocks_run[docs/how-to/$(page).md]")
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200

@@ -28,12 +28,11 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-OPTIONAL = {  # what `make test-integrations` has
-    "docs/how-to/lora.md": "peft",
-    "docs/how-to/transformers.md": "transformers",
-    "docs/how-to/lightning.md": "lightning",
-    "docs/how-to/accelerate.md": "accelerate",
-}
+TRAINERS = ("transformers", "lightning", "accelerate", "ignite", "skorch")
+OPTIONAL = {
+    f"docs/how-to/{name}.md": name for name in TRAINERS
+}  # `make test-integrations` has them
+OPTIONAL["docs/how-to/lora.md"] = "peft"
 TAGS = {"python", "shell", "text", "bibtex"}
 FENCE = re.compile(r"^( *)```([^\n`]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 WORD = re.compile(r"[A-Za-z]{4,}")
@@ -171,7 +170,7 @@ def folder(tmp_path, monkeypatch):
 def test_blocks_run(page, folder):
     if name(page) in OPTIONAL:
         pytest.importorskip(OPTIONAL[name(page)], reason="needs make test-integrations")
-        warnings.filterwarnings("ignore", module="lightning|transformers")  # of themselves
+        warnings.filterwarnings("ignore", module="lightning|transformers|torch|ignite")  # of theirs
     reader = Reader(page)
     for block in blocks(page):
         assert block.tag in TAGS, (
