@@ -6,7 +6,7 @@ of, so that is what a ``Node`` keeps: averages of gradients are averages of node
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -45,20 +45,6 @@ class Node:
     def slope(self) -> Tensor:
         """``⟨q_j, Δ_t⟩``, ``(m,)``."""
         return self.parts.sum(0)
-
-    def columns(self, chosen: Tensor) -> Node:
-        """Return some test examples' columns."""
-        weights = {u: weight[chosen] for u, weight in self.weights.items()}
-        return Node(self.shares[:, chosen], self.parts[:, chosen], self.norms[chosen], weights)
-
-    def replace(self, chosen: Tensor, node: Node) -> None:
-        """Put another node in the place of some columns."""
-        self.shares[:, chosen] = node.shares
-        self.parts[:, chosen] = node.parts
-        self.norms[chosen] = node.norms
-        for u in {**self.weights, **node.weights}:
-            weight = self.weights.setdefault(u, torch.zeros_like(self.norms))
-            weight[chosen] = node.weights.get(u, torch.zeros_like(node.norms))
 
 
 def average(weights: Tensor, nodes: list[Node]) -> Node:
@@ -99,7 +85,7 @@ class StepPath:
     names: frozenset[str] | None
     keeps: bool
     compares: bool
-    _gradients: dict[float, WeightedGradients] = field(init=False, default_factory=dict)
+    _gradients: list[tuple[float, WeightedGradients]] = field(init=False, default_factory=list)
     _end_nodes: dict[int, Node] = field(init=False, default_factory=dict)
 
     @property
@@ -132,6 +118,10 @@ class StepPath:
         found = self.examples.gradients(now.along(u), now.name, columns)
         return self._node(u, found, columns)
 
+    def round(self, wanted: Mapping[float, list[int]]) -> dict[float, tuple[Node, Tensor]]:
+        """Return nodes and values at some points, each for some test examples."""
+        return {u: (self.node(u, some), self.value(u, some)) for u, some in wanted.items()}
+
     def value(self, u: float, columns: list[int]) -> Tensor:
         """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
         now = self.replayed.transition
@@ -140,9 +130,10 @@ class StepPath:
     def mean(self, node: Node) -> list[WeightedGradients]:
         """Return the gradients that a node averages, with their weights; needs ``keeps``."""
         found = []
-        for u, weights in node.weights.items():
-            kept = self._gradients[u]
-            chosen = weights[kept.columns]
+        for u, kept in self._gradients:
+            if u not in node.weights:
+                continue
+            chosen = node.weights[u][kept.columns]
             one = bool((chosen == 1).all())
             found.append(WeightedGradients(kept.gradients, kept.columns, None if one else chosen))
         return found
@@ -155,7 +146,8 @@ class StepPath:
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
         if self.keeps:
-            self._gradients[u] = WeightedGradients(test, torch.tensor(columns, device="cpu"))
+            kept = WeightedGradients(test, torch.tensor(columns, device="cpu"))
+            self._gradients.append((u, kept))
         one = torch.ones(len(columns), dtype=torch.float64, device="cpu")
         unknown = one * torch.nan
         shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
@@ -176,9 +168,9 @@ class Split:
 
     Attributes:
         node: The average gradient that divides it.
-        split_error: Last change of the split under refinement, relative to it; NaN where
-            nothing was refined, ``(m,)``.
-        theta_inside: Whether the secant rule met the measured drop everywhere, ``(m,)``.
+        split_error: How far the split may be off by its mean, relative to its norm; NaN where
+            that was not looked at, ``(m,)``.
+        theta_inside: Whether the split meets the measured drop, ``(m,)``.
         gradients: Gradients along the step that were used, ``(m,)``.
     """
 

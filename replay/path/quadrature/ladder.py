@@ -1,0 +1,191 @@
+r"""Which rule a step of one test example takes, and how far its mean may be off.
+
+1. *First look*: one point, half way. Where Simpson's rule explains the values, ``q`` is smooth.
+2. *Smooth*: up the Gauss-Lobatto rules that contain each other, to 15 points between the ends.
+3. *Not smooth*: the secant rule with trends; intervals that may hold too much of the error are
+   halved, until all together hold less than was asked for, or 15 points are taken.
+
+A Lobatto rule is taken to be off by what it differs from the one before. An interval of the secant
+rule may be off by the change when it was made by halving, but by no less than 5 % and no more than
+a quarter of what the shares may jump in it. Both are estimates: kinks between two points that
+undo each other are not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from replay.path.quadrature.lobatto import Rule, rules
+from replay.path.quadrature.samples import Array, Samples, norm
+from replay.path.quadrature.secant import secant, with_trends
+
+Columns = NDArray[np.int64]
+Look = Callable[[Array, Columns], Samples]
+
+MOST = 15  # points between the ends
+_EXPLAINED = 0.03  # of what two ends of each interval leave of the values may a smooth one leave
+_PERHAPS = 0.15  # ... and one that two more points may show to be smooth
+_FINE = 1e-4  # what halving does not reach soon: two more points are spent to be sure
+_LEAST, _JUMP, _REST = 0.05, 0.25, 0.2
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Means along a step, one for each of m test examples.
+
+    Attributes:
+        u: Points, ``(m, 17)``; the last may be repeated.
+        weights: Their weights, ``(m, 17)``.
+        error: How far the mean of the shares may be off, relative to its norm, ``(m,)``.
+    """
+
+    u: Array
+    weights: Array
+    error: Array
+
+    @classmethod
+    def blank(cls, count: int) -> Mean:
+        """Return means that are not known yet."""
+        size = count, MOST + 2
+        return cls(np.ones(size), np.zeros(size), np.full(count, np.nan))
+
+    @property
+    def gradients(self) -> Columns:
+        """How many gradients were taken, those at the ends among them, ``(m,)``."""
+        found: Columns = 2 + ((self.u > 0) & (self.u < 1)).sum(1)
+        return found
+
+    def put(self, columns: Columns, samples: Samples, weights: Array, error: Array) -> None:
+        """Put in those of some test examples."""
+        points = samples.u.shape[1]
+        self.u[columns, :points], self.weights[columns, :points] = samples.u, weights
+        self.error[columns] = error
+
+
+def climb(ends: Samples, look: Look, tolerance: float, noise: Array) -> Mean:
+    """Return the means along a step of some test examples.
+
+    Args:
+        ends: What is known of both ends.
+        look: Called with points, ``(n, k)``, and for which n of the test examples; where a point
+            is 1, nothing is to be done.
+        tolerance: How far the mean may be off.
+        noise: How much of the drop may be rounding, ``(m,)``.
+
+    >>> def look(u, columns):  # φ falls by 1 + u, and by 3 more from the kink at 2/3 on
+    ...     slopes = 1 + u + 3 * (u > 2 / 3)
+    ...     values = 2.5 - u - u**2 / 2 - 3 * np.maximum(u - 2 / 3, 0)
+    ...     return Samples(u, values, slopes, slopes[..., None])
+    >>> found = climb(look(np.array([[0.0, 1.0]]), [0]), look, 1e-3, np.zeros(1))
+    >>> slopes = look(found.u, [0]).slopes
+    >>> round(float((found.weights * slopes).sum()), 12), bool(found.error[0] <= 1e-3)
+    (2.5, True)
+    """
+    result = Mean.blank(len(ends.u))
+    rough = list(_smooth(ends, look, tolerance, noise, result))
+    if rough:
+        columns, samples = zip(*rough, strict=True)
+        _halve(np.concatenate(columns), Samples.joined(samples), look, tolerance, result)
+    return result
+
+
+def _smooth(
+    ends: Samples, look: Look, tolerance: float, noise: Array, result: Mean
+) -> Iterator[tuple[Columns, Samples]]:
+    """Climb the Lobatto rules; yield the test examples whose steps are not smooth."""
+    columns, samples, before = np.arange(len(ends.u)), ends, None
+    for rule in rules():
+        samples = samples.with_more(look(np.tile(rule.new, (len(columns), 1)), columns))
+        mean = rule.weights @ samples.shares
+        if before is None:
+            before = with_trends(samples).shares.sum(1)
+        error = _relative(norm(mean - before), norm(mean))
+        weights, left = _fitted(rule, samples, noise[columns])
+        smooth, last = left <= _EXPLAINED, rule is rules()[-1]
+        done = smooth & ((error <= tolerance) | last)
+        result.put(columns[done], samples.of(done), weights[done], error[done])
+        perhaps = np.inf if tolerance <= _FINE else _PERHAPS
+        goes_on = ~done & (smooth | ((rule is rules()[0]) & (left <= perhaps)))
+        if (rough := ~done & ~goes_on).any():
+            yield columns[rough], samples.of(rough)
+        columns, samples, before = columns[goes_on], samples.of(goes_on), mean[goes_on]
+        if len(columns) == 0:
+            return
+
+
+def _fitted(rule: Rule, samples: Samples, noise: Array) -> tuple[Array, Array]:
+    """Return weights that meet the drop, and how much of what trapezoids leave the rule leaves.
+
+    What the rule leaves is made up for by as small a share of what the secant rule moves weights
+    by in each interval, where trapezoids leave all of it.
+    """
+    moved = (secant(samples) - 0.5) * samples.widths * np.sign(samples.off)
+    towards = np.zeros_like(samples.u)
+    towards[:, :-1] += moved
+    towards[:, 1:] -= moved
+    left = samples.drops.sum(1) - samples.slopes @ rule.weights
+    share = _relative(left, (towards * samples.slopes).sum(1))
+    share = np.where(np.abs(share) <= _EXPLAINED, share, 0.0)
+    beyond = np.maximum(np.abs(left) - noise, 0)
+    explained = _relative(beyond, np.abs(samples.off).sum(1))
+    return rule.weights + share[:, None] * towards, explained
+
+
+def _halve(columns: Columns, samples: Samples, look: Look, tolerance: float, result: Mean) -> None:
+    """Halve intervals until what they may hold of the error is small enough."""
+    found = with_trends(samples)
+    errors = _JUMP * norm(found.jumps)
+    while True:
+        size = norm(found.shares.sum(1))
+        error, room = _relative(errors.sum(1), size), MOST - samples.inside
+        goes_on = (error > tolerance) & (room > 0)
+        done = ~goes_on
+        result.put(columns[done], samples.of(done), found.weights[done], error[done])
+        if done.all():
+            return
+        columns, samples, errors = columns[goes_on], samples.of(goes_on), errors[goes_on]
+        before = found.shares[goes_on]
+        chosen = _largest(errors, _REST * tolerance * size[goes_on], room[goes_on])
+        halves = np.sort(np.where(chosen, _halves(samples), 1.0))
+        more = look(halves[:, : chosen.sum(1).max()], columns)
+        old, samples = samples, samples.with_more(more)
+        parents = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)
+        found = with_trends(samples)
+        within = parents[:, None] == np.arange(before.shape[1])[:, None]
+        change = norm(before - within @ found.shares)
+        rows, jumps = np.arange(len(columns))[:, None], norm(found.jumps)
+        halved = np.clip(change[rows, parents], _LEAST * jumps, _JUMP * jumps)
+        kept = np.where(samples.widths > 0, errors[rows, parents], 0.0)
+        errors = np.where(chosen[rows, parents], halved, kept)
+
+
+def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
+    """Choose the largest errors of each row, so that the others are not more than ``rest``."""
+    order = np.argsort(-errors, axis=1)
+    falling = np.take_along_axis(errors, order, axis=1)
+    others = falling.sum(1, keepdims=True) - np.cumsum(falling, axis=1)
+    count = np.minimum(1 + (others > rest[:, None]).sum(1), room)
+    return (np.argsort(order, axis=1) < count[:, None]) & (errors > 0)
+
+
+def _halves(samples: Samples) -> Array:
+    """Return a point near the middle of each interval that others are likely to have, too.
+
+    It is a multiple of the largest power of 2 that is no more than half of the interval.
+    """
+    middle, h = (samples.u[:, :-1] + samples.u[:, 1:]) / 2, samples.widths
+    grid = 2.0 ** np.floor(np.log2(np.where(h > 0, h, 1.0) / 2))
+    found: Array = np.round(middle / grid) * grid
+    return found
+
+
+def _relative(part: Array, whole: Array) -> Array:
+    """Return how large a part is, 0 of nothing."""
+    nothing = part == 0
+    with np.errstate(divide="ignore"):
+        found: Array = np.where(nothing, 0.0, part / np.where(nothing, 1.0, whole))
+    return found
