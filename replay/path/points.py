@@ -54,7 +54,7 @@ class Points:
         if u not in self._nodes:
             rows, parts = len(node.shares), len(node.parts)
             zeros = torch.zeros(rows + parts + 2, self._m, dtype=torch.float64, device="cpu")
-            shares, other, norms, values = zeros.split((rows, parts, 1, 1))
+            shares, other, norms, values = torch.split(zeros, [rows, parts, 1, 1])
             weights = {u: torch.zeros_like(norms[0])}
             self._nodes[u], self._values[u] = Node(shares, other, norms[0], weights), values[0]
         known = self._nodes[u]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from replay.arguments import one_of, plain, whole
 from replay.methods.names import reference
 from replay.results.notebook import NAMED, ROWS, ranking_html
-from replay.results.summary import said_of_checkpoints, summary
+from replay.results.summary import said_of_checkpoints, said_of_tolerance, summary
 from replay.showing import facts_html
 from tracer.errors import InputError, shown
 from tracer.records import ID
@@ -63,6 +63,7 @@ class InfluenceData:
             "methods": ", ".join(self.scores),
             "checkpoints": said_of_checkpoints(facts) if facts.get("checkpoints") else "",
             "periods": f"{len(self.periods)}, by {facts.get('by')}" if self.periods else "",
+            "ideal_tolerance": said_of_tolerance(facts, self.beyond_tolerance),
             "claims": facts.get("claims"),
             "not refused": "steps that do not reproduce" if facts.get("allow_mismatch") else "",
             "as in the run": facts.get("as_in_the_run"),
@@ -80,6 +81,17 @@ class InfluenceData:
             method: {term: values.sum(0) for term, values in terms.items()}
             for method, terms in self.terms.items()
         }
+
+    @property
+    def beyond_tolerance(self) -> NDArray[np.bool_]:
+        """Where the split of ``ideal`` may be off by more than was asked for, ``(T, m)``.
+
+        ``quadrature["split_error"]`` has by how much. Without ``ideal`` it is empty.
+        """
+        errors = self.quadrature.get("split_error", np.zeros((0, 0)))
+        asked = self.attributes.get("ideal_tolerance", "none")
+        found: NDArray[np.bool_] = errors > (np.inf if isinstance(asked, str) else asked)
+        return found
 
     def top(self, test_id: ID, *, method: str | None = None, k: int = 5) -> tuple[list[ID], Table]:
         """Return the k strongest proponents of a test example, strongest first.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def summary(title: str, rows: Mapping[str, object]) -> str:
     """Return a title with named lines below it; empty ones are left out."""
@@ -18,6 +21,14 @@ def said_of_checkpoints(attributes: Mapping[str, object]) -> str:
     used = str(len(str(attributes.get("checkpoints", "")).split()))
     asked = str(attributes.get("checkpoints_asked", "")) or used
     return used if asked == used else f"{used} ({asked} asked for)"
+
+
+def said_of_tolerance(attributes: Mapping[str, object], beyond: NDArray[np.bool_]) -> str:
+    """Return the tolerance that was asked for, and how many splits may not meet it."""
+    if not beyond.any():
+        return ""
+    asked = attributes["ideal_tolerance"]
+    return f"{asked}; {int(beyond.sum())} of {beyond.size} splits may be off by more"
 
 
 def number(value: float, digits: int = 4) -> str:

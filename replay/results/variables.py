@@ -100,7 +100,7 @@ SPLIT_ERROR = Variable(
     _STEPS,
     "float64",
     "",
-    "by how much refining moved the split; NaN: not refined",
+    "how far the split may be off, relative to its norm; NaN: not looked at",
 )
 THETA_INSIDE = Variable(
     "quadrature_theta_inside", _STEPS, "bool", "", "whether the split meets the measured drop"

@@ -36,8 +36,9 @@ def next_token(model, batch):
 class Attention(nn.Module):
     """A transformer block with embedding, LayerNorm and a head tied to the embedding."""
 
-    def __init__(self, vocabulary=7, width=6):
+    def __init__(self, vocabulary=7, width=6, activation=torch.tanh):
         super().__init__()
+        self.activation = activation
         self.embed = nn.Embedding(vocabulary, width)
         self.first, self.second = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = nn.Linear(width, 3 * width)
@@ -52,7 +53,7 @@ class Attention(nn.Module):
         scores = q @ k.mT / q.shape[-1] ** 0.5
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         x = x + self.out(scores.masked_fill(~mask, -1e9).softmax(-1) @ v)
-        x = x + self.down(torch.tanh(self.up(self.second(x))))
+        x = x + self.down(self.activation(self.up(self.second(x))))
         return self.head(x)
 
 

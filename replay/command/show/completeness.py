@@ -43,24 +43,39 @@ def completeness_table(influence: Influence) -> RenderableType:
     if influence.quadrature:
         _add_quadrature(table, influence)
     line = "Terms add up to the measured drop; residual: what a method does not explain."
-    return explained(table, line)
+    return explained(table, line + _beyond(influence))
 
 
 def _add_quadrature(table: Table, influence: Influence) -> None:
-    """Add how the methods that refine a split did so."""
+    """Add how far the splits of the methods that refine them may be off."""
     met = influence.quadrature["theta_inside"].mean()
-    errors = influence.quadrature["split_error"]
+    errors, beyond = influence.quadrature["split_error"], influence.beyond_tolerance
     defined = errors[~np.isnan(errors)]
-    rows = {
-        "steps that meet the drop": f"{100 * met:.1f} %",
-        "steps that were refined": f"{100 * len(defined) / errors.size:.1f} %",
-        "their split error (median)": number(np.median(defined)) if len(defined) else "",
-        "gradients a step": f"{influence.quadrature['gradients'].mean():.1f}",
-    }
+    rows = {"steps that meet the drop": f"{100 * met:.1f} %"}
+    if len(defined):
+        asked = influence.attributes.get("ideal_tolerance")
+        rows[f"splits within {asked}"] = f"{100 * (1 - beyond.mean()):.1f} %"
+        rows["split error (median)"] = number(np.median(defined))
+    rows["gradients a step"] = f"{influence.quadrature['gradients'].mean():.1f}"
     refines = [name in NAMES and NAMES[name].measured for name in influence.terms]
     for label, text in rows.items():
         if any(refines):
             table.add_row(label, *(text if does else "" for does in refines))
+
+
+def _beyond(influence: Influence) -> str:
+    """Return how many splits may be off by more than was asked for, and the worst."""
+    beyond = influence.beyond_tolerance
+    if not beyond.any():
+        return ""
+    errors = influence.quadrature["split_error"]
+    t, j = np.unravel_index(np.nanargmax(errors), errors.shape)
+    return (
+        f"\n{int(beyond.sum())} of {beyond.size} splits may be off by more than "
+        f"{influence.attributes['ideal_tolerance']} of themselves. The most is "
+        f"{number(errors[t, j])}: step {influence.steps[t]}, test example "
+        f"{influence.test_ids[j]}. All are in quadrature_split_error of the result."
+    )
 
 
 def _window(influence: Influence) -> str:

@@ -6,8 +6,8 @@ r"""Which rule a step of one test example takes, and how far its mean may be off
    halved, until all together hold less than was asked for, or 15 points are taken.
 
 A Lobatto rule is taken to be off by what it differs from the one before. An interval of the secant
-rule may be off by the change when it was made by halving, but by no less than 5 % and no more than
-a quarter of what the shares may jump in it. Both are estimates: kinks between two points that
+rule may be off by the change when it was made by halving, but by no less than a tenth and no more
+than a quarter of what the shares may jump in it. Both are estimates: kinks between two points that
 undo each other are not seen.
 """
 
@@ -30,7 +30,7 @@ MOST = 15  # points between the ends
 _EXPLAINED = 0.03  # of what two ends of each interval leave of the values may a smooth one leave
 _PERHAPS = 0.15  # ... and one that two more points may show to be smooth
 _FINE = 1e-4  # what halving does not reach soon: two more points are spent to be sure
-_LEAST, _JUMP, _REST = 0.05, 0.25, 0.2
+_LEAST, _JUMP, _REST = 0.1, 0.25, 0.2
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,8 @@ def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
     falling = np.take_along_axis(errors, order, axis=1)
     others = falling.sum(1, keepdims=True) - np.cumsum(falling, axis=1)
     count = np.minimum(1 + (others > rest[:, None]).sum(1), room)
-    return (np.argsort(order, axis=1) < count[:, None]) & (errors > 0)
+    found: NDArray[np.bool_] = (np.argsort(order, axis=1) < count[:, None]) & (errors > 0)
+    return found
 
 
 def _halves(samples: Samples) -> Array:

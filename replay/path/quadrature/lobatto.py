@@ -52,19 +52,21 @@ def rules() -> tuple[Rule, ...]:
     True
     """
     points, new = np.array([-1.0, 0.0, 1.0]), np.zeros(1)
-    found = []
-    for _ in range(_RUNGS):
+    found: list[Rule] = []
+    while True:
         found.append(Rule((1 + points) / 2, _weights(points) / 2, (1 + new) / 2))
+        if len(found) == _RUNGS:
+            return tuple(found)
         new = _added(points)
         points = np.sort(np.concatenate((points, new)))
-    return tuple(found)
 
 
 def _weights(points: Array) -> Array:
     """Return the weights that integrate every polynomial through the points, on [-1, 1]."""
     whole = np.zeros(len(points))
     whole[0] = 2
-    return np.linalg.solve(legendre.legvander(points, len(points) - 1).T, whole)
+    table = legendre.legvander(points, len(points) - 1)
+    return np.asarray(np.linalg.solve(table.T, whole), dtype=np.float64)
 
 
 def _added(points: Array) -> Array:
@@ -79,4 +81,4 @@ def _added(points: Array) -> Array:
     products = values[:, :count].T @ (weight[:, None] * values)
     coefficients = np.linalg.solve(products[:, :count], -products[:, count])
     roots = np.sort(legendre.legroots([*coefficients, 1.0]))
-    return np.asarray((roots - roots[::-1]) / 2)
+    return np.asarray((roots - roots[::-1]) / 2, dtype=np.float64)

@@ -1,16 +1,19 @@
-"""TracInIdeal: closed form, completeness, secant and Gauss rules, Taylor orders."""
+"""TracInIdeal: closed form, completeness, tolerances, Taylor orders."""
 
 from __future__ import annotations
 
+import io
 import math
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from replay import Replay
-from tests.helpers.cases import Case, mlp, squared
+from replay.command.show.completeness import completeness_table
+from tests.helpers.cases import Attention, Case, mlp, next_token, squared
 from tracer.errors import InputError
 
 LINEAR = Case(
@@ -110,7 +113,7 @@ def _value_and_gradient(run, w, identity):
 
 def test_split_converges_with_the_tolerance(tmp_path):
     run = traced(relu(0.5), tmp_path)
-    exact = _many_nodes(run, [0, 1, 2], 100)
+    exact = _by_plain_gradients(run, [0, 1, 2], midpoints(100))
     errors, used = [], []
     for tolerance in (None, 3e-1, 1e-3):
         found = run.influence(
@@ -123,26 +126,90 @@ def test_split_converges_with_the_tolerance(tmp_path):
     assert used[0] < used[1] < used[2]
 
 
-def _many_nodes(run, test_ids, nodes):
-    """Return the split by the midpoint rule with many nodes, by plain gradients."""
-    train_ids = list(run.task.train)
+ATTENTION = Case(
+    "attention", lambda: Attention(activation=nn.functional.gelu), next_token, "tokens",
+    batches=((0, 1, 2), (3, 4, 5), (6, 7)), options={"lr": 0.3, "momentum": 0.9},
+)  # fmt: skip
+
+
+def test_smooth_models_meet_a_tolerance_of_1e_9_with_15_points_at_most(tmp_path):
+    run = traced(ATTENTION, tmp_path)
+    found = run.influence([0, 1], methods=("ideal",), ideal_tolerance=1e-9, progress=False)
+    for nodes in (16, 32):
+        exact = _by_plain_gradients(run, [0, 1], gauss(nodes), momentum=0.9)
+        assert np.linalg.norm(found.scores["ideal"] - exact) <= 1e-9 * np.linalg.norm(exact)
+    assert found.quadrature["split_error"].max() <= 1e-9
+    assert not found.beyond_tolerance.any()
+    assert found.quadrature["gradients"].max() <= 2 + 15
+    assert np.abs(found.terms["ideal"]["residual"]).max() < 1e-12
+
+
+def test_a_tolerance_that_is_not_met_is_reported(tmp_path):
+    found = traced(relu(4.0), tmp_path).influence(
+        [0, 1, 2], methods=("ideal",), ideal_tolerance=1e-7, progress=False
+    )
+    errors, beyond = found.quadrature["split_error"], found.beyond_tolerance
+    assert np.array_equal(beyond, errors > 1e-7)
+    assert 0 < beyond.sum() < beyond.size
+    assert (found.quadrature["gradients"][beyond] == 2 + 15).all()
+    asked = f"1e-07; {beyond.sum()} of {beyond.size} splits may be off by more"
+    assert asked in repr(found)
+    with io.StringIO() as file:
+        Console(file=file, width=100).print(completeness_table(found))
+        shown = file.getvalue()
+    assert f"{beyond.sum()} of {beyond.size} splits may be off by more than 1e-07" in shown
+    t, j = np.unravel_index(errors.argmax(), errors.shape)
+    assert f"step {t}, test example {found.test_ids[j]}" in " ".join(shown.split())
+    assert (
+        f"{100 * (1 - beyond.mean()):.1f} %" in shown.split("splits within 1e-07")[1].split("\n")[0]
+    )
+
+
+def test_other_test_examples_change_nothing(tmp_path):
+    """Some points are asked for in several rounds, for other test examples in each."""
+    case = Case("kinks", lambda: mlp(nn.ReLU), options={"lr": 1.0, "momentum": 0.9})
+    run = traced(case, tmp_path)
+    chosen = {"methods": ("ideal",), "ideal_tolerance": 1e-4, "progress": False}
+    together = run.influence([0, 1, 2, 3], **chosen)
+    for k in range(4):
+        alone = run.influence([k], **chosen)
+        assert np.allclose(alone.scores["ideal"], together.scores["ideal"][[k]], rtol=1e-8)
+        for name, table in alone.quadrature.items():
+            assert np.allclose(table, together.quadrature[name][:, [k]], rtol=1e-5), name
+
+
+def midpoints(count):
+    """Return nodes and weights of the midpoint rule."""
+    return [((k + 0.5) / count, 1 / count) for k in range(count)]
+
+
+def gauss(count):
+    """Return those of the rule of Gauss and Legendre."""
+    points, weights = np.polynomial.legendre.leggauss(count)
+    return list(zip((1 + points) / 2, weights / 2, strict=True))
+
+
+def _by_plain_gradients(run, test_ids, rule, momentum=0.0):
+    """Return the scores of means over many nodes, by plain gradients, step by step backwards."""
+    train_ids = run.influence(test_ids, methods=("tracin",), progress=False).train_ids
     scores = np.zeros((len(test_ids), len(train_ids)))
-    for t in range(len(run.log)):
+    later = [0.0] * len(test_ids)
+    for t in reversed(range(len(run.log))):
         w, after = (_flat(run.log.parameters(k)) for k in (t, t + 1))
         (rate,) = run.log.learning_rate(t)
         ids = run.log.batch_ids(t)
         for j, identity in enumerate(test_ids):
             mean = sum(
-                _value_and_gradient(run, w - (k + 0.5) / nodes * (w - after), identity)[1]
-                for k in range(nodes)
+                weight * _value_and_gradient(run, w - u * (w - after), identity)[1]
+                for u, weight in rule
             )
+            later[j] = rate * mean + momentum * later[j]
             for z in ids:
                 module = run.task.model()
                 nn.utils.vector_to_parameters(w, module.parameters())
                 loss = run.task.loss(module, run.task.collate([run.task.train[z]]))[0]
                 g = _flat(dict(enumerate(torch.autograd.grad(loss, module.parameters()))))
-                share = rate / len(ids) * (mean / nodes) @ g
-                scores[j, train_ids.index(z)] += share.item()
+                scores[j, train_ids.index(z)] += (later[j] @ g / len(ids)).item()
     return scores
 
 
