@@ -138,29 +138,30 @@ def _fitted(rule: Rule, samples: Samples, noise: Array) -> tuple[Array, Array]:
 def _halve(columns: Columns, samples: Samples, look: Look, tolerance: float, result: Mean) -> None:
     """Halve intervals until what they may hold of the error is small enough."""
     found = with_trends(samples)
-    errors = _JUMP * norm(found.jumps)
+    errors = _JUMP * found.jumps
     while True:
-        size = norm(found.shares.sum(1))
-        error, room = _relative(errors.sum(1), size), MOST - samples.inside
+        allowed, room = tolerance * norm(found.shares.sum(1)), MOST - samples.inside
+        error = tolerance * _relative(errors.sum(1), allowed)
         goes_on = (error > tolerance) & (room > 0)
         done = ~goes_on
         result.put(columns[done], samples.of(done), found.weights[done], error[done])
         if done.all():
             return
-        columns, samples, errors = columns[goes_on], samples.of(goes_on), errors[goes_on]
-        before = found.shares[goes_on]
-        chosen = _largest(errors, _REST * tolerance * size[goes_on], room[goes_on])
-        halves = np.sort(np.where(chosen, _halves(samples), 1.0))
-        more = look(halves[:, : chosen.sum(1).max()], columns)
-        old, samples = samples, samples.with_more(more)
-        parents = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)
+        columns, samples, found = columns[goes_on], samples.of(goes_on), found.of(goes_on)
+        errors, allowed, room = errors[goes_on], allowed[goes_on, None], room[goes_on, None]
+        chosen = _largest(errors, _REST * allowed, room)
+        points = _halves(samples, found.kinks, chosen, _LEAST / 2 * found.jumps > allowed)
+        points = np.sort(np.where((points < 1).cumsum(1) <= room, points, 1.0))
+        more = look(points[:, : (points < 1).sum(1).max()], columns)
+        old, before, samples = samples, found.shares, samples.with_more(more)
         found = with_trends(samples)
-        within = parents[:, None] == np.arange(before.shape[1])[:, None]
-        change = norm(before - within @ found.shares)
-        rows, jumps = np.arange(len(columns))[:, None], norm(found.jumps)
-        halved = np.clip(change[rows, parents], _LEAST * jumps, _JUMP * jumps)
-        kept = np.where(samples.widths > 0, errors[rows, parents], 0.0)
-        errors = np.where(chosen[rows, parents], halved, kept)
+        within = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)  # which of the old ones
+        parts = within[:, None] == np.arange(before.shape[1])[:, None]
+        change = norm(before - parts.astype(np.float64) @ found.shares)
+        rows = np.arange(len(columns))[:, None]
+        halved = change[rows, within].clip(_LEAST * found.jumps, _JUMP * found.jumps)
+        kept = np.where(samples.widths > 0, errors[rows, within], 0.0)
+        errors = np.where(chosen[rows, within], halved, kept)
 
 
 def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
@@ -168,19 +169,36 @@ def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
     order = np.argsort(-errors, axis=1)
     falling = np.take_along_axis(errors, order, axis=1)
     others = falling.sum(1, keepdims=True) - np.cumsum(falling, axis=1)
-    count = np.minimum(1 + (others > rest[:, None]).sum(1), room)
-    found: NDArray[np.bool_] = (np.argsort(order, axis=1) < count[:, None]) & (errors > 0)
+    count = np.minimum(1 + (others > rest).sum(1, keepdims=True), room)
+    found: NDArray[np.bool_] = (np.argsort(order, axis=1) < count) & (errors > 0)
     return found
 
 
-def _halves(samples: Samples) -> Array:
-    """Return a point near the middle of each interval that others are likely to have, too.
+def _halves(
+    samples: Samples, kinks: Array, chosen: NDArray[np.bool_], twice: NDArray[np.bool_]
+) -> Array:
+    """Return points that halve intervals, and again the halves with kinks; 1 where there is none.
+
+    The second halving would follow anyway. It is taken along to save a round.
+    """
+    left, right = samples.u[:, :-1], samples.u[:, 1:]
+    half = _half(left, right)
+    below = kinks < half
+    quarter = _half(np.where(below, left, half), np.where(below, half, right))
+    return np.where(np.hstack((chosen, chosen & twice)), np.hstack((half, quarter)), 1.0)
+
+
+def _half(left: Array, right: Array) -> Array:
+    """Return a point near the middle of an interval that others are likely to have, too.
 
     It is a multiple of the largest power of 2 that is no more than half of the interval.
+
+    >>> _half(np.array([0.5, 0.17267316]), np.array([0.75, 0.5])).tolist()
+    [0.625, 0.375]
     """
-    middle, h = (samples.u[:, :-1] + samples.u[:, 1:]) / 2, samples.widths
+    h = right - left
     grid = 2.0 ** np.floor(np.log2(np.where(h > 0, h, 1.0) / 2))
-    found: Array = np.round(middle / grid) * grid
+    found: Array = np.round((left + right) / 2 / grid) * grid
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.path.quadrature.samples import Array, Samples
+from replay.path.quadrature.samples import Array, Samples, norm
 
 _OWN = 0.25  # of the difference of its ends may be a jump where an interval has its own trend
 
@@ -44,12 +44,19 @@ class Integrals:
     Attributes:
         weights: Of the points, ``(m, N)``.
         shares: Integrals of the shares over each interval, ``(m, N - 1, b)``.
-        jumps: By how much the shares may jump in it, times its length, ``(m, N - 1, b)``.
+        jumps: By how much the split may jump in it, times its length, ``(m, N - 1)``.
+        kinks: Where it would jump, ``(m, N - 1)``.
     """
 
     weights: Array
     shares: Array
     jumps: Array
+    kinks: Array
+
+    def of(self, chosen: NDArray[np.bool_]) -> Integrals:
+        """Return those of some test examples."""
+        tables = (self.weights, self.shares, self.jumps, self.kinks)
+        return Integrals(*(table[chosen] for table in tables))
 
 
 def with_trends(samples: Samples) -> Integrals:
@@ -79,7 +86,8 @@ def with_trends(samples: Samples) -> Integrals:
     return Integrals(
         _weights(h, after, taken, beside),
         integrals + taken[..., None] * theirs,
-        (rises - ratio[..., None] * theirs) * (h * may_jump)[..., None],
+        norm(rises - ratio[..., None] * theirs) * h * may_jump,
+        samples.u[:, 1:] - after,
     )
 
 
