@@ -25,6 +25,8 @@ Examples:
 def export(**given: Any) -> None:
     """Write the scores of a result for other programs.
 
+    RESULT is what 'influence' wrote; what holds anything else is refused by name.
+
     The ending of OUT says how: .csv and .parquet hold a row for each test example, training example
     and method, .npz an array of each method, .json all by test example.
     """

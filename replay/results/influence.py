@@ -19,7 +19,7 @@ from replay.results.file import Content, open_result, write_result
 from replay.results.grouping import Labels, grouped
 from replay.results.influence_data import InfluenceData
 from replay.results.labelled import to_dataset, to_frame
-from replay.results.truth import compare_with_truth
+from replay.results.truth import compare_with_truth, require_same_run
 from replay.results.variables import (
     DROPS,
     INFLUENCE,
@@ -206,14 +206,4 @@ def _require_comparable(attributes: Mapping[str, object], truth: Any) -> None:
             "truth must be what Replay.leave_one_out, subsets or counterfactual return, or "
             f"Counterfactual.load; found {shown(truth)}."
         )
-    if "grouped" in attributes:
-        raise InputError(
-            "the truth is of examples, and this result is of groups of them (influence.by); "
-            "compare the result of the examples."
-        )
-    ours, theirs = (str(facts.get("run_uuid")) for facts in (attributes, truth.attributes))
-    if ours != theirs:
-        raise InputError(
-            f"the scores are of the run {ours}, and the truth is of the run {theirs}; compute one "
-            "of them along the other's log."
-        )
+    require_same_run(attributes, str(truth.attributes.get("run_uuid")))

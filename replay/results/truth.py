@@ -50,13 +50,9 @@ def foretold(
     Raises:
         InputError: The truth has none of the test examples, or changed others than are scored.
     """
+    require_common_tests(test_ids, truth.test_ids)
     rows = {identity: row for row, identity in enumerate(truth.test_ids)}
     both = [(j, rows[identity]) for j, identity in enumerate(test_ids) if identity in rows]
-    if not both:
-        raise InputError(
-            f"the scores are of the test examples {shown(list(test_ids[:3]))} ..., the truth is of "
-            f"{shown(truth.test_ids[:3])} ...; compute one of them for those of the other."
-        )
     weights, finite = _weights(truth, train_ids), _finite(truth)
     return [
         Foretold(
@@ -66,6 +62,29 @@ def foretold(
         )
         for j, row in both
     ]
+
+
+def require_same_run(attributes: Mapping[str, object], run: str) -> None:
+    """Raise InputError unless scores are of single examples of a run, by the ID of the run."""
+    if "grouped" in attributes:
+        raise InputError(
+            "the truth is of examples, and this result is of groups of them (influence.by); "
+            "compare the result of the examples."
+        )
+    if str(attributes.get("run_uuid")) != run:
+        raise InputError(
+            f"the scores are of the run {attributes.get('run_uuid')}, and the truth is of the run "
+            f"{run}; compute one of them along the other's log."
+        )
+
+
+def require_common_tests(scores: Sequence[ID], truth: Sequence[ID]) -> None:
+    """Raise InputError unless scores and truth have a test example in common."""
+    if not {*scores} & {*truth}:
+        raise InputError(
+            f"the scores are of the test examples {shown(list(scores[:3]))} ..., the truth is of "
+            f"{shown(list(truth[:3]))} ...; compute one of them for those of the other."
+        )
 
 
 def compare_with_truth(

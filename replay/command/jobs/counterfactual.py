@@ -20,9 +20,11 @@ from replay.processes.group import here
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
 from replay.results.output import check_free
+from replay.results.truth import require_common_tests, require_same_run
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.replay import Replay
 from replay.task import example_ids
+from tracer.errors import InputError
 from tracer.records import ID
 
 
@@ -46,6 +48,7 @@ def counterfactual(
     if dry_run:
         run = opened(log, settings)
         ids, lists = chosen(run, tests), _lists(choice, run)
+        _scores(scores, beside(log, INFLUENCE_ENDING), run, ids)
         cost = run.estimate_counterfactual(ids, remove=lists, along=along, workers=workers)
         click.echo(cost_text(cost, as_json=as_json))
         return
@@ -62,12 +65,13 @@ def counterfactual(
                 check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
             run = opened(log, settings, target)
             ids = chosen(run, tests)
+            usual = beside(log, INFLUENCE_ENDING)
+            known = _scores(scores, usual, run, ids) if group.leads else None
         how |= {"out": target, "overwrite": overwrite, "progress": group.leads}
         found = _asked(choice, run, ids, **how)
     if not group.leads:
         return
     click.echo(f"wrote {target}", err=True)
-    known = _scores(scores, beside(log, INFLUENCE_ENDING))
     agreement = None if known is None else known.agreement(truth=found)
     if as_json:
         click.echo(json.dumps(counterfactual_json(found, agreement), allow_nan=False))
@@ -79,11 +83,27 @@ def counterfactual(
     )
 
 
-def _scores(named: Path | None, usual: Path) -> Influence | None:
-    """Return the scores to compare with: those named, else those beside the log."""
+def _scores(named: Path | None, usual: Path, run: Replay, tests: list[ID]) -> Influence | None:
+    """Return the scores to compare with: those named, else those beside the log if they fit.
+
+    Raises:
+        InputError: What was named is no result, of another run or of other test examples.
+    """
     if named is not None:
-        return Influence.load(named)
-    return Influence.load(usual) if usual.exists() else None
+        return _fitting(named, run, tests)
+    try:
+        return _fitting(usual, run, tests) if usual.exists() else None
+    except InputError as error:
+        click.echo(f"Note: the runs are not compared with {usual}. {error}", err=True)
+        return None
+
+
+def _fitting(place: Path, run: Replay, tests: list[ID]) -> Influence:
+    """Return scores that runs can be compared with, before they are taken."""
+    found = Influence.load(place)
+    require_same_run(found.attributes, str(run.log.metadata["run_uuid"]))
+    require_common_tests(found.test_ids, tests)
+    return found
 
 
 def _lists(choice: Choice, run: Replay) -> list[list[ID]]:

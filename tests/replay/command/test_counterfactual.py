@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 
 import numpy as np
 import pytest
 
 from replay import Counterfactual, Replay
 from replay.counterfactual.runs import Runs
-from tests.helpers.command import run
+from tests.helpers.command import run, trace
 
 ASK = ("counterfactual", "run.h5", "--test", "ids.txt")
 
@@ -138,6 +139,8 @@ def test_ctrl_c_says_what_is_kept(train, capsys, monkeypatch):
         (("--remove", "run.h5"), "'run.h5' is not a text in UTF-8, but a list of training IDs is"),
         (("--remove", "train.txt", "--out", "train.txt", "--overwrite"), "would replace train.txt"),
         (("--subsets", 3, "--influence", "none.h5", "--overwrite"), "there is no result 'none.h5'"),
+        (("--subsets", 3, "--influence", "none.h5", "--dry-run"), "there is no result 'none.h5'"),
+        (("--subsets", 3, "--influence", "run.h5", "--dry-run"), "run.h5 is a run log"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, tuple) else "",
 )
@@ -145,3 +148,23 @@ def test_what_cannot_be_asked(train, capsys, asked, said):
     code, out, err = run(capsys, *ASK, *asked)
     assert (code, out) == (2, "")
     assert said in err.replace("\n", " ")
+
+
+def test_scores_that_do_not_fit_are_found_before_the_runs_are_taken(train, capsys, monkeypatch):
+    """Named ones are an error; those beside the log are only left out."""
+    run(capsys, "influence", "run.h5", "--test-id", "a15", "--method", "tracin")
+    (train / "run.influence.h5").rename(train / "scores.h5")
+    trace(train / "other.h5", "work.py:task")
+    run(capsys, "influence", "other.h5", "--test", "all", "--method", "tracin")
+    ask = (*ASK, "--leave-one-out", "train.txt")
+    wrong = {"scores.h5": "['a15'] ..., the truth is of", "other.influence.h5": "are of the run"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Runs, "walk", None)
+        for (file, why), more in product(wrong.items(), ((), ("--dry-run",))):
+            code, out, err = run(capsys, *ask, "--influence", file, *more)
+            assert (code, out, why in " ".join(err.split())) == (2, "", True), err
+    (train / "scores.h5").rename(train / "run.influence.h5")
+    code, out, err = run(capsys, *ask)
+    assert (code, "wrote run.counterfactual.h5" in err) == (0, True)
+    assert "Note: the runs are not compared with run.influence.h5. the scores are of" in err
+    assert "Against" not in out
