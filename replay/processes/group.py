@@ -30,6 +30,10 @@ class Alone:
 
     size, leads = 1, True
 
+    def device(self, named: str) -> str:
+        """Return the device that is named."""
+        return named
+
     @contextmanager
     def agreeing(self) -> Iterator[None]:
         """Do something."""
@@ -76,6 +80,10 @@ class Group:
         from torch.distributed.rendezvous import rendezvous
 
         return next(rendezvous("env://", timeout=_PATIENCE))[0]
+
+    def device(self, named: str) -> str:
+        """Return which device this process takes: of several GPUs, one of its own."""
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if named == "cuda" else named
 
     def claims(self, part: str) -> bool:
         """Return whether this process is to do a part of the work: each falls to one."""

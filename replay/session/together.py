@@ -116,5 +116,5 @@ def _surroundings(run: BoundRun) -> dict[str, Any]:
         "dtype of values": str(run.models.value.dtype),
         "version of torch": str(torch.__version__),
         THREADS: torch.get_num_threads(),
-        "device": str(run.models.device),
+        "device": run.models.device.type,
     }

@@ -35,7 +35,7 @@ def opened(log: Path, settings: Settings, target: Path | None = None) -> Replay:
     return Replay(
         log,
         settings.task,
-        device=settings.device,
+        device=here().device(settings.device),
         dtype=torch.float64 if settings.dtype == "float64" else None,
         values=settings.values,
         memory=settings.memory,
