@@ -26,6 +26,7 @@ from tracer.identities import fault_of, plain_ids
 from tracer.records import ID
 
 Content = Iterable[tuple[Variable, str, str, NDArray[Any]]]  # method and term name the variable
+_MAPPED = 1 << 28  # bytes of a variable that is looked at where it is, not read
 _READABLE = ("v110", "v110")  # by every HDF5 from 1.10 on
 Attributes = Mapping[str, str | int | float]
 
@@ -217,6 +218,9 @@ def _values(file: h5py.File, name: str) -> NDArray[Any]:
         raise ValueError(f"{name} is missing, or is not stored in one piece")
     if data.nbytes > data.id.get_storage_size():
         raise ValueError(f"{name} claims {data.nbytes} bytes that the file does not hold")
+    if data.nbytes > _MAPPED and data.dtype.kind != "O":
+        where = data.id.get_offset()
+        return np.memmap(file.filename, data.dtype, "r", where, data.shape)
     return np.asarray(data[:])
 
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from replay.methods.table import METHODS
 from replay.results.influence import Influence
+from replay.results.room import Room
 from replay.results.variables import VALUES
 from replay.session.question import Question
 from replay.session.step_result import TERMS
@@ -29,27 +30,30 @@ class ScoreTables:
 
     Args:
         question: The examples, methods and steps.
+        room: Where they are; by default in memory.
     """
 
-    def __init__(self, question: Question) -> None:
+    def __init__(self, question: Question, room: Room | None = None) -> None:
         self.question = question
+        zeros = (room or Room()).zeros
         self._column = {identity: k for k, identity in enumerate(question.train_ids)}
         steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
         walking = [method.name for method in question.walking if method.about.accounts]
         terms = [term for term in TERMS if question.names is not None or term != "elsewhere"]
         size = len(question.periods), m, n
-        self._scores = {method.name: np.zeros(size) for method in question.methods}
-        self._terms = {name: {term: np.zeros((steps, m)) for term in terms} for name in walking}
-        self._drops = {name: np.zeros((steps, m)) for name in walking}
+        self._scores = {method.name: zeros(size) for method in question.methods}
+        self._terms = {name: {term: zeros((steps, m)) for term in terms} for name in walking}
+        self._drops = {name: zeros((steps, m)) for name in walking}
         self._earned = {name: np.zeros((2, m)) for name in walking}  # in all, and without signs
         self._values = {name: np.full(m, np.nan) for name in VALUES}
         self._quadrature: dict[str, NDArray[Any]] = {}
         if question.refines:
             self._quadrature = {
-                "split_error": np.full((steps, m), np.nan),
-                "theta_inside": np.zeros((steps, m), dtype=bool),
-                "gradients": np.zeros((steps, m), dtype=np.int64),
+                "split_error": zeros((steps, m)),
+                "theta_inside": zeros((steps, m), bool),
+                "gradients": zeros((steps, m), np.int64),
             }
+            self._quadrature["split_error"].fill(np.nan)
 
     def add_step(
         self, rows: slice, index: int, ids: Sequence[ID], found: Mapping[str, NDArray[Any]]

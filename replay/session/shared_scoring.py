@@ -19,6 +19,7 @@ from replay.processes.group import Done, Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts
+from replay.results.room import Room
 from replay.session.bound_run import BoundRun
 from replay.session.grid import Grid, segments
 from replay.session.question import Question
@@ -53,7 +54,8 @@ def answered_together(
     if not group.ended(advanced):
         return None
     parts.refresh()
-    return added_up(run, question, parts, work.grid, plain=work.plain)
+    room = Room(run.budget, parts.path and parts.path.parent)
+    return added_up(run, question, parts, work.grid, room, plain=work.plain)
 
 
 class _Work:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from replay.results.influence import Influence
 from replay.results.parts import Parts
+from replay.results.room import Room
 from replay.session.bound_run import BoundRun
 from replay.session.grid import Grid
 from replay.session.question import Question
@@ -29,7 +30,7 @@ def of_checkpoint(k: int, rows: slice) -> str:
 
 
 def added_up(
-    run: BoundRun, question: Question, parts: Parts, grid: Grid, *, plain: bool
+    run: BoundRun, question: Question, parts: Parts, grid: Grid, room: Room, *, plain: bool
 ) -> Influence:
     """Return the result of all parts.
 
@@ -38,9 +39,10 @@ def added_up(
         question: What was asked.
         parts: All of them.
         grid: How the work was divided.
+        room: Where its tables are.
         plain: Whether steps are independent, so that one process alone takes them forwards.
     """
-    tables, scaled = ScoreTables(question), set[int]()
+    tables, scaled = ScoreTables(question, room), set[int]()
     for rows, _ in grid.chunks:
         for kind, k in _order(run, question, plain=plain):
             found = parts[of_step(k, rows) if kind == "step" else of_checkpoint(k, rows)]

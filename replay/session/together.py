@@ -14,6 +14,7 @@ from replay.processes.group import Alone, Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts, parts_of
+from replay.results.room import Room
 from replay.results.self_influence import SelfInfluence
 from replay.session import shared_self
 from replay.session.bound_run import BoundRun
@@ -21,7 +22,8 @@ from replay.session.choices import Window, window
 from replay.session.going_on import THREADS, begin_together
 from replay.session.question import Asked, Question
 from replay.session.replay import Replay
-from replay.session.scoring import settle
+from replay.session.score_tables import ScoreTables
+from replay.session.scoring import answered, settle
 from replay.session.self_influence import SelfQuestion, settle_self
 from replay.session.shared_scoring import answered_together
 from replay.session.shared_verification import compared_together
@@ -53,11 +55,14 @@ def influence_together(
     Returns:
         The result, on the process that leads; None on others.
     """
-    if isinstance(group, Alone):
-        return replay.influence(test_ids, **asked)
     run = replay._run
     with group.agreeing():
         question = Question.of(run.log, run.task, test_ids, **asked)
+    if isinstance(group, Alone):
+        settle(run, question)
+        tables = ScoreTables(question, Room(run.budget, target.parent))
+        with run.computing(), Progress(enabled=True) as bars:
+            return answered(run, question, bars, tables)
     begin_together(run, group, target, partial(settle, run, question))
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
