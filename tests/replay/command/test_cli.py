@@ -13,6 +13,7 @@ import torch
 
 from replay import Influence, Replay
 from replay.command.program import cli
+from replay.session import together
 from tests.helpers.command import TASK, run, trace
 from tracer.errors import GradientError
 
@@ -269,7 +270,7 @@ def test_a_failed_audit_is_a_failed_check(folder, capsys, monkeypatch):
     def fail(*_, **__):
         raise GradientError("step 2: not right any more")
 
-    monkeypatch.setattr(Replay, "influence", fail)
+    monkeypatch.setattr(together, "answered", fail)
     code, _, err = run(capsys, "--log", "run.h5", "--test", "ids.txt")
     assert code == 1
     assert "Check failed: step 2: not right any more" in err
