@@ -45,10 +45,11 @@ class Mixed:
         return self.biases if name.endswith("bias") else self.weights
 
     def made(self, parameters):
-        """Return both."""
+        """Return both; each weight has a group of its own."""
         known = list(parameters)
-        kinds = [p for p in known if p.dim() > 1], [p for p in known if p.dim() < 2]
-        return Plain([self.weights.made(kinds[0]), self.biases.made(kinds[1])])
+        weights = [{"params": [p]} for p in known if p.dim() > 1]
+        biases = [p for p in known if p.dim() < 2]
+        return Plain([self.weights.made(weights), self.biases.made(biases)])
 
 
 MUON = Rule("muon", O.Muon, {"lr": 0.02, "weight_decay": 0.3})
