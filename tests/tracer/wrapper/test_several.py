@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import zlib
+
+import h5py
 import pytest
 import torch
 from torch import nn
@@ -10,7 +13,8 @@ from torch.optim import lr_scheduler
 from tests.helpers.mixed import MUON_ADAMW, SGD_ADAM
 from tests.helpers.rules import task
 from tracer import TracingOptimizer, TracingSGD, open_log
-from tracer.errors import TracingError, TracingWarning
+from tracer.errors import LogError, TracingError, TracingWarning
+from tracer.log.parts.seals import sealed
 
 TASK = task()
 STEPS = 6
@@ -174,6 +178,20 @@ def test_steps_of_one_moment_are_no_turns(tmp_path):
             else:
                 optimizer[1].step(batch_ids=[0, 1, 2])  # once is enough
     assert len(open_log(tmp_path / "run.h5")) == 4
+
+
+@pytest.mark.parametrize("number", [2.0, -1.0, 0.5, float("nan")])
+def test_a_group_of_an_optimizer_that_is_none(tmp_path, number):
+    run(tmp_path / "run.h5", steps=1)
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        row = file["steps/hyper"][:]
+        row[1, 0] = number
+        file["steps/hyper"][:] = row
+        meta = file["steps/meta"][:]
+        meta["hyper_crc"] = zlib.crc32(row.tobytes())
+        file["steps/meta"][:] = sealed(meta, "record_crc")
+    with open_log(tmp_path / "run.h5") as log, pytest.raises(LogError, match="steps/hyper"):
+        log.step(0)
 
 
 def test_what_cannot_be_joined(tmp_path):
