@@ -86,7 +86,10 @@ class Alternating:
         return {key: rule.made(modules[key].parameters()) for key, rule in self.parts.items()}
 
 
-def train(run, model, inner, optimizers, steps, *, critics=1, clip=None, scales=None, traced=True):
+def train(
+    run, model, inner, optimizers, steps, *,
+    start=0, critics=1, clip=None, scales=None, traced=True,
+):  # fmt: skip
     """Take turns, as loops do: the generator's backward pass leaves the other one gradients.
 
     Args:
@@ -95,6 +98,7 @@ def train(run, model, inner, optimizers, steps, *, critics=1, clip=None, scales=
         inner: The optimizers, by name.
         optimizers: Those that the loop steps.
         steps: How many.
+        start: Of which so many were taken before.
         critics: Steps of the discriminator for each one of the generator.
         clip: Norm to which the gradients of the optimizer that steps are clipped.
         scales: Of each example's losses, ``(12,)``.
@@ -107,6 +111,8 @@ def train(run, model, inner, optimizers, steps, *, critics=1, clip=None, scales=
     for t in range(steps):
         key = turns[t % len(turns)]
         optimizer, ids = optimizers[key], torch.randperm(12, generator=generator)[:4].tolist()
+        if t < start:
+            continue
         own = [p for group in inner[key].param_groups for p in group["params"]]
         before = {p: (copy.deepcopy(inner[key].state.get(p, {})), p.detach().clone()) for p in own}
         optimizer.zero_grad()

@@ -44,6 +44,12 @@ def test_training_is_the_untraced_one_and_reproduces(tmp_path, every):
     alone = untraced(clip=0.05)
     pairs = zip(model.parameters(), alone.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+    how = {"snapshot_every": every, "resume": True}
+    trace(tmp_path / "again.h5", clip=0.05, steps=4, how=how)
+    _, again = trace(tmp_path / "again.h5", clip=0.05, start=4, how=how)
+    pairs = zip(model.parameters(), again.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    run = dataclasses.replace(run, path=tmp_path / "again.h5")
     replay = Replay(run.path, run.task)
     found = str(replay.verify(progress=False))
     assert found.startswith("steps 0:6 reproduce")
