@@ -22,6 +22,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, DistributedSampler
 
 from replay import Task
+from tests.helpers.mixed import SGD_ADAM, Mixed
 from tests.helpers.places import ROOT
 from tracer import TracingOptimizer, with_ids
 
@@ -92,7 +93,7 @@ class Story:
         batches: Of each step, of each rank, the micro-batches as lists of IDs; None is a loader's.
         spread: For DistributedDataParallel.
         traced: For the wrapper.
-        rule: The optimizer's class, and its settings.
+        rule: The optimizer's class, and its settings; or those of two.
         clip: Largest norm.
         sync: Whether every backward pass is synchronised, also those that accumulate.
         weights: Whether weights are announced.
@@ -104,7 +105,7 @@ class Story:
     batches: object = None
     spread: dict = field(default_factory=dict)
     traced: dict = field(default_factory=dict)
-    rule: tuple = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
+    rule: object = (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})
     clip: float = 0.0
     sync: bool = False
     weights: bool = False
@@ -113,6 +114,8 @@ class Story:
 
     def optimizer(self, parameters):
         """Return a new optimizer."""
+        if isinstance(self.rule, Mixed):
+            return self.rule.made(parameters)
         kind, settings = self.rule
         return kind(parameters, **settings)
 
@@ -150,6 +153,7 @@ STORIES = {
     "sum": Story(batches=once, traced={"reduction": "sum"}, rule=(torch.optim.SGD, {"lr": 0.01})),
     "coupled": Story(NORMED, even, couples=True),
     "batches": Story(batches=once, traced={"record": "batches"}),
+    "several": Story(NORMED, even, clip=0.05, rule=SGD_ADAM),
 }
 
 
@@ -220,7 +224,8 @@ def twins(story, path, rank):
         with ExitStack() as stack:
             if traced:
                 options = {"snapshot_every": 1, **story.traced}
-                optimizer = stack.enter_context(TracingOptimizer(optimizer, ddp, path, **options))
+                given = getattr(optimizer, "parts", optimizer)
+                optimizer = stack.enter_context(TracingOptimizer(given, ddp, path, **options))
             for own in batches_of(story, rank):
                 take(story, ddp, optimizer, own)
         ends.append([p.detach().clone() for p in [*ddp.parameters(), *ddp.buffers()]])

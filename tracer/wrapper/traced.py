@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tracer.joined import Key
+from tracer.joined import Joined, Key
 from tracer.watch.forwards import ALL
 from tracer.wrapper.arguments import check_group
 from tracer.wrapper.delegation import Delegating, extending
@@ -110,6 +110,9 @@ class Traced(Delegating):
     def clip_grad_norm_(self, max_norm: float, norm_type: float = 2.0) -> Tensor:
         """Clip the gradient of all groups together and record the factor.
 
+        Of several optimizers in the model's order, as of ``model.parameters()``: sums of squares
+        in another order have other last bits.
+
         Args:
             max_norm: Largest norm.
             norm_type: As for ``torch.nn.utils.clip_grad_norm_``.
@@ -118,6 +121,9 @@ class Traced(Delegating):
             The norm before clipping, a scalar tensor.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
+        if isinstance(self.optimizer, Joined):
+            order = {key: place for place, key in enumerate(self._names)}
+            parameters.sort(key=lambda p: order[id(p)])
         norm = nn.utils.clip_grad_norm_(parameters, max_norm, norm_type)
         self.clipped(norm, max_norm)
         return norm
