@@ -72,16 +72,30 @@ def _matrix(buffer, group, g):
     """Return ``L'`` from the singular values of the momentum and the step that torch takes."""
     m = momentum(buffer, group, -g if group.get("maximize") else g)
     run = orthogonal(m, group["ns_coefficients"], group["ns_steps"], group["eps"]).double()
-    m, run = (x.double().T if x.shape[0] > x.shape[1] else x.double() for x in (m, run))
-    p, sizes, q = torch.linalg.svd(m, full_matrices=False)
-    a, b, c = group["ns_coefficients"]
-    scaled, factor = sizes / m.norm(), torch.ones_like(sizes) / m.norm()
+    m, run = (x.T if x.shape[0] > x.shape[1] else x for x in (m, run))
+    (a, b, c), x = group["ns_coefficients"], m.bfloat16()
+    size = x.norm()
+    x, left = x / size, torch.eye(len(x), dtype=torch.float64) / size.double()
     for _ in range(group["ns_steps"]):
-        bracket = a + b * scaled**2 + c * scaled**4
-        scaled, factor = bracket * scaled, bracket * factor
-    left = p * factor @ p.T
+        squares = x @ x.T
+        rest = torch.addmm(squares, squares, squares, beta=b, alpha=c)  # a bracket without a
+        left = a * left + rest.double() @ left
+        x = torch.addmm(x, rest, x, beta=a)
+    m = m.double()
+    p, sizes, q = torch.linalg.svd(m, full_matrices=False)
     noise = (2**-8 * m.norm()) ** 2 / len(m)
     return left + (run - left @ m) @ q.T * (sizes / (sizes**2 + noise)) @ p.T
+
+
+def polynomial(m, coefficients, steps):
+    """Return Muon's matrix for a polynomial in exact numbers, from the singular values."""
+    p, sizes, _ = torch.linalg.svd(m, full_matrices=False)
+    a, b, c = coefficients
+    scaled, factor = sizes / m.norm(), torch.ones_like(sizes) / m.norm()
+    for _ in range(steps):
+        bracket = a + b * scaled**2 + c * scaled**4
+        scaled, factor = bracket * scaled, bracket * factor
+    return p * factor @ p.T
 
 
 def _adafactor(after, group, w, g):

@@ -123,17 +123,18 @@ class Filter:
         if q is not None and self.is_matrix:
             left, right = (None if x is None else x.T for x in (self.left, self.right))
             q = _turned(q, len(q), left, right)
+        ahead: Tensor | None = None
+        if adjoint is not None and self.direct and self.gain:  # gain (m + direct / gain E q)
+            assert q is not None
+            ahead = _plus(adjoint, q, self.post, self.through + self.direct / self.gain, None)
         if adjoint is not None and self.through and q is not None:
-            if self.post is None:
-                adjoint.add_(q, alpha=self.through)
-            else:
-                adjoint.addcmul_(q, self.post, value=self.through)
+            _plus(adjoint, q, self.post, self.through, adjoint)
+        if ahead is not None:
+            return (ahead if self.pre is None else ahead.mul_(self.pre)), self.gain
         if adjoint is not None and not self.direct:
             return (adjoint, self.gain) if self.pre is None else (adjoint * self.pre, self.gain)
         assert q is not None
         result = q * self.direct if self.post is None else q * self.post * self.direct
-        if adjoint is not None and self.gain:
-            result.add_(adjoint, alpha=self.gain)
         return (result if self.pre is None else result.mul_(self.pre)), 1.0
 
     def without_matrix(self) -> Filter:
@@ -178,6 +179,13 @@ class Filter:
     def immediate(self) -> float:
         """Share of a step's own ``u`` in its move, without ``pre`` and ``post``."""
         return self.direct + self.through * self.gain
+
+
+def _plus(x: Tensor, y: Tensor, diagonal: Tensor | None, a: float, out: Tensor | None) -> Tensor:
+    """Return ``x`` plus ``a`` times ``y``, times a diagonal."""
+    if diagonal is None:
+        return torch.add(x, y, alpha=a, out=out)
+    return torch.addcmul(x, y, diagonal, value=a, out=out)
 
 
 def _turned(x: Tensor, count: int, left: Tensor | None, right: Tensor | None) -> Tensor:

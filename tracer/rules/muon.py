@@ -3,12 +3,13 @@ r"""Muon: the momentum, orthogonalised by a polynomial.
     b' = μ b + (1 − μ) u,      M = b'   (Nesterov: μ b' + (1 − μ) u),
     w − w' = lr s NS(M) + lr decay w,      s = √max(1, p/d) or 0.2 √max(p, d), for M ``(p, d)``.
 
-Newton–Schulz multiplies a matrix from one side by polynomials in itself: ``X ← (aI + bA + cA²) X``
-with ``A = X Xᵀ``, from ``X = M / ‖M‖``. So ``NS(M) = L M`` with a matrix ``L`` as it was in the
-run, from the left, or from the right where ``p > d``.
+Newton–Schulz multiplies a matrix from one side by polynomials in itself: ``X ← B X`` with the
+bracket ``B = aI + bA + cA²`` and ``A = X Xᵀ``, from ``X = M / ‖M‖``. So ``NS(M) = L M`` with ``L``
+the product of the brackets over ``‖M‖`` as they were in the run, from the left, or from the right
+where ``p > d``.
 
-Torch takes the polynomial in bfloat16, ``U``, and that is another matrix. The map here is the one
-nearest to ``L`` that gives ``U`` in the directions that bfloat16 leaves of ``M``:
+Torch takes the products in bfloat16 and gets ``U``, which ``L M`` misses by their rounding. The map
+here is the one nearest to ``L`` that gives ``U`` in the directions that bfloat16 leaves of ``M``:
 
     L' = L + (U − L M) Mᵀ (M Mᵀ + ε² I)⁻¹,      ε = 2⁻⁸ ‖M‖ / √p
 
@@ -20,7 +21,6 @@ by half of themselves when gradients change in their seventh digit. What ``L'`` 
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,10 +71,9 @@ def orthogonalising(m: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
     Products are taken in its dtype, at least float32: what they miss of ``L``, ``L'`` has not.
     """
     exact = m.to(torch.promote_types(m.dtype, torch.float32))
-    run = in_bfloat16(m, numbers).to(exact)
-    gram = exact @ exact.T
-    left = polynomial(gram, numbers)
-    missed, gram = (run - left @ exact) @ exact.T, gram.double()
+    low, left = in_bfloat16(exact, numbers)
+    run = low.to(exact)
+    missed, gram = (run - left @ exact) @ exact.T, (exact @ exact.T).double()
     noise = _UNIT**2 * gram.trace().clamp_min(torch.finfo(gram.dtype).tiny) / len(gram)
     gram.diagonal().add_(noise)
     solved = torch.cholesky_solve(missed.mT.double(), torch.linalg.cholesky_ex(gram)[0])
@@ -82,30 +81,17 @@ def orthogonalising(m: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
     return left, run - left @ exact
 
 
-def polynomial(gram: Tensor, numbers: Numbers) -> Tensor:
-    """Return ``L`` of ``M Mᵀ``, in its precision."""
-    a, b, c = _coefficients(numbers)
-    one = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    norm = gram.trace().sqrt().clamp_min(float(numbers["eps"]))
-    left, square = one / norm, gram / norm**2
-    for k in range(int(numbers["ns_steps"])):
-        bracket = torch.addmm(b * square, square, square, alpha=c)
-        bracket.diagonal().add_(a)
-        left = bracket @ left if k else bracket / norm
-        square = bracket @ square @ bracket
-    return left
-
-
-def in_bfloat16(m: Tensor, numbers: Numbers) -> Tensor:
-    """Return what torch makes of a matrix, operation by operation."""
-    a, b, c = _coefficients(numbers)
+def in_bfloat16(m: Tensor, numbers: Numbers) -> tuple[Tensor, Tensor]:
+    """Return what torch makes of a matrix, operation by operation, and ``L`` in its dtype."""
+    a, b, c = (float(numbers[f"ns_coefficients.{k}"]) for k in range(3))
     x = m.bfloat16()
-    x = x / x.norm().clamp(min=float(numbers["eps"]))
+    norm = x.norm().clamp(min=float(numbers["eps"]))
+    x, left = x / norm, None
     for _ in range(int(numbers["ns_steps"])):
         gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
-
-
-def _coefficients(numbers: Numbers) -> Any:
-    return (float(numbers[f"ns_coefficients.{k}"]) for k in range(3))
+        bracket = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        x = torch.addmm(x, bracket, x, beta=a)
+        bracket = bracket.to(m)
+        bracket.diagonal().add_(a)
+        left = bracket.div_(norm) if left is None else bracket @ left
+    return x, torch.eye(len(x)).to(m).div_(norm) if left is None else left
