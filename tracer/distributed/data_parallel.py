@@ -14,10 +14,11 @@ from tracer.errors import TracingError, warn
 from tracer.unwrapping import wrappers
 
 _PLAIN = "allreduce_hook"  # torch's own, which averages as DDP does without a hook
+_SHARDING = ("torch.distributed", "deepspeed")
 _SHARDED = {
-    "torch.distributed.fsdp._fully_shard._fully_shard.FSDPModule": "fully_shard (FSDP2)",
-    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": "FSDP",
-    "deepspeed.runtime.engine.DeepSpeedEngine": "DeepSpeed",
+    "FSDPModule": "fully_shard (FSDP2)",
+    "FullyShardedDataParallel": "FSDP",
+    "DeepSpeedEngine": "DeepSpeed",
 }
 _INSTEAD = (
     "\n1. Spread the model with DistributedDataParallel, and give the wrapper that."
@@ -76,8 +77,8 @@ def synchronised(module: nn.Module) -> list[nn.SyncBatchNorm]:
 def _check_whole(model: nn.Module) -> None:
     for module in model.modules():
         for kind in type(module).__mro__:
-            known = _SHARDED.get(f"{kind.__module__}.{kind.__qualname__}")
-            if known is not None:
+            known = _SHARDED.get(kind.__qualname__)
+            if known is not None and kind.__module__.startswith(_SHARDING):
                 raise TracingError(
                     f"the model is sharded by {known}, of which no rank has all parameters, and "
                     f"that is not traced.{_INSTEAD}"

@@ -56,7 +56,7 @@ class Meeting:
         keys = [str(rank) for rank in range(self._size)]
         try:
             self._store.wait(keys, self._patience)
-        except dist.DistStoreError:
+        except RuntimeError:  # each kind of store has its own
             raise TracingError(self._missing(keys)) from None
         for key in keys:
             other = json.loads(self._store.get(key))
