@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 _TAG = 24
+_HEAD, _LENGTH = 1 << 14, 8  # bytes that come first, and those of them that say how many there are
 _AHEAD = 16  # messages that may be on their way
 _EVER = timedelta(days=1000)
 
@@ -40,9 +40,13 @@ class Link:
         Raises:
             RuntimeError: The other rank has ended.
         """
-        body = torch.frombuffer(bytearray(data), dtype=torch.uint8)
-        for one in (torch.tensor([len(data)], device="cpu"), body):
-            self._works.append(self._group.send([one], to, _TAG))
+        whole = bytearray(max(_HEAD, _LENGTH + len(data)))  # each message costs both sides wakeups
+        whole[:_LENGTH] = len(data).to_bytes(_LENGTH, "little")
+        whole[_LENGTH : _LENGTH + len(data)] = data
+        tensor = torch.frombuffer(whole, dtype=torch.uint8)
+        for part in (tensor[:_HEAD], tensor[_HEAD:]):
+            if len(part):
+                self._works.append(self._group.send([part], to, _TAG))
         while len(self._works) > _AHEAD:
             self._works.popleft().wait()
 
@@ -61,10 +65,12 @@ class Link:
         Raises:
             RuntimeError: It has ended.
         """
-        size = self._received(torch.empty(1, dtype=torch.int64, device="cpu"), source)
-        body = torch.empty(int(size), dtype=torch.uint8, device="cpu")
-        return self._received(body, source).numpy().tobytes()
+        head = self._received(_HEAD, source)
+        end = _LENGTH + int.from_bytes(head[:_LENGTH], "little")
+        rest = self._received(end - _HEAD, source) if end > _HEAD else b""
+        return (head + rest)[_LENGTH:end]
 
-    def _received(self, tensor: Tensor, source: int) -> Tensor:
+    def _received(self, size: int, source: int) -> bytes:
+        tensor = torch.empty(size, dtype=torch.uint8, device="cpu")
         self._group.recv([tensor], source, _TAG).wait(_EVER)
-        return tensor
+        return tensor.numpy().tobytes()

@@ -1,0 +1,126 @@
+"""What several processes cost and save.
+
+*tracing*: a step of DistributedDataParallel with two ranks of one thread each, traced over
+untraced. Both are runs of the same processes that take turns in blocks; a block's time is divided
+by that of the untraced block of its turn. Median and quartiles of the ratios on rank 0, and the
+processor time of all its threads, which other programs on the machine change less. A second
+untraced run says how far two of a kind are apart.
+
+    python benchmarks/scale.py tracing
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from contextlib import redirect_stderr
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from tracer import TracingOptimizer
+
+RANKS, BLOCKS, STEPS = 2, 15, 8
+KINDS = ("untraced", "untraced again", "traced")
+
+
+class Encoder(nn.Module):
+    """Two layers, width 128, 64 tokens, vocabulary 64; dropout, so that random states change."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(128, 4, 512, 0.1, batch_first=True)
+        self.embedding = nn.Embedding(64, 128)
+        self.layers = nn.TransformerEncoder(layer, 2)
+        self.head = nn.Linear(128, 64)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Return logits, ``(b, 64, T)``."""
+        return self.head(self.layers(self.embedding(tokens))).transpose(1, 2)
+
+
+class Run:
+    """One candidate's training run, on one rank.
+
+    Args:
+        kind: Of ``KINDS``.
+        folder: For its log.
+    """
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        torch.manual_seed(0)
+        self._ddp = DistributedDataParallel(Encoder())
+        self._batch = torch.randint(0, 64, (16, 64)), torch.randint(0, 64, (16, 64))
+        self.optimizer: Any = torch.optim.AdamW(self._ddp.parameters(), lr=1e-3)
+        self._options: dict[str, Any] = {}
+        if kind == "traced":
+            with redirect_stderr(StringIO()):
+                self.optimizer = TracingOptimizer(self.optimizer, self._ddp, folder / "run.h5")
+            self._options = {"batch_ids": list(range(16))}
+        self.block()
+
+    def block(self) -> tuple[float, float]:
+        """Train a block; return seconds and processor seconds a step."""
+        dist.barrier()
+        began, used = time.perf_counter(), time.process_time()
+        for _ in range(STEPS):
+            x, y = self._batch
+            self.optimizer.zero_grad()
+            F.cross_entropy(self._ddp(x), y).backward()
+            self.optimizer.step(**self._options)
+        return (time.perf_counter() - began) / STEPS, (time.process_time() - used) / STEPS
+
+
+def rank(number: int, folder: Path) -> None:
+    """Be one rank; rank 0 prints."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    where = f"file://{folder / 'store'}"
+    dist.init_process_group("gloo", where, world_size=RANKS, rank=number)
+    runs = {kind: Run(kind, folder) for kind in KINDS}
+    times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+    for turn in range(BLOCKS):
+        for kind in KINDS[turn % 3 :] + KINDS[: turn % 3]:  # none is always the first
+            times[kind].append(runs[kind].block())
+    runs["traced"].optimizer.close()
+    if number == 0:
+        show(times)
+    dist.destroy_process_group()
+
+
+def show(times: dict[str, list[tuple[float, float]]]) -> None:
+    """Print a row for each kind."""
+    base = times["untraced"]
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    print("| run | ms a step | over untraced: quartiles, median | processor time |")
+    print("|---|---|---|---|")
+    for kind, found in times.items():
+        wall = [one[0] / other[0] for one, other in zip(found, base, strict=True)]
+        used = [one[1] / other[1] for one, other in zip(found, base, strict=True)]
+        low, middle, high = statistics.quantiles(wall, n=4)
+        step = 1000 * statistics.median(one[0] for one in found)
+        row = f"{low:.3f}..{high:.3f}, **{middle:.3f}**"
+        print(f"| {kind} | {step:.1f} | {row} | {statistics.median(used):.3f} |")
+
+
+def tracing() -> None:
+    """Compare runs of two ranks."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(rank, (Path(folder),), nprocs=RANKS)
+
+
+if __name__ == "__main__":
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in sys.argv[1:] or ["tracing"]:
+        {"tracing": tracing}[name]()
