@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from replay import Replay
+from replay.counterfactual import stacks
+from replay.counterfactual.runs import Runs
 from tests.helpers.ranks import SIZE, STORIES, X, Y, batches_of, losses, task
 from tracer import open_log
 
@@ -108,6 +110,23 @@ def test_unrolled_is_the_derivative_of_the_run_taken_again(runs):
         run.counterfactual([0, 1], scale={z: 1 + s * h}, progress=False).values[0] for s in (1, -1)
     )
     np.testing.assert_allclose(scores.scores["unrolled"][:, 0], (less - more) / (2 * h), rtol=1e-6)
+
+
+def test_runs_taken_together_end_where_each_ends_alone(runs, monkeypatch):
+    monkeypatch.setattr(stacks, "_tried", lambda *_: True)  # these are not, but for rounding
+    monkeypatch.setattr(Runs, "is_run", lambda *_: True)
+    run = replay(runs[0], "own-buffers")
+    removed = [[k] for k in range(SIZE)] + [[k, k + 1] for k in range(9)]
+    together = run.counterfactual([0], remove=removed, progress=False).values
+    alone = [run.counterfactual([0], remove=[one], progress=False).values[0] for one in removed[:3]]
+    np.testing.assert_allclose(together[:3], alone, rtol=1e-12)
+
+
+def test_every_occurrence_has_its_share_of_a_step(runs):
+    """The step is divided into the gradients of all ranks' examples, with nothing left over."""
+    found = replay(runs[0], "spectral").influence([0], methods=("tracin",), progress=False)
+    parts = found.completeness["tracin"]
+    assert abs(parts["rounding"][0]) < 1e-12 < abs(parts["data"][0])
 
 
 @pytest.mark.parametrize(("name", "count"), [("sampler", 22), ("drop-last", 20)])
