@@ -4,7 +4,8 @@
 untraced. Both are runs of the same processes that take turns in blocks; a block's time is divided
 by that of the untraced block of its turn. Median and quartiles of the ratios on rank 0, and the
 processor time of all its threads, which other programs on the machine change less. A second
-untraced run says how far two of a kind are apart.
+untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did and nothing of
+the other one: the rest is what gathering adds.
 
     python benchmarks/scale.py tracing
 """
@@ -32,7 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tracer import TracingOptimizer
 
 RANKS, BLOCKS, STEPS = 2, 15, 8
-KINDS = ("untraced", "untraced again", "traced")
+KINDS = ("untraced", "untraced again", "rank 0 alone", "traced")
 
 
 class Encoder(nn.Module):
@@ -64,9 +65,10 @@ class Run:
         self._batch = torch.randint(0, 64, (16, 64)), torch.randint(0, 64, (16, 64))
         self.optimizer: Any = torch.optim.AdamW(self._ddp.parameters(), lr=1e-3)
         self._options: dict[str, Any] = {}
-        if kind == "traced":
+        model = {"traced": self._ddp, "rank 0 alone": self._ddp.module}.get(kind)
+        if model is not None and (kind == "traced" or dist.get_rank() == 0):
             with redirect_stderr(StringIO()):
-                self.optimizer = TracingOptimizer(self.optimizer, self._ddp, folder / "run.h5")
+                self.optimizer = TracingOptimizer(self.optimizer, model, folder / f"{kind}.h5")
             self._options = {"batch_ids": list(range(16))}
         self.block()
 
@@ -91,9 +93,10 @@ def rank(number: int, folder: Path) -> None:
     runs = {kind: Run(kind, folder) for kind in KINDS}
     times: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
     for turn in range(BLOCKS):
-        for kind in KINDS[turn % 3 :] + KINDS[: turn % 3]:  # none is always the first
+        for kind in KINDS[turn % 4 :] + KINDS[: turn % 4]:  # none is always the first
             times[kind].append(runs[kind].block())
-    runs["traced"].optimizer.close()
+    for run in runs.values():
+        getattr(run.optimizer, "close", str)()
     if number == 0:
         show(times)
     dist.destroy_process_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from tests.helpers.rank_failures import DIES, LONGER, STORY, wrapped
 from tests.helpers.ranks import launch
 from tracer import open_log
 from tracer.errors import TracingError
+from tracer.wrapper.pending_step import MeasuredStep, PendingStep
 
 SAID = {  # what rank 0 is told, and rank 1 if that is something else
     "other arguments": ("need the same arguments, found reduction=",),
@@ -45,6 +47,17 @@ def test_a_rank_that_dies_leaves_the_steps_that_all_took(runs):
     assert f"closed with {DIES} complete steps" in text
     with open_log(folder / "whole.h5") as whole, open_log(folder / "died.h5") as log:
         assert [step.batch_ids for step in log.steps()] == steps(whole)[:DIES]
+
+
+def test_what_came_before_a_part_that_is_missing_is_put_on_file():
+    def missing(t, own):
+        raise TracingError(f"no part of step {t}")
+
+    step = PendingStep(MeasuredStep(3, (), b""), None, (), 1.0, frozenset(), missing)
+    writer = Mock()
+    with pytest.raises(TracingError, match="no part of step 3"):
+        step.write(writer, b"", b"")
+    assert [name for name, *_ in writer.method_calls] == ["commit"]
 
 
 def steps(log):
