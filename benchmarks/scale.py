@@ -4,8 +4,8 @@
 untraced. Both are runs of the same processes that take turns in blocks; a block's time is divided
 by that of the untraced block of its turn. Median and quartiles of the ratios on rank 0, and the
 processor time of all its threads, which other programs on the machine change less. A second
-untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did and nothing of
-the other one: the rest is what gathering adds.
+untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did, and
+nothing of the other one: the rest is what gathering adds.
 
     python benchmarks/scale.py tracing
 """
