@@ -8,9 +8,10 @@ TRAINERS := transformers lightning accelerate ignite skorch lora
 
 .PHONY: help demo test test-oldest test-integrations soak lint bench docs constraints clean
 .PHONY: example-mnist example-mislabelled example-text example-approximation-study
+.PHONY: example-bert example-cnn
 help:
 	@echo "make demo         trace a real training run, replay it, print the tables"
-	@echo "make example-X    mnist, mislabelled, text or approximation-study: real data, minutes"
+	@echo "make example-X    mnist, mislabelled, text, bert, cnn, approximation-study: real data, minutes"
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
 	@echo "make test-integrations  run the tests with the trainers of other libraries"
@@ -53,6 +54,9 @@ demo: $(STAMP)
 
 example-mnist example-mislabelled example-text example-approximation-study: $(STAMP)
 	$(RUN) -m examples.$(subst -,_,$(@:example-%=%))
+
+example-bert example-cnn: $(VENV)/.integrations
+	$(RUN) -m examples.$(@:example-%=%)
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2
