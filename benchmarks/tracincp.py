@@ -53,7 +53,7 @@ class Job:
         self.log = folder / f"{name}.h5"
         with redirect_stderr(StringIO()):
             sgd = torch.optim.SGD(self.model.parameters(), lr=0.1)
-            with TracingSGD(sgd, self.model, self.log) as optimizer:
+            with TracingSGD(sgd, self.model, self.log, snapshot_every=1) as optimizer:
                 for t in range(STEPS):
                     ids = list(range(64 * t, 64 * t + 64))
                     optimizer.zero_grad()
