@@ -73,7 +73,7 @@ Examples:
     type=Tolerance(),
     default="1e-3",
     show_default=True,
-    help="Where dividing a measured drop stops refining; none never refines.",
+    help="How far a split of a measured drop may be off, of itself; none: not looked at.",
 )
 @BY
 @DRY_RUN

@@ -23,6 +23,7 @@ from replay.report.study import Study
 from replay.report.tables import Table, signed
 from replay.report.views import Views
 from replay.results.output import check_free, inputs_of, moved_when_whole
+from replay.results.summary import said_of_tolerance
 from replay.results.verdict import verdict
 from replay.showing import legible
 from tracer.errors import InputError
@@ -129,6 +130,7 @@ def _tables(study: Study, views: Views) -> dict[str, Table | str | None]:
     influence = study.influence
     found: dict[str, Table | str | None] = {
         "accounts": accounts_table(influence, views) if influence.terms else None,
+        "beyond": said_of_tolerance(influence.attributes, influence.beyond_tolerance),
         "agreement": None,
         "truth": None,
         "truth_is": "",

@@ -53,7 +53,7 @@ class Question:
         checkpoints: The states at which methods that do not walk sum up; empty without one.
         asked: What was said about them.
         names: The parameters over which products are taken; None is all.
-        tolerance: Where a method stops refining a split; None never refines.
+        tolerance: How far a split may be off, of itself; None: whatever the ends of a step give.
         allow_mismatch: Go on where a step does not reproduce.
     """
 

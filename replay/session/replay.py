@@ -145,7 +145,8 @@ class Replay(GroundTruth, Inspection):
                 visits alone; what the optimizer remembers of earlier visits is history.
             parameters: Patterns of parameter names, like ``"head.*"``: only their part of every
                 product; the parts of disjoint patterns add up to the whole.
-            ideal_tolerance: Where ``ideal`` stops refining, 1e-3 by default; None never refines.
+            ideal_tolerance: How far each split of ``ideal`` may be off, relative to its norm; None
+                takes no gradients between the ends of a step.
             by: Scores by period as well: ``"epoch"``, ``"step"`` or a number of steps. A visit's
                 credit is its step's, whenever an optimizer's memory moved the parameters; a
                 checkpoint's is the period's that led to it. Scores are the sums of the periods.

@@ -205,6 +205,17 @@ def test_rounding_that_no_float_leaves_is_said():
 
 
 @pytest.mark.usefixtures("tables_alone")
+def test_a_tolerance_that_is_not_met_is_said():
+    found = adding_up(periods=())
+    found.attributes["ideal_tolerance"] = 1e-3
+    found.quadrature["split_error"][0] = 5e-4, 2e-3
+    text = " ".join(read(Study(found)).text.split())
+    assert "Tolerance of ideal: 0.001; 1 of 8 splits may be off by more." in text
+    found.quadrature["split_error"][0] = 5e-4
+    assert "Tolerance of ideal" not in read(Study(found)).text
+
+
+@pytest.mark.usefixtures("tables_alone")
 @pytest.mark.parametrize(("allowed", "says"), [(0, "Proved. Every step"), (1, "Not proved. The")])
 def test_what_was_allowed_counts_whatever_the_size_of_rounding(allowed, says):
     """Muon's steps in bfloat16 leave 2e-3; a mismatch may leave less."""
