@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from replay.path.quadrature.lobatto import Rule, rules
 from replay.path.quadrature.samples import Array, Samples, norm
-from replay.path.quadrature.secant import secant, with_trends
+from replay.path.quadrature.secant import Integrals, secant, with_trends
 
 Columns = NDArray[np.int64]
 Look = Callable[[Array, Columns], Samples]
@@ -153,15 +153,22 @@ def _halve(columns: Columns, samples: Samples, look: Look, tolerance: float, res
         points = _halves(samples, found.kinks, chosen, _LEAST / 2 * found.jumps > allowed)
         points = np.sort(np.where((points < 1).cumsum(1) <= room, points, 1.0))
         more = look(points[:, : (points < 1).sum(1).max()], columns)
-        old, before, samples = samples, found.shares, samples.with_more(more)
-        found = with_trends(samples)
-        within = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)  # which of the old ones
-        parts = within[:, None] == np.arange(before.shape[1])[:, None]
-        change = norm(before - parts.astype(np.float64) @ found.shares)
-        rows = np.arange(len(columns))[:, None]
-        halved = change[rows, within].clip(_LEAST * found.jumps, _JUMP * found.jumps)
-        kept = np.where(samples.widths > 0, errors[rows, within], 0.0)
-        errors = np.where(chosen[rows, within], halved, kept)
+        samples, found, errors = _finer(samples, found, errors, chosen, more)
+
+
+def _finer(
+    old: Samples, before: Integrals, errors: Array, chosen: NDArray[np.bool_], more: Samples
+) -> tuple[Samples, Integrals, Array]:
+    """Return all points, integrals between them, and what each may hold of the error."""
+    samples = old.with_more(more)
+    found = with_trends(samples)
+    within = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)  # which of the old ones
+    parts = within[:, None] == np.arange(before.shares.shape[1])[:, None]
+    change = norm(before.shares - parts.astype(np.float64) @ found.shares)
+    rows = np.arange(len(within))[:, None]
+    halved = change[rows, within].clip(_LEAST * found.jumps, _JUMP * found.jumps)
+    kept = np.where(samples.widths > 0, errors[rows, within], 0.0)
+    return samples, found, np.where(chosen[rows, within], halved, kept)
 
 
 def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
