@@ -133,7 +133,9 @@ def test_the_log_ends_with_what_the_last_step_led_to(tmp_path):
 def test_compiled_models(tmp_path, monkeypatch):
     monkeypatch.setattr(torch._inductor.config, "fallback_random", True)  # dropout as without
     task = dataclasses.replace(CAUSAL_FULL, model=partial(language_model, layers=1))
-    traced(task, tmp_path, tmp_path / "run.h5", torch_compile=True, max_steps=2)
+    settings = {"torch_compile": True, "max_steps": 2}
+    plain = untraced(task, tmp_path, **settings)
+    assert same_bits(plain, traced(task, tmp_path, tmp_path / "run.h5", **settings))
     assert Replay(tmp_path / "run.h5", task).verify(progress=False).steps == range(2)
 
 
