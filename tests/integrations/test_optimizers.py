@@ -59,7 +59,9 @@ def test_an_optimizer_from_outside(tmp_path, name, options, dtype):
     same(run.end, untraced(run, **loop))
     found = Replay(run.path, run.task).verify(progress=False)
     assert (found.unsplit, found.steps, found.proof.proved) == (None, range(7), 7)
-    terms = replayed(run).terms["tracin"]
+    influence = replayed(run)
+    assert influence.attributes["as_in_the_run"].endswith("factors of clipping, if any")
+    terms = influence.terms["tracin"]
     limit = 1e-13 if dtype is torch.float64 else 1e-4
     assert np.abs(terms["rounding"]).max() <= limit * np.abs(terms["data"]).max()
 
