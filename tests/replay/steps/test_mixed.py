@@ -27,7 +27,7 @@ FEW = [LOOPS[k] for k in (0, 3, 5, 9, 14)]  # each two of the four together
     [
         (rule, *loop)
         for rule in MIXED
-        for loop in (FEW if rule in (MUON_ADAMW, SGD_ADAM) else FEW[1:3])
+        for loop in (FEW if rule in (MUON_ADAMW, SGD_ADAM) else FEW[1:2])
     ],
     ids=str,
 )
@@ -47,18 +47,20 @@ def test_both_equal_the_reference(tmp_path, rule, scheduled, clip, accumulate, b
     assert np.abs(parts - terms["slope"]).max() <= 1e-12 * size
 
 
-@pytest.mark.parametrize(("rule", "every"), [(MUON_ADAMW, 1), (MUON_ADAMW, 4), (SGD_ADAM, 4)])
-def test_a_run_reproduces_also_where_its_steps_are_taken_again(tmp_path, rule, every):
-    run = trace(tmp_path / "run.h5", rule, clip=0.3, accumulate=True, snapshot_every=every)
+@pytest.mark.parametrize("rule", [MUON_ADAMW, SGD_ADAM], ids=str)
+def test_a_run_reproduces_also_where_its_steps_are_taken_again(tmp_path, rule):
+    run = trace(tmp_path / "run.h5", rule, clip=0.3, accumulate=True, snapshot_every=4)
     replay = Replay(run.path, run.task)
     found = str(replay.verify(progress=False))
     assert found.startswith("steps 0:6 reproduce")
-    assert every == 1 or "bit for bit" in found
+    assert "bit for bit" in found
     dense = trace(tmp_path / "dense.h5", rule, clip=0.3, accumulate=True)
     ask = {"methods": ("tracin", "tracincp"), "checkpoints": 2, "progress": False}
-    for method, scores in Replay(dense.path, dense.task).influence([0, 1], **ask).scores.items():
-        again = replay.influence([0, 1], **ask).scores[method]
-        assert np.abs(again - scores).max() <= 1e-12 * np.abs(scores).max()
+    whole = Replay(dense.path, dense.task)
+    assert str(whole.verify(progress=False)).startswith("steps 0:6 reproduce")
+    again = replay.influence([0, 1], **ask).scores
+    for method, scores in whole.influence([0, 1], **ask).scores.items():
+        assert np.abs(again[method] - scores).max() <= 1e-12 * np.abs(scores).max()
 
 
 def clip_each(t, optimizer, model):
