@@ -115,15 +115,21 @@ class StoredOptimizer:
         return replace(known, moments=moments, tensors=_tensors(optimizer.groups))
 
     def later(self, step: Step) -> dict[str, Numbers]:
-        """Return the hyperparameters that a rule needs as they were after a step."""
+        """Return the hyperparameters that a rule needs as they were after a step.
+
+        They are those of its optimizer's next step, or of the final state.
+        """
         if not self._rule.after:
             return {}
-        t, found = step.index + 1, dict[str, Mapping[str, Any]]()
-        if t < self._states.last:
-            groups = self._states.step(t).groups
+        missing, found = set(step.groups_by_optimizer), dict[str, Mapping[str, Any]]()
+        t = step.index + 1
+        while missing and t < self._states.last:
+            groups = [g for g in self._states.step(t).groups if g.optimizer in missing]
             found |= {name: group.hyperparameters for group in groups for name in group.names}
-        else:
-            found |= self._states.optimizer(self._states.last).groups
+            missing -= {group.optimizer for group in groups}
+            t += 1
+        if missing:
+            found = {**self._states.optimizer(self._states.last).groups, **found}
         wanted = {n: [k for k in self._rule.after if k in g] for n, g in found.items()}
         return {n: {f"{k} after": float(found[n][k]) for k in ks} for n, ks in wanted.items()}
 

@@ -20,6 +20,7 @@ from tests.helpers.adversarial import (
 from tests.helpers.comparing import compare
 from tracer import open_log
 from tracer.errors import GradientError, TaskError, UnsupportedRuleError
+from tracer.rules.table import RULES
 
 ASK = {"methods": ("tracin",), "progress": False}
 
@@ -97,6 +98,22 @@ def test_own_effects_are_those_of_each_step(tmp_path):
     run, _ = trace(tmp_path / "run.h5", steps=4)
     found = Replay(run.path, run.task).self_influence(progress=False)
     assert (found.scores["self"] > 0).sum() >= 4
+
+
+class Asking(type(RULES["SGD"])):
+    """Asks for the rate after a step, which is that of its optimizer's next one."""
+
+    after = ("lr",)
+
+    def step(self, now):
+        assert now.numbers["lr after"] == now.numbers["lr"] == 0.2
+        return super().step(now)
+
+
+def test_numbers_after_a_step_are_those_of_the_next_one_of_its_optimizer(tmp_path):
+    run, _ = trace(tmp_path / "run.h5", steps=4)
+    found = Replay(run.path, run.task, rules={"SGD": Asking()}).verify(progress=False)
+    assert str(found).startswith("steps 0:4 reproduce")
 
 
 def test_what_needs_one_loss_is_refused(tmp_path):
