@@ -23,7 +23,8 @@ from tracer import TracingSGD, with_ids
 sys.path.insert(0, str(Path(__file__).parents[1]))  # examples are not installed
 from examples.digits import task as digits
 
-NODES, STEPS, TESTS = 400, 45, 20
+NODES, TESTS = 400, 20
+_BLOCK = 50  # nodes at once
 
 
 def model(activation: type[nn.Module]) -> nn.Module:
@@ -52,21 +53,28 @@ def truth(run: Replay, test_ids: list[int], rate: float) -> list[Tensor]:
         return F.cross_entropy(functional_call(module, parameters, (x[None],)), y[None])
 
     def gradients(w: dict[str, Tensor], examples: list) -> Tensor:
+        """Return gradients at several nodes, ``(nodes, examples, elements)``."""
         x = torch.stack([example[0] for example in examples]).double()
-        found = vmap(grad(loss), (None, 0, 0))(w, x, torch.tensor([e[1] for e in examples]))
-        return torch.cat([found[name].flatten(1) for name in w], 1)
+        y = torch.tensor([example[1] for example in examples])
+        of_examples = vmap(grad(loss), (None, 0, 0))
+        found = vmap(of_examples, (0, None, None))(w, x, y)
+        return torch.cat([found[name].flatten(2) for name in w], 2)
 
     splits, tests = [], [run.task.test[z] for z in test_ids]
     for t in range(len(run.log)):
         ids = run.log.batch_ids(t)
         w, after = ({n: p.double() for n, p in run.log.parameters(k).items()} for k in (t, t + 1))
-        own = gradients(w, [run.task.train[z] for z in ids])
-        mean = sum(
-            gradients({n: torch.lerp(w[n], after[n], (k + 0.5) / NODES) for n in w}, tests)
-            for k in range(NODES)
-        )
+        own = gradients({n: w[n][None] for n in w}, [run.task.train[z] for z in ids])[0]
+        mean = torch.zeros(())
+        for block in ((torch.arange(NODES, dtype=torch.float64) + 0.5) / NODES).split(_BLOCK):
+            along = {n: w[n] + _at(block, after[n] - w[n]) for n in w}
+            mean = mean + gradients(along, tests).sum(0)
         splits.append(rate / len(ids) * (mean / NODES) @ own.T)
     return splits
+
+
+def _at(u: Tensor, move: Tensor) -> Tensor:
+    return u.reshape(-1, *[1] * move.dim()) * move
 
 
 def main() -> None:
