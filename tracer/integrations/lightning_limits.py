@@ -105,6 +105,7 @@ def _of_fit(trainer: Any, module: Any) -> list[Case]:
         (
             len(optimizers) > 1,
             f"has several optimizers ({names})",
-            "Return one optimizer, with a group of parameters for each",
+            "Return one optimizer, with a group of parameters for each; or wrap them yourself, as "
+            "docs/how-to/lightning.md#several-optimizers shows",
         ),
     ]
