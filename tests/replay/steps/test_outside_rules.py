@@ -23,6 +23,7 @@ def test_a_rule_from_outside_equals_the_reference(
         tmp_path / "run.h5", Rule("", kind, options), scheduled=scheduled, clip=clip,
         accumulate=accumulate, before=before, steps=3,
     )  # fmt: skip
-    compare(
-        run, rules.clip_factors(run, clip), methods=("tracin",), rules={kind.__name__: kind.rule}
-    )
+    how = {"methods": ("tracin",), "rules": {kind.__name__: kind.rule}}
+    found = compare(run, rules.clip_factors(run, clip), **how)
+    taken = "; ".join([*filter(None, [kind.rule.frozen]), "factors of clipping, if any"])
+    assert found.attributes["as_in_the_run"] == taken
