@@ -36,7 +36,7 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
             block = result[ours, theirs]
             for name in mine:  # in one order in every process: sums are rounded
                 if name in others:
-                    block += chosen[name] * mine[name].inner(others[name])
+                    block.add_(mine[name].inner(others[name]), alpha=chosen[name])
     return result
 
 
