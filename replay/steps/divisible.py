@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tracer.errors import UnsupportedRuleError
 from tracer.log.read.run_log import RunLog
-from tracer.records import each
+from tracer.records import each, together
 from tracer.rules.rule import UpdateRule
 from tracer.rules.table import RULES, refused
 from tracer.rules.unsplit import reason
@@ -26,20 +26,20 @@ def require_division(log: RunLog, rule: UpdateRule | None, *, splits: bool, unro
         unrolls: Whether they are to be differentiated.
     """
     name = str(log.metadata["update_rule"])
-    made = f"the steps of {log.path} were made by {name}"
     if unrolls and (rule is None or not rule.smooth):
         smooth = [one for one, known in RULES.items() if known.smooth]
         raise UnsupportedRuleError(
-            f"{made}, whose update unrolled cannot differentiate; it can those of "
-            f"{', '.join(smooth)}.\n"
+            f"the steps of {log.path} were made by {name}, whose update unrolled cannot "
+            f"differentiate; it can those of {', '.join(smooth)}.\n"
             "  1. Take counterfactual runs, which any optimizer will do for: "
             "Replay.leave_one_out, Replay.subsets;\n"
             f"  2. or ask for {_ANY}."
         )
     if splits and rule is None:
-        used = "".join(f" with {o}" for one in each(name) for o in refused(one, log.ever_used))
+        why = {one: refused(one, log.ever_used)[:1] for one in each(name)}
+        names = together(" with ".join([one, *why[one]]) + reason(one) for one in why)
         raise UnsupportedRuleError(
-            f"{made}{used}{reason(name)}, whose update cannot be split; those of "
+            f"the steps of {log.path} were made by {names}, whose update cannot be split; those of "
             f"{', '.join(RULES)} can, and some of other packages.\n"
             f"  1. Ask for {_ANY}, which work for every optimizer; verify compares its "
             f"gradients;\n  2. {_OWN}"

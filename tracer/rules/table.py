@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tracer.records import each, together
+from tracer.records import each
 from tracer.rules.adabelief import AdaBelief
 from tracer.rules.adadelta import Adadelta
 from tracer.rules.adafactor import Adafactor
@@ -74,15 +74,6 @@ def rule_of(name: str, own: Mapping[str, UpdateRule], used: Used) -> UpdateRule 
     if len(found) < len(known):
         return None
     return found[0][1] if len(found) == 1 else Several(found)
-
-
-def unknown(name: str, own: Mapping[str, UpdateRule], used: Used) -> str:
-    """Return those of the update rules, as a log has them, that are not known, and why."""
-    return together(
-        " with ".join([one, *refused(one, used)])
-        for one in each(name)
-        if _rule(one, own, used) is None
-    )
 
 
 def refused(name: str, used: Used) -> list[str]:
