@@ -168,7 +168,7 @@ def train(path, rank, *, dies=False, **options):
 
 def main(folder):
     """Go on with the run of which a rank died."""
-    rank = ranks.joined(folder, "store again")
+    rank = ranks.joined(folder, "store again", None)  # torch chooses
     found = train(folder / "died.h5", rank, resume=True)
     (folder / f"what-{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

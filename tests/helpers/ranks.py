@@ -251,11 +251,11 @@ def launch(program, folder, *arguments, ranks=2):
     return found, [process.returncode for process in processes], errors
 
 
-def joined(folder, name):
+def joined(folder, name, backend):
     """Join the other ranks, by a file; return this one's number."""
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     where = f"file://{folder / name}"
-    dist.init_process_group("gloo", where, timedelta(seconds=60), size, rank)
+    dist.init_process_group(backend, where, timedelta(seconds=60), size, rank)
     return rank
 
 
@@ -263,7 +263,7 @@ def main(folder):
     """Make all runs; in the last one rank 1 dies."""
     from tests.helpers import rank_failures
 
-    rank = joined(folder, "store")
+    rank = joined(folder, "store", "gloo")
     found = {"bitwise": {n: twins(s, folder / f"{n}.h5", rank) for n, s in STORIES.items()}}
     found["said"] = rank_failures.failures(folder, rank)
     found["whole"] = rank_failures.train(folder / "whole.h5", rank)

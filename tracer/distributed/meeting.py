@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from tracer.errors import TracingError, shown
@@ -20,9 +19,9 @@ _met: Counter[str] = Counter()  # how often each group did
 
 def patience(group: Any) -> timedelta:
     """Return how long a rank is waited for: the group's own timeout, at most five minutes."""
-    device = torch.device("cpu" if "gloo" in dist.get_backend(group) else "cuda")
-    found: timedelta = group._get_backend(device).options._timeout
-    return min(found, _LONGEST)
+    backends = [group._get_backend(device) for device in group._device_types]
+    own: list[timedelta] = [backend.options._timeout for backend in backends]
+    return min([_LONGEST, *own])
 
 
 class Meeting:
