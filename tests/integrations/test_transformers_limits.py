@@ -41,13 +41,18 @@ from tracer.integrations.transformers import trace
 folder = pathlib.Path(sys.argv[1])
 trace(trainer(CAUSAL, folder, **{settings}), folder / "run.h5", task=CAUSAL)
 """
+GLOO = {"ddp_backend": "gloo"}
 ALONE = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
 
 
 @pytest.mark.parametrize(
     ("package", "settings", "message"),
     [
-        ("torch", {"fsdp": True, "ddp_backend": "gloo"}, "the Trainer uses FSDP, which cannot"),
+        (
+            "torch",
+            {"fsdp": True, "fsdp_config": {"version": 2}, **GLOO},
+            "the Trainer uses FSDP, which cannot",
+        ),
         (
             "deepspeed",
             {"deepspeed": {"zero_optimization": {"stage": 2}}},
