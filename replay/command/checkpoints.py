@@ -39,7 +39,7 @@ Examples:
 )
 @computes(_ENDING)
 def checkpoints(**given: Any) -> None:
-    """How many checkpoints does the heuristic need, and where?
+    """How many checkpoints are enough, and where?
 
     Goes through the run once, computes the exact scores, and holds the heuristic of every number
     and placement of checkpoints against them.

@@ -63,7 +63,7 @@ Examples:
 @takes_settings
 @JSON
 def export_checkpoint(**given: Any) -> None:
-    """Write the model before a step as a checkpoint: .pt or .safetensors.
+    """Write the model before a step as .pt or .safetensors.
 
     It is the state_dict of the task's model: parameters and buffers. A state that the log does not
     have is computed.

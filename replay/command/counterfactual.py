@@ -47,10 +47,10 @@ would have been larger without the examples: where they were proponents.
 @computes(_ENDING)
 @takes_workers
 def counterfactual(**given: Any) -> None:
-    """What would have happened without some training examples?
+    """What would have happened without some examples?
 
-    Takes the run again, with the weights of some examples 0 and all else as it was: order, random
-    states, learning rates, denominators. Finished runs are kept beside the result until it is
-    written; the same command goes on from them.
+    Takes the run again, with the weights of some training examples 0 and all else as it was: order,
+    random states, learning rates, denominators. Finished runs are kept beside the result until it
+    is written; the same command goes on from them.
     """
     job("counterfactual")(**given)

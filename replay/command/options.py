@@ -86,7 +86,8 @@ _SETTINGS = (
     click.option(
         "--threads",
         type=click.IntRange(1, 1024),
-        help="How many to compute with.  [default: the faster of 1 and torch's, timed]",
+        help="How many to compute with.  [default: torch's number; for scores the faster of 1 and "
+        "that, timed]",
     ),
 )
 

@@ -51,7 +51,7 @@ Examples:
 )
 @click.option("--overwrite", is_flag=True, help="Replace an existing page.")
 def report(**given: Any) -> None:
-    """Show a result as one page that needs nothing else: figures, tables, examples.
+    """Show a result as one page: figures, tables, examples.
 
     The task says what examples look like (Task.show). Where it cannot be loaded, the page has
     their IDs alone, and says so.

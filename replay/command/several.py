@@ -11,7 +11,7 @@ import click
 from replay.processes.group import here
 
 _HELP = (
-    "Processes of this machine that share the work; the result is the same, bit for bit. On "
+    "Processes of this machine that share the work. Any number from 2 on gives the same bits. On "
     "several machines: torchrun ... -m -- replay ..."
 )
 

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-AS_FOUND = "as the program has it"
+AS_FOUND = "torch's number"
 _ROUNDS = 3
 _ENOUGH = 0.1  # seconds of timing after which no round is begun
 

@@ -100,7 +100,7 @@ def _imported(reference: str) -> Any:
     """Return the task of a name if its module is imported; nothing is imported for it."""
     place, _, name = reference.rpartition(":")
     if not place.endswith(".py"):
-        found = sys.modules.get(place)
+        found = sys.modules.get(place) or _run_by_name(place)
     else:
         files = {_file(module): module for module in list(sys.modules.values())}
         found = files.get(Path(place).resolve())
@@ -111,6 +111,12 @@ def _imported(reference: str) -> Any:
             "the task itself, task=task"
         )
     return task
+
+
+def _run_by_name(place: str) -> Any:
+    """Return the program itself if it runs as ``python -m place``."""
+    main = sys.modules["__main__"]
+    return main if getattr(main.__spec__, "name", None) == place else None
 
 
 def _name_of(task: Any) -> str:

@@ -56,7 +56,7 @@ def _add_quadrature(table: Table, influence: Influence) -> None:
         asked = influence.attributes.get("ideal_tolerance")
         rows[f"splits within {asked}"] = f"{100 * (1 - beyond.mean()):.1f} %"
         rows["split error (median)"] = number(np.median(defined))
-    rows["gradients a step"] = f"{influence.quadrature['gradients'].mean():.1f}"
+    rows["test gradients a step"] = f"{influence.quadrature['gradients'].mean():.1f}"
     refines = [name in NAMES and NAMES[name].measured for name in influence.terms]
     for label, text in rows.items():
         if any(refines):
@@ -72,7 +72,8 @@ def _beyond(influence: Influence) -> str:
     t, j = np.unravel_index(np.nanargmax(errors), errors.shape)
     return (
         f"\n{int(beyond.sum())} of {beyond.size} splits may be off by more than "
-        f"{influence.attributes['ideal_tolerance']} of themselves. The most is "
+        f"{influence.attributes['ideal_tolerance']} of themselves; a split divides a step's drop "
+        "among its examples. The most is "
         f"{number(errors[t, j])}: step {influence.steps[t]}, test example "
         f"{influence.test_ids[j]}. All are in quadrature_split_error of the result."
     )

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from replay.command.show.cells import listed_steps
 from replay.command.terminal import literal
+from replay.results.summary import counted_threads
 from tracer.log.read.run_log import RunLog
 from tracer.log.read.summary import summary
 
@@ -79,7 +80,7 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
         "batches": f"{facts['recorded_batches']} recorded, the others by their IDs",
         "full states": f"before {states}; a killed run resumes from them",
         "written": "; ".join(f"from step {s['step']} on {s['began']}" for s in facts["segments"]),
-        "made with": f"{facts['device']}, {facts['threads']} threads, "
+        "made with": f"{facts['device']}, {counted_threads(facts['threads'])}, "
         + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
     }
     for name, text in rows.items():

@@ -12,7 +12,7 @@ from replay.command.show.cells import explained
 from replay.command.terminal import literal
 from replay.session.plan import WITHOUT_GRADIENT, ParameterPath
 
-_READ, _COMPLETE, _NONE = "read off", "one backward per example", "no gradient"
+_READ, _COMPLETE, _NONE = "from one backward pass", "one backward per example", "no gradient"
 
 
 def plan_summary(paths: Sequence[ParameterPath]) -> RenderableType:
@@ -24,7 +24,7 @@ def plan_summary(paths: Sequence[ParameterPath]) -> RenderableType:
 
 
 def _counted(paths: Sequence[str]) -> str:
-    """Return "39 read off, 2 one backward per example: why"."""
+    """Return "39 from one backward pass, 2 one backward per example: why"."""
     kinds, reasons = Counter(map(_kind, paths)), Counter[str]()
     for path in paths:
         reasons.update({why for way in path.split("; ") if (why := _reason(way))})

@@ -115,6 +115,7 @@ def test_help(folder, capsys, name):
     assert run(capsys, *name, "-h")[1] == out
     assert "Examples:\n    tracin-replay" in out
     assert name or "Without a command, this is 'influence'" in out
+    assert "...\n" not in out.partition("Commands:")[2].partition("Examples:")[0]  # none is cut off
     if name in ((), ("influence",)):
         told = " ".join(out.split())
         for method in NAMES.values():

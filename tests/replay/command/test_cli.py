@@ -338,7 +338,7 @@ def test_threads(folder, capsys):
     told = " ".join(run(capsys, *asked, "--threads", 2)[1].split())
     assert "cpu, 2 threads (as asked for), torch" in told
     told = " ".join(run(capsys, *asked, "--overwrite")[1].split())
-    assert "cpu, 1 thread (as the program has it), torch" in told
+    assert "cpu, 1 thread (torch's number), torch" in told
     assert run(capsys, *asked, "--threads", 2, "--dry-run")[1].endswith(", 2 threads\n")
     told = run(capsys, *asked, "--threads", 2, "--dry-run", "--json")[1]
     assert json.loads(told)["threads"] == 2

@@ -97,7 +97,8 @@ def test_the_summary_of_a_plan_names_reasons():
     console.print(plan_summary(paths))
     train, test = console.export_text().splitlines()
     assert train.strip().split("  ")[-1] == (
-        "1 read off, 1 no gradient, 3 one backward per example: used by Mm (2), odd (1)"
+        "1 from one backward pass, 1 no gradient, "
+        "3 one backward per example: used by Mm (2), odd (1)"
     )
     assert test.strip().split("  ")[-1] == "5 no gradient"
 

@@ -151,7 +151,7 @@ def test_completeness_shows_what_else_moved_the_model(tmp_path):
     signs = ["", *["+ "] * (len(terms) - 2), "= "]
     labels = [sign + term for sign, term in zip(signs, terms, strict=True)]
     how = ["steps that meet the drop", "splits within 0.001", "split error (median)"]
-    how += ["gradients a step"]
+    how += ["test gradients a step"]
     assert list(cells) == [*labels, "largest |residual| of a step", *how]
     assert all(cells[label][0] == "" for label in how)  # tracin does not refine
     for label, term in zip(labels, terms, strict=True):

@@ -45,7 +45,7 @@ def test_the_faster_number_is_taken_once(two_threads, slow, number):
             tried.append(torch.get_num_threads())
             time.sleep(0.03 if tried[-1] == slow else 0.001)
 
-    assert (threads.number, threads.why) == (2, "as the program has it")
+    assert (threads.number, threads.why) == (2, "torch's number")
     threads.choose(trial, first=1)
     assert (threads.number, threads.why) == (number, "the faster of 1 and 2")
     assert tried[0] == 1
@@ -63,7 +63,7 @@ def test_an_error_is_left_to_the_work(two_threads):
 
     threads = Threads()
     threads.choose(trial, first=1)
-    assert (threads.number, threads.why) == (2, "as the program has it")
+    assert (threads.number, threads.why) == (2, "torch's number")
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 
 import numpy as np
@@ -139,6 +140,11 @@ def test_names_are_looked_up_in_what_is_imported(path, tmp_path, monkeypatch, ca
     monkeypatch.setitem(sys.modules, "of_a_test", module)
     for name in ("train.py:task", "of_a_test:task"):
         assert "returned a scalar" in train(path, named=name, overwrite=True)[1][0][1]
+    with monkeypatch.context() as patch:  # as `python -m package.train` has it
+        patch.setitem(sys.modules, "__main__", module)
+        module.__spec__ = ModuleSpec("package.train", None)
+        ((_, text),) = train(path, named="package.train:task", overwrite=True)[1]
+        assert "returned a scalar" in text
     train(path, named=module.task, overwrite=True)
     with open_log(path) as log:
         assert log.metadata["task"] == "of_a_test:task"
