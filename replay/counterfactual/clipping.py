@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tracer.records import Step
+from tracer.watch.gradients import values_of
 
 _KINDS = (2.0, math.inf)  # of norms that loops clip by
 _ADDED = 1e-6  # by torch to a norm, before it divides
@@ -74,8 +75,8 @@ def norms_of(gradients: Mapping[str, Tensor]) -> dict[float, float]:
     """Return the norms of some gradients, taken together."""
     if not gradients:
         return dict.fromkeys(_KINDS, 0.0)
-    found = {}
+    found, values = {}, [values_of(g) for g in gradients.values()]
     for kind in _KINDS:
-        each = torch._foreach_norm(list(gradients.values()), kind)
+        each = torch._foreach_norm(values, kind)
         found[kind] = float(torch.linalg.vector_norm(torch.stack([n.double() for n in each]), kind))
     return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,48 +17,14 @@ from replay.evaluate.binding import BoundModel, set_random_state, without_graph
 from replay.evaluate.checked import checked_losses, require_finite
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
+from replay.evaluate.trained_step import TrainedStep
 from replay.evaluate.turns import copies, in_turn_on, put_back
 from replay.gradients.forms.form import all_finite
-from replay.gradients.forms.per_example import PerExample
 from replay.losses import loss_of_step
 from replay.task import Task, collated, unknown_ids
-from replay.vectors.fused import together
-from tracer.errors import TaskError, UnsupportedRuleError, shown
-from tracer.records import ID, MicroBatch, Step
+from tracer.errors import TaskError, shown
+from tracer.records import MicroBatch, Step
 from tracer.seeds import example
-
-TENSOR = 1 << 10  # bytes that a tensor takes besides its elements, about, with its place in a dict
-
-
-@dataclass(frozen=True)
-class TrainedStep:
-    """Gradients of ``c_i ℓ_i`` of every occurrence in a step.
-
-    Attributes:
-        batches: One for each micro-batch, in order; none where only the sum was computed.
-        ids: Every occurrence, in the same order, ``(b,)``.
-        gradient: ``Σ c_i g_i`` by parameter.
-        penalty: Gradient of ``task.penalty``; empty without one.
-    """
-
-    batches: list[PerExample]
-    ids: list[ID]
-    gradient: dict[str, Tensor]
-    penalty: dict[str, Tensor]
-
-    @property
-    def nbytes(self) -> float:
-        """Bytes of what is stored; infinite where gradients are computed when asked for."""
-        forms = [form for batch in self.batches for form in batch.forms.values()]
-        tensors = len(self.batches) + sum(len(form.tensors) for form in forms)
-        sums = [v for some in (self.gradient, self.penalty) for v in some.values()]
-        stored = sum(batch.nbytes for batch in self.batches) + sum(v.nbytes for v in sums)
-        return (tensors + len(sums)) * TENSOR + stored
-
-    def examples_only(self) -> TrainedStep:
-        """Return the same without the sums, which nobody needs once the step is divided."""
-        batches = [replace(batch, total={}) for batch in self.batches]
-        return TrainedStep(batches, self.ids, {}, {})
 
 
 def replay_step(
@@ -86,7 +51,6 @@ def replay_step(
     Raises:
         TaskError: A logged ID is not in ``task.train``, or losses have the wrong shape.
         NonFiniteError: A loss or a gradient is NaN or infinite; names step and example.
-        UnsupportedRuleError: A gradient is sparse.
     """
     parameters, where = _placed(bound, state, names), step_name(step)
     batches = []
@@ -97,8 +61,8 @@ def replay_step(
         found = bound.engine.of_batch(parameters, forward, weights, budget=share, where=where)
         require_finite(found, micro.ids, where)
         batches.append(found)
-    gradient = _sum([batch.total for batch in batches], where)
-    return TrainedStep(batches, step.batch_ids, gradient, _penalty(task, bound, parameters))
+    totals, penalty = [batch.total for batch in batches], _penalty(task, bound, parameters)
+    return TrainedStep.of(batches, step.batch_ids, totals, penalty)
 
 
 def replay_gradient(
@@ -113,16 +77,16 @@ def replay_gradient(
 ) -> TrainedStep:
     """Do what ``replay_step`` does for the batch's gradient only, without its examples'."""
     parameters, where = _placed(bound, state, names), step_name(step)
-    totals = []
+    totals: list[dict[str, Tensor]] = []
     for micro in in_turn_on(bound.module, step.micro_batches):
         with torch.enable_grad():
             losses = forward_pass(task, micro, where, bound, device)()
             objective = (losses * micro.coefficients.to(losses)).sum()
         totals.append(_gradients(objective, parameters))
-    gradient = _sum(totals, where)
-    if not all_finite(gradient.values()):  # name the example
+    found = TrainedStep.of([], step.batch_ids, totals, _penalty(task, bound, parameters))
+    if not all_finite(found.gradient.values()):  # name the example
         return replay_step(task, step, state, bound, names, device=device, budget=budget)
-    return TrainedStep([], step.batch_ids, gradient, _penalty(task, bound, parameters))
+    return found
 
 
 def losses_at(
@@ -149,21 +113,6 @@ def _placed(bound: BoundModel, state: State, names: list[str]) -> dict[str, Tens
     for name, parameter in bound.parameters.items():
         parameter.requires_grad_(name in chosen)
     return {name: bound.parameters[name] for name in names}
-
-
-def _sum(totals: list[dict[str, Tensor]], where: str) -> dict[str, Tensor]:
-    gradient: dict[str, Tensor] = {}
-    for found in totals:
-        for name, part in found.items():
-            if part.layout != torch.strided:
-                raise UnsupportedRuleError(
-                    f"{where}: the gradient of {name!r} is sparse, and what an optimizer does with "
-                    "sparse gradients cannot be split; build the model with sparse=False, and take "
-                    "torch.optim.Adam in place of SparseAdam. tracincp and the measured drops "
-                    "(Replay.drops) work for every optimizer."
-                )
-            gradient[name] = gradient[name] + part if name in gradient else part
-    return together(gradient)
 
 
 def forward_pass(

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from replay.evaluate.test_side import Examples
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.names import Description
 from replay.path.step_path import Split, StepPath

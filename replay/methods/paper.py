@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.method import Method

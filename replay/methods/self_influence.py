@@ -83,7 +83,7 @@ def _immediate(replayed: ReplayedStep) -> Tensor:
             if rule.is_matrix:
                 weights[name] = partial(_turned, rule, diagonal)
                 continue
-            sides = [d.flatten() for d in rule.diagonals if d is not None]
+            sides = [d.flatten() for d in (rule.pre, rule.post) if d is not None]
             weights[name] = torch.stack(sides).prod(0) * diagonal if sides else diagonal
         total += products.weighted_squares(batch, weights)
         c = micro.coefficients.to(total)  # gradients are those of c_i l_i

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.form import Form
 from replay.gradients.forms.outer_products import OuterProducts
@@ -122,7 +122,7 @@ class Adjoint:
             factor = rule.gain * kappa
             shares[k] += factor * self._buffers[name].waiting(form)
         if name in self._buffers:
-            self._buffers[name].fade(rule.keep)
+            self._buffers[name].fade(rule.kept)
 
     def _vectors(
         self,

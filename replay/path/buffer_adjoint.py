@@ -49,8 +49,12 @@ class BufferAdjoint:
         ]
         return found
 
-    def fade(self, keep: float) -> None:
-        """Multiply by a number."""
+    def fade(self, keep: float | Tensor) -> None:
+        """Multiply by a number, or each element by its own, where nothing waits."""
+        if isinstance(keep, Tensor):
+            assert not self._waiting
+            self.whole.mul_(keep.flatten().to(self.whole))
+            return
         self.scale *= keep
         self._waiting = [(factor * keep, outer) for factor, outer in self._waiting]
 

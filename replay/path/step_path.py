@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.test_side import Examples
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
 from replay.gradients.forms.per_example import PerExample
 from replay.path.test_means import WeightedGradients

@@ -22,7 +22,7 @@ from replay.evaluate.second_pass import Vectors
 from replay.evaluate.second_proof import prove
 from replay.evaluate.state import State, Transition
 from replay.evaluate.test_side import Examples
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
 from replay.steps.jacobian import GRADIENT, W, before, jacobian
 from replay.steps.limits import through_clipping

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from replay.evaluate.test_side import Examples
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.path.adjoint import Adjoint
 from replay.path.end_gradients import EndGradients
 from replay.path.step_path import Split, StepPath

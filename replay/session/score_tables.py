@@ -25,6 +25,19 @@ from tracer.records import ID
 _SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
 
+def _remedy(update_rule: str) -> str:
+    """Return what an update rule does to gradients that are rounding, and what helps."""
+    if "Rprop" in update_rule:  # which decides by their signs
+        return (
+            "Rprop takes whole steps by their signs, others in another dtype.\n  1. Train without "
+            "such parameters: bias=False in front of a BatchNorm."
+        )
+    return (
+        "Adam and RMSprop magnify them.\n  1. Compute gradients in float64: dtype=torch.float64 "
+        "(--dtype float64)."
+    )
+
+
 class ScoreTables:
     """Scores, drops and completeness terms of m test examples over a window of steps.
 
@@ -141,9 +154,8 @@ class ScoreTables:
                     f"{name} scores of test example {shown(self.question.test_ids[j])} add up to "
                     f"{earned[j]:.4g}, the data part of its loss difference is "
                     f"{data[j]:.4g}. Some gradients are pure rounding error because they cancel "
-                    "over the batch (for example a bias in front of a BatchNorm); Adam and "
-                    "RMSprop magnify them. Compute gradients in float64: dtype=torch.float64 "
-                    "(--dtype float64).",
+                    "over the batch (for example a bias in front of a BatchNorm), and "
+                    f"{_remedy(str(attributes['update_rule']))}",
                     PrecisionWarning,
                     stacklevel=3,
                 )

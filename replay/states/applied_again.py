@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from tracer.records import Step
-from tracer.watch.gradients import norms_of
+from tracer.watch.gradients import norms_of, values_of
 
 Gradients = dict[str, Tensor]
 Clip = Callable[[Gradients], Gradients]
@@ -120,7 +120,7 @@ def _clip_of(gradients: Gradients, wanted: Mapping[str, float]) -> Clip | None:
     if not 0 < after < before:
         return None
     for kind in _KINDS:
-        size = float(torch.nn.utils.get_total_norm(list(gradients.values()), kind))
+        size = float(_whole(gradients, kind))
         for digits in _DIGITS[: None if several else 2]:
             clip = _limited(float(f"{after / before * (size + 1e-6):.{digits}g}"), kind)
             if _meet(clip(gradients), wanted):
@@ -133,12 +133,15 @@ def _clip_of(gradients: Gradients, wanted: Mapping[str, float]) -> Clip | None:
     return None
 
 
+def _whole(gradients: Gradients, kind: float) -> Tensor:
+    return torch.nn.utils.get_total_norm([values_of(g) for g in gradients.values()], kind)
+
+
 def _limited(limit: float, kind: float) -> Clip:
     """Return what does as ``clip_grad_norm_`` does."""
 
     def clip(gradients: Gradients) -> Gradients:
-        whole = torch.nn.utils.get_total_norm(list(gradients.values()), kind)
-        return scaled(gradients, torch.clamp(limit / (whole + 1e-6), max=1.0))
+        return scaled(gradients, torch.clamp(limit / (_whole(gradients, kind) + 1e-6), max=1.0))
 
     return clip
 

@@ -192,6 +192,8 @@ def _carried(
     """Return how far a gradient off by ``size`` puts off the move, before ``E``, and the buffer."""
     each = size if rule.pre is None else rule.pre * size
     later = abs(rule.keep) * noise + abs(rule.gain) * each
+    if rule.still is not None:
+        later = rule.still * noise + (1 - rule.still) * later
     move = abs(rule.direct) * each + abs(rule.through) * later
     for matrix in (rule.left, rule.right):
         if matrix is not None:  # at least its spectral norm

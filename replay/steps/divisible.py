@@ -16,6 +16,25 @@ _OWN = (
 _ANY = "tracincp, tracin-sgd or the measured drops (Replay.drops)"
 
 
+def require_sparse(where: str, name: str, rule: UpdateRule) -> None:
+    """Raise UnsupportedRuleError if it is unknown how a rule takes a parameter's sparse gradient.
+
+    Args:
+        where: Which step.
+        name: The parameter.
+        rule: Its rule.
+    """
+    if not rule.sparse:
+        takes = [one for one, known in RULES.items() if known.sparse]
+        raise UnsupportedRuleError(
+            f"{where}: the gradient of {name!r} is sparse, and what its optimizer does with sparse "
+            f"gradients cannot be split; those of {', '.join(takes)} can.\n"
+            "  1. Build the model with sparse=False;\n"
+            f"  2. ask for {_ANY};\n"
+            "  3. or set sparse = True in a rule of your own that moves rows as its optimizer does."
+        )
+
+
 def require_division(log: RunLog, rule: UpdateRule | None, *, splits: bool, unrolls: bool) -> None:
     """Raise UnsupportedRuleError unless a run's steps can be taken as a question needs them.
 

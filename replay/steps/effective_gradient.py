@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.state import State
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.vectors.blocks import cut, double, total
 
 

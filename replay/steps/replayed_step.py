@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from replay.evaluate.state import Transition
-from replay.evaluate.train_side import TENSOR, TrainedStep
+from replay.evaluate.trained_step import TENSOR, TrainedStep
 from replay.steps.displacement import Displacement
 from replay.steps.optimizer_state import OptimizerState
 from tracer.records import Step

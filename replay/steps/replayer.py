@@ -9,8 +9,9 @@ from functools import partial
 from torch import Tensor
 
 from replay.evaluate.binding import Models
-from replay.evaluate.state import State, States, Transition
-from replay.evaluate.train_side import TrainedStep, replay_gradient, replay_step
+from replay.evaluate.state import State, States, Transition, step_name
+from replay.evaluate.train_side import replay_gradient, replay_step
+from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms.products import squared_norms
 from replay.steps.checking import Checks
 from replay.steps.clipping import ClipFactors
@@ -18,6 +19,7 @@ from replay.steps.diagnosis.applied import applied_gradient
 from replay.steps.diagnosis.case import Case, added
 from replay.steps.diagnosis.table import cause_of
 from replay.steps.displacement import Displacement, Division, split
+from replay.steps.divisible import require_sparse
 from replay.steps.effective_gradient import EffectiveGradient, effective_gradients
 from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
@@ -88,7 +90,7 @@ class Replayer:
         optimizer = self.checked(optimizer, t)
         how = replay_step if keep else replay_gradient
         trained = self._run(how, self._states.step(t), self._states.at(t))
-        now = self._states.transition(t, None if trained.penalty else trained.gradient)
+        now = self._states.transition(t, None if trained.penalty else trained.applied)
         try:
             return self._divided(now, trained, optimizer, keep=keep)
         except Mismatch as found:
@@ -139,7 +141,9 @@ class Replayer:
         rules = {name: rule.of(k) for name, k in now.step.optimizers.items()}
         decays = {name: rules[name].coupled_decay(n) for name, n in numbers.items()}
         gradients = effective_gradients(now.before, trained, decays, factors, device)
-        filters, moments = self._filters(rules, numbers, gradients, optimizer)
+        for name in trained.sparse:
+            require_sparse(step_name(now.step), name, rules[name])
+        filters, moments = self._filters(rules, numbers, gradients, trained.sparse, optimizer)
         return filters, moments, split(now, gradients, filters, optimizer.buffers, device, dtype)
 
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:
@@ -193,6 +197,7 @@ class Replayer:
         rules: dict[str, UpdateRule],
         numbers: dict[str, Numbers],
         gradients: dict[str, EffectiveGradient],
+        sparse: dict[str, Tensor],
         optimizer: OptimizerState,
     ) -> tuple[dict[str, Filter], dict[str, Moments]]:
         """Return how the step moves each parameter, and the second moments after it."""
@@ -202,7 +207,8 @@ class Replayer:
             known = moments.get(name) or rule.initial(gradient.w, n)
             buffer = optimizer.buffers.get(name)
             held = None if buffer is None else partial(total, buffer)
-            filters[name], after = rule.step(Now(gradient.w, gradient.whole, known, n, held))
+            given = Now(gradient.w, gradient.whole, known, n, held, sparse.get(name))
+            filters[name], after = rule.step(given)
             if after:
                 moments[name] = after
         return filters, moments

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from replay.evaluate.binding import Models
 from replay.evaluate.proof import Proof
 from replay.evaluate.state import State, States
-from replay.evaluate.train_side import TrainedStep
+from replay.evaluate.trained_step import TrainedStep
 from replay.steps.clipping import ClipFactors
 from replay.steps.divisible import require_division
 from replay.steps.optimizer_state import OptimizerState

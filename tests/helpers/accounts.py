@@ -34,7 +34,7 @@ def had(kind, before, after, group, w, g):
     """Return what torch had, from its state on either side and what it was given."""
     if hasattr(kind, "had"):
         return kind.had(before, after, group, w, g)
-    numbers = {k: float(v) for k, v in after.items() if torch.is_tensor(v) and v.dim() == 0}
+    numbers = {k: float(v) for k, v in after.items() if not getattr(v, "shape", ())}
     eta = float(before.get("eta", torch.tensor(float(group["lr"]))))
     matrix = _matrix(after["momentum_buffer"], group, g) if kind is O.Muon else None
     return Had(_divisor(kind, before, after, group, w, g), matrix, numbers, eta)
@@ -44,6 +44,11 @@ def _divisor(kind, before, after, group, w, g):
     if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam):
         v = after["max_exp_avg_sq" if group.get("amsgrad") else "exp_avg_sq"]
         return (v / (1 - group["betas"][1] ** float(after["step"]))).sqrt() + group["eps"]
+    if kind is O.SparseAdam:  # infinite in rows that the gradient has not
+        found = torch.full_like(w, torch.inf)
+        rows = g.coalesce().indices()[0]
+        found[rows] = after["exp_avg_sq"][rows].sqrt() + group["eps"]
+        return found
     if kind.__name__ == "Lion":
         b = before.get("exp_avg", torch.zeros_like(w))
         return (group["betas"][0] * b + (1 - group["betas"][0]) * g).abs()
@@ -133,9 +138,9 @@ class Account:
             return self._sgd(u, b, numbers, fresh)
         if kind is O.ASGD:
             return had.eta * u
-        if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam, O.Adamax):
-            b1 = numbers["betas.0"]
-            self.buffer = b1 * b + (1 - b1) * u
+        if kind in (O.Adam, O.AdamW, O.NAdam, O.RAdam, O.Adamax, O.SparseAdam):
+            b1, took = numbers["betas.0"], kind is not O.SparseAdam or had.divisor.isfinite()
+            self.buffer = torch.where(torch.as_tensor(took), b1 * b + (1 - b1) * u, b)
             return self._adam(u, numbers, had)
         if kind is O.Muon:
             mu, (rows, columns) = numbers["momentum"], u.shape
@@ -168,6 +173,8 @@ class Account:
     def _adam(self, u, numbers, had):
         lr, b1, k = numbers["lr"], numbers["betas.0"], had.numbers["step"]
         corrected = self.buffer / (1 - b1**k)
+        if self.kind is O.SparseAdam:
+            corrected = corrected * (1 - numbers["betas.1"] ** k) ** 0.5
         if self.kind is O.RAdam:
             far, b2 = 2 / (1 - numbers["betas.1"]) - 1, numbers["betas.1"]
             rho = far - 2 * k * b2**k / (1 - b2**k)

@@ -102,7 +102,7 @@ def train_gradients(task: Task, log: RunLog, t: int):
             )
             rows.append(
                 {
-                    n: torch.zeros_like(p) if g is None else g
+                    n: torch.zeros_like(p) if g is None else g.to_dense()
                     for (n, p), g in zip(leaves.items(), found, strict=True)
                 }
             )

@@ -17,7 +17,7 @@ from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps, root, u
 class Adagrad(UpdateRule):
     """``torch.optim.Adagrad``."""
 
-    smooth, frozen = True, "the sum of squares under the gradient"
+    smooth, sparse, frozen = True, True, "the sum of squares under the gradient"
 
     def coupled_decay(self, numbers: Numbers) -> float:
         return float(numbers.get("weight_decay", 0.0))

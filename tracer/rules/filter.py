@@ -6,7 +6,8 @@ parameter is linear in ``u``, the signed and clipped gradient plus coupled decay
     b' = keep b + gain D u,      w − w' = E (direct D u + through b') + decoupled w,
 
 ``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal; or ``E`` multiplies by a
-matrix from the left or from the right. ``forward`` splits steps. ``backward``, its transpose,
+matrix from the left or from the right. ``keep`` is 1 where the step leaves the buffer as it is
+(``still``). ``forward`` splits steps. ``backward``, its transpose,
 carries gradients of later steps to earlier ones.
 """
 
@@ -41,6 +42,7 @@ class Filter:
         left: ``E`` of a parameter ``(p, d)`` that multiplies it from the left, ``(p, p)``.
         right: Likewise from the right, ``(d, d)``.
         beyond: What the step moved besides, which is linear in nothing: the run's own rounding.
+        still: 1 for each element whose buffer the step leaves as it is, 0 for the others; float64.
 
     >>> step = Filter(through=0.1, keep=0.5, gain=1.0)
     >>> step.forward(torch.tensor(4.0), torch.tensor(2.0))  # b' = 0.5 · 2 + 4, then 0.1 b'
@@ -58,6 +60,7 @@ class Filter:
     right: Tensor | None = None
     beyond: Tensor | None = None
     behind: float = 0.0
+    still: Tensor | None = None
 
     def forward(
         self,
@@ -79,11 +82,19 @@ class Filter:
         u = u if u is None or self.pre is None else u * self.pre
         if self.behind and w is not None:
             u = w * self.behind if u is None else u.add(w, alpha=self.behind)
-        b = _sum(self.keep, b, self.gain, u, buffer)
+        if b is not None and self.still is not None:
+            b = _sum(1.0, b * self.kept, self.gain, u, buffer)
+        else:
+            b = _sum(self.keep, b, self.gain, u, buffer)
         moved = _sum(self.direct, u, self.through, b, move)
         if moved is not None and self.is_matrix:
             moved = _turned(moved, 1, self.left, self.right)
         return moved if moved is None or self.post is None else moved.mul_(self.post), b
+
+    @property
+    def kept(self) -> Tensor | float:
+        """Share of the buffer that stays, of each element where they differ."""
+        return self.keep if self.still is None else self.still * (1 - self.keep) + self.keep
 
     @property
     def is_matrix(self) -> bool:
@@ -109,7 +120,7 @@ class Filter:
     def backward(self, q: Tensor | None, adjoint: Tensor | None) -> tuple[Tensor, float]:
         """Return ``λ``, the gradient of this step's and all later moves with respect to ``u``.
 
-        Afterwards the adjoint of the buffer before this step is ``keep * adjoint``.
+        Afterwards the adjoint of the buffer before this step is ``kept * adjoint``.
 
         Args:
             q: Gradients at this step, ``(m, ...)``; None only where ``adds_plainly`` and the
@@ -143,10 +154,9 @@ class Filter:
 
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""
-        pre, post = (None if d is None else d.flatten().to(dtype) for d in (self.pre, self.post))
-        matrices = (None if d is None else d.to(dtype) for d in (self.left, self.right))
-        left, right = matrices
-        return replace(self.with_diagonals(pre, post), left=left, right=right, beyond=None)
+        diagonals = [None if d is None else d.flatten().to(dtype) for d in self.diagonals]
+        left, right = (None if d is None else d.to(dtype) for d in (self.left, self.right))
+        return replace(self.with_diagonals(*diagonals), left=left, right=right, beyond=None)
 
     def rescaled(self, scale: float) -> Filter:
         """Return the filter whose ``backward`` takes ``1 / scale`` times the adjoint."""
@@ -155,19 +165,21 @@ class Filter:
     @property
     def tensors(self) -> list[Tensor]:
         """All that it holds."""
-        held = (self.pre, self.post, self.left, self.right, self.beyond)
+        held = (*self.diagonals, self.left, self.right, self.beyond)
         return [x for x in held if x is not None]
 
     @property
-    def diagonals(self) -> tuple[Tensor | None, Tensor | None]:
-        """``D`` and ``E``."""
-        return self.pre, self.post
+    def diagonals(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """All that has a number for each element: ``D``, ``E`` and ``still``."""
+        return self.pre, self.post, self.still
 
-    def with_diagonals(self, pre: Tensor | None, post: Tensor | None) -> Filter:
-        """Return the filter for other elements, by their ``D`` and ``E``."""
-        if pre is None and post is None:
+    def with_diagonals(
+        self, pre: Tensor | None, post: Tensor | None, still: Tensor | None
+    ) -> Filter:
+        """Return the filter for other elements, by their ``diagonals``."""
+        if pre is None and post is None and still is None:
             return self
-        return replace(self, pre=pre, post=post)
+        return replace(self, pre=pre, post=post, still=still)
 
     @property
     def numbers(self) -> tuple[float, ...]:

@@ -101,10 +101,11 @@ class Now:
         state: State,
         numbers: Numbers,
         buffer: Callable[[], Tensor | None] | None,
+        sparse: Tensor | None = None,
     ) -> None:
         self.w, self.state, self.numbers = w, state, numbers
         self.first = buffer is None
-        self._u, self._buffer = u, buffer
+        self._u, self._buffer, self._sparse = u, buffer, sparse
 
     @cached_property
     def u(self) -> Tensor:
@@ -116,6 +117,16 @@ class Now:
         """The momentum buffer before the step; zero if there is none yet."""
         found = None if self._buffer is None else self._buffer()
         return torch.zeros_like(self.w) if found is None else found.to(self.w)
+
+    @cached_property
+    def rows(self) -> Tensor | None:
+        """Which elements a sparse gradient has, bool, be they 0; None if the gradient is dense."""
+        if self._sparse is None:
+            return None
+        whole, given = self._sparse.shape, self._sparse.sparse_dim()
+        rows = torch.zeros(whole[:given], dtype=torch.bool, device=self.w.device)
+        rows[tuple(self._sparse.coalesce().indices().to(rows.device))] = True
+        return rows.view(*whole[:given], *[1] * (len(whole) - given)).expand(whole)
 
 
 class UpdateRule:
@@ -134,6 +145,7 @@ class UpdateRule:
         smooth: Whether a step works element by element and has a derivative that autograd finds:
             then ``unrolled`` takes it.
         frozen: What a split takes as it was in the run, in words.
+        sparse: Whether it takes sparse gradients, and what it makes of them is what ``step`` says.
         refuses: Options with which it is another rule, that is not split.
         after: Hyperparameters that a step changes and needs as they are after it: ``now.numbers``
             has them once more, as ``d after`` for ``d``.
@@ -145,6 +157,7 @@ class UpdateRule:
     counts: tuple[str, ...] = ("step",)
     linear: tuple[str, ...] = ()
     smooth: bool = False
+    sparse: bool = False
     frozen: str = "its factors"
     refuses: tuple[str, ...] = ()
     after: tuple[str, ...] = ()

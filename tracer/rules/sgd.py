@@ -17,6 +17,7 @@ class SGD(UpdateRule):
     """``torch.optim.SGD``."""
 
     buffer, momentum, adapts, smooth = "momentum_buffer", "momentum", False, True
+    sparse = True
     frozen = ""
 
     def remembers(self, used: Callable[[str], bool]) -> bool:

@@ -28,6 +28,7 @@ from tracer.rules.rule import UpdateRule
 from tracer.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from tracer.rules.several import Several
 from tracer.rules.sgd import SGD
+from tracer.rules.sparse_adam import SparseAdam
 
 RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
     "SGD": SGD(),
@@ -42,6 +43,7 @@ RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
     "Adafactor": Adafactor(),
     "ASGD": ASGD(),
     "Rprop": Rprop(),
+    "SparseAdam": SparseAdam(),
     "Muon": Muon(),
 }
 OUTSIDE: dict[str, UpdateRule] = {  # of other packages, which are not imported

@@ -7,8 +7,6 @@ _LOW = "rounds its momentum to a few bits after each step, which is linear in no
 _BASIS = "steps along eigenvectors of its own state, which no replay finds to the last bit"
 _REASONS = {
     "LBFGS": "searches along a line, with several gradients a step",
-    "SparseAdam": "moves only the rows that a sparse gradient has; torch.optim.Adam moves all, "
-    "of a model with sparse=False",
     "Lookahead": "puts an average with earlier weights in place every few steps",
     "SOAP": _BASIS,
     "Shampoo": _BASIS,

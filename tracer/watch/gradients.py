@@ -60,13 +60,14 @@ def _with_norms(group: ParameterGroup, norms: Sequence[float | None]) -> Paramet
     return replace(group, gradient_norm=whole, norms=each)
 
 
-def _dense(gradient: Tensor) -> Tensor:
+def values_of(gradient: Tensor) -> Tensor:
+    """Return all that a gradient has, each element of a sparse one once."""
     return gradient.coalesce().values() if gradient.is_sparse else gradient
 
 
 def norms_of(gradients: Sequence[Tensor]) -> list[Tensor]:
     """Return the norm of each gradient, in float32 at least."""
-    gradients = [_dense(g) for g in gradients]
+    gradients = [values_of(g) for g in gradients]
     kinds = {(g.device, g.dtype) for g in gradients}
     if len(kinds) <= 1 and not any(dtype.itemsize < 4 for _, dtype in kinds):
         return list(torch._foreach_norm(gradients)) if gradients else []

@@ -104,7 +104,7 @@ _RULES: tuple[_Row[Rule], ...] = (
     (_named("MultiMarginLoss MultilabelMarginLoss NllLoss NllLoss2D"), by.removes(1), ()),
     (_named("CtcLoss CudnnCtcLoss", (0, 1)), by.removes(0, 2), ()),
     ([_INDEX], by.indexed, ()),
-    (_named("Embedding"), by.shared, ("scale_grad_by_freq", "sparse")),  # read with neither
+    (_named("Embedding"), by.shared, ("scale_grad_by_freq", "sparse")),  # read without the first
 )
 _CUTS: tuple[_Row[Cut], ...] = (
     (_named("Split UnsafeSplit"), slices.split, ("dim", "split_size")),

@@ -11,7 +11,7 @@ from replay.gradients.forms.dense import matrices
 from replay.gradients.forms.form import Form, all_finite, for_products, is_finite
 from replay.gradients.forms.sum import added
 from replay.gradients.operations.views import Node, shape_of
-from replay.gradients.proof.agreement import adds_up, allowed, not_adding_up
+from replay.gradients.proof.agreement import adds_up, allowed, dense, not_adding_up
 from replay.gradients.proof.forward_pass import Chosen, Pass, Plan, form_of, magnitudes
 
 Read = tuple[dict[str, Form], dict[str, Tensor]]
@@ -79,7 +79,7 @@ def _add_up(
     }
     for name in not_adding_up(forms, total, tolerances):  # by a fast look
         there = [(r, one.layout, deltas[r.node]) for r, one in ways[name] if r.node in deltas]
-        form, whole = forms[name], for_products(total[name]).reshape(forms[name].shape)
+        form, whole = forms[name], for_products(dense(total[name])).reshape(forms[name].shape)
         large = partial(magnitudes, there, len(found.losses))
         right = adds_up(form, form.summed(), whole, tolerances[name], large)
         if not right and is_finite(total[name]):  # else it is told elsewhere

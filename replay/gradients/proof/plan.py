@@ -19,7 +19,15 @@ from torch import Tensor
 from replay.gradients.forms.form import Form, for_products
 from replay.gradients.forms.sum import added
 from replay.gradients.operations.views import Node
-from replay.gradients.proof.agreement import SHARE, adds_up, agree, allowed, repeats, usual_size
+from replay.gradients.proof.agreement import (
+    SHARE,
+    adds_up,
+    agree,
+    allowed,
+    dense,
+    repeats,
+    usual_size,
+)
 from replay.gradients.proof.forward_pass import (
     Choice,
     Chosen,
@@ -184,7 +192,7 @@ def _wrong(
     """Return the parameters whose gradients are not what plain backward passes give, and why."""
     why = {}
     for name, trial in trials.items():
-        whole = for_products(total[name]).reshape(trial.form.shape)
+        whole = for_products(dense(total[name])).reshape(trial.form.shape)
         if not adds_up(trial.form, trial.summed, whole, trial.tolerance, trial.large):
             why[name] = COMPLETE + NO_SUM
     rest = [name for name in trials if name not in why]

@@ -16,7 +16,7 @@ from replay.gradients.readers.reader import Arrange, Reader, Shape
 def embedding(arrival: Arrival, graph: Graph, shape: Shape) -> list[Reader]:
     """Read a lookup; where all examples share it, the sum to which it is added."""
     node = arrival.node
-    if node._saved_scale_grad_by_freq or node._saved_sparse or not arrival.as_it_is:
+    if node._saved_scale_grad_by_freq or not arrival.as_it_is:
         return []
     tokens, padding = node._saved_indices, node._saved_padding_idx
     tokens = torch.where(tokens == padding, -1, tokens) if 0 <= padding < shape[0] else tokens

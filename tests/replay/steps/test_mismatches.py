@@ -15,7 +15,7 @@ from tests.helpers.cases import Case
 from tests.helpers.comparing import replayed
 from tests.helpers.rules import BY_NAME, trace
 from tracer import TracingOptimizer
-from tracer.errors import MismatchError, UnsupportedRuleError
+from tracer.errors import MismatchError
 
 
 def norms(raised):
@@ -106,33 +106,6 @@ def test_optimizer_state_loaded_in_the_middle_is_an_error(tmp_path):
     run = trace(tmp_path / "run.h5", BY_NAME["adam"], settle=settle)
     with pytest.raises(MismatchError, match="step 3 of .* does not reproduce"):
         replayed(run)
-
-
-def test_sparse_gradients_refuse_by_name(tmp_path):
-    class Sparse(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.table, self.top = nn.Embedding(12, 4, sparse=True), nn.Linear(4, 3)
-
-        def forward(self, x):
-            return self.top(self.table(x))
-
-    task = Case("sparse", Sparse).task()
-    data = {k: (torch.tensor(k), torch.tensor(k % 3)) for k in range(12)}
-    task = type(task)(lambda: Sparse().double(), task.loss, data, data)
-    model = task.model()
-    inner = torch.optim.SGD(model.parameters(), lr=0.1)
-    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
-        task.loss(model, task.collate([data[k] for k in (1, 4)])).mean().backward()
-        optimizer.step(batch_ids=[1, 4])
-    run = Replay(tmp_path / "run.h5", task=task)
-    with pytest.raises(
-        UnsupportedRuleError, match="step 0: the gradient of 'table.weight' is spar"
-    ):
-        run.influence([0], methods=("tracin",), progress=False)
-    assert np.isfinite(run.drops([0, 2], progress=False)).all()
-    found = run.influence([0], methods=("tracincp",), progress=False)
-    assert np.isfinite(found.scores["tracincp"]).all()
 
 
 def by_value(model):

@@ -7,12 +7,10 @@ import copy
 import numpy as np
 import pytest
 import torch
-from torch import nn
 from torch.optim.swa_utils import SWALR, AveragedModel, get_ema_multi_avg_fn
 
-from replay import Replay, Task
+from replay import Replay
 from tests.helpers import rules
-from tests.helpers.cases import cross_entropy
 from tests.helpers.rules import O
 from tracer import TracingOptimizer
 from tracer.errors import MismatchError, TracingWarning, UnsupportedRuleError
@@ -66,28 +64,6 @@ class AdamW8bit(O.AdamW):
     """Stands in for torchao's, whose states are no plain tensors."""
 
 
-class Rows(nn.Module):
-    """Embeddings with sparse gradients."""
-
-    def __init__(self):
-        super().__init__()
-        self.rows = nn.Embedding(9, 3, sparse=True, dtype=torch.float64)
-
-    def forward(self, x):
-        return self.rows(x).mean(1)
-
-
-def sparse_task():
-    def model():
-        torch.manual_seed(0)
-        return Rows()
-
-    generator = torch.Generator().manual_seed(1)
-    x = torch.randint(0, 9, (14, 3), generator=generator)
-    data = list(zip(x, torch.randint(0, 3, (14,), generator=generator), strict=True))
-    return Task(model, cross_entropy, data[:12], data[12:])
-
-
 def train(path, task, make, *, closure=False, after=None):
     """Return what training leaves behind, with or without a trace."""
     model = task.model()
@@ -118,7 +94,6 @@ def train(path, task, make, *, closure=False, after=None):
 LBFGS = (lambda p: O.LBFGS(p, lr=0.1, max_iter=3), rules.task, True, "LBFGS .it searches along")
 ROWS = [
     LBFGS,
-    (lambda p: O.SparseAdam(list(p), lr=0.1), sparse_task, False, "SparseAdam .it moves only the"),
     (SAM, rules.task, True, r"SAM .it takes gradients at other weights"),
     (AdamW8bit, rules.task, False, r"AdamW8bit .it rounds its momentum to a few bits"),
     (lambda p: Lookahead(p, lr=0.1), rules.task, False, r"Lookahead .it puts an average"),
