@@ -19,7 +19,6 @@ from tests.replay.steps.test_rules import FEW
 from tracer import TracingOptimizer
 from tracer.errors import UnsupportedRuleError
 
-pytestmark = pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly")  # torch's
 SPARSE = [
     Rule("sparse-adam", O.SparseAdam, {"lr": 0.05}),
     Rule("sparse-adam-maximize", O.SparseAdam, {"lr": 0.02, "betas": (0.7, 0.6), "maximize": True}),
