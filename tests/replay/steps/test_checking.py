@@ -156,7 +156,9 @@ def test_lbfgs_is_logged_and_refuses_by_name(path):
                 return loss
 
             optimizer.step(closure, batch_ids=ids)
-    with pytest.raises(UnsupportedRuleError, match=r"were made by LBFGS .it searches along a line.*, whose update"):
+    with pytest.raises(
+        UnsupportedRuleError, match=r"made by LBFGS .it searches along a line.*, whose update"
+    ):
         influence(path, TASK)
     run = Replay(path, task=TASK)
     assert (run.drops([0], progress=False) != 0).all()
