@@ -34,7 +34,8 @@ def had(kind, before, after, group, w, g):
     """Return what torch had, from its state on either side and what it was given."""
     if hasattr(kind, "had"):
         return kind.had(before, after, group, w, g)
-    numbers = {k: float(v) for k, v in after.items() if not getattr(v, "shape", ())}
+    whole = {k: v for k, v in after.items() if torch.is_tensor(v) or isinstance(v, int)}
+    numbers = {k: float(v) for k, v in whole.items() if not getattr(v, "shape", ())}
     eta = float(before.get("eta", torch.tensor(float(group["lr"]))))
     matrix = _matrix(after["momentum_buffer"], group, g) if kind is O.Muon else None
     return Had(_divisor(kind, before, after, group, w, g), matrix, numbers, eta)

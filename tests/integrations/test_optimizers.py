@@ -75,6 +75,27 @@ def test_an_option_that_makes_it_another_rule(tmp_path):
     replayed(run, methods=("tracincp",))
 
 
+def test_steps_of_soap_are_those_of_the_last_bit(tmp_path):
+    """So they are refused: no replay finds them, and another order of a batch is another run."""
+    kind = kind_of("pytorch_optimizer:SOAP")
+    rule = Rule("", kind, {"lr": 0.01})
+    run = trace(tmp_path / "run.h5", rule, steps=4)
+    with pytest.raises(UnsupportedRuleError, match=r"(?s)SOAP \(it steps along eigenvectors of"):
+        replayed(run)
+
+    def last_bit(_t, _optimizer, model):
+        for p in model.parameters():
+            p.grad = torch.nextafter(p.grad, p.grad + torch.sign(p.detach()))
+
+    ends = [untraced(run, steps=4, hook=hook)[0] for hook in (None, last_bit)]
+    begun = run.task.model().state_dict()
+    off, way = (
+        sum(float((a[n] - b[n]).square().sum()) for n in begun) ** 0.5
+        for a, b in (ends, (ends[0], begun))
+    )
+    assert off > 0.05 * way
+
+
 def test_rows_are_classes_that_there_are():
     known = importlib.import_module("tracer.rules.table").OUTSIDE
     names = {f"{kind.__module__}.{kind.__qualname__}" for kind in map(kind_of, OPTIONS)}

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 _ELSEWHERE = "takes gradients at other weights than those that it moves"
-_LOW = "rounds its momentum to a few bits after each step, which is linear in no gradient"
-_BASIS = "steps along eigenvectors of its own state, which no replay finds to the last bit"
+_LOW = (
+    "rounds its momentum to a few bits after each step, by 1 to 16 % of it, which is linear in no "
+    "gradient"
+)
+_BASIS = (
+    "steps along eigenvectors of its own state, and a gradient that is off in its last bit puts a "
+    "step off by half"
+)
 _REASONS = {
     "LBFGS": "searches along a line, with several gradients a step",
     "Lookahead": "puts an average with earlier weights in place every few steps",
