@@ -18,7 +18,9 @@ _SCALED = ("grad_scale", "found_inf")  # what a GradScaler leaves to an optimize
 
 
 class Joined(Optimizer):
-    """Takes the steps of several optimizers as one; groups, state and defaults are theirs.
+    """Takes the steps of several optimizers as one; groups and state are theirs.
+
+    Defaults are those that all have: a scheduler of momentum asks them what groups have.
 
     ``Optimizer.__init__`` is deliberately not called: it would make lists of groups of its own.
 
@@ -34,10 +36,9 @@ class Joined(Optimizer):
 
     def __init__(self, parts: Mapping[Key, Optimizer]) -> None:
         self.parts = dict(parts)
-        defaults: dict[str, Any] = {}
-        for part in self.parts.values():
-            defaults.update(part.defaults)
-        self.__setstate__({"defaults": defaults})
+        first, *others = (part.defaults for part in self.parts.values())
+        common = {k: v for k, v in first.items() if all(k in other for other in others)}
+        self.__setstate__({"defaults": common})
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]

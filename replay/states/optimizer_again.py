@@ -90,8 +90,14 @@ def made_again(
 def _made_again(path: Path, kind: type[Optimizer], groups: list[dict[str, Any]]) -> Optimizer:
     known = inspect.signature(kind.__init__).parameters
     arguments = {k: v for k, v in groups[0].items() if k in known and k != "params"}
+    wanted = {k: v for k, v in arguments.items() if known[k].default is known[k].empty}
     try:
-        return kind(groups, **arguments)
+        try:
+            return kind(groups, **arguments)
+        except (
+            Exception
+        ):  # it may not begin with a rate of 0, as a warm-up does: groups have theirs
+            return kind(groups, **wanted)
     except Exception as error:
         raise UnsupportedRuleError(
             f"{path} was made by {kind.__module__}.{kind.__qualname__}, which cannot be made again "

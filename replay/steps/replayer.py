@@ -144,6 +144,9 @@ class Replayer:
         for name in trained.sparse:
             require_sparse(step_name(now.step), name, rules[name])
         filters, moments = self._filters(rules, numbers, gradients, trained.sparse, optimizer)
+        for name in rules.keys() - numbers.keys():  # without a gradient
+            known = rules[name].idle(now.before.parameters[name], moments.get(name, {}))
+            moments |= {name: known} if known else {}
         return filters, moments, split(now, gradients, filters, optimizer.buffers, device, dtype)
 
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:

@@ -240,6 +240,9 @@ class Prodigy(Naive):
 
     def move(self, p, g, state, group):
         (b1, b2), d, lr = group["betas"], group["d"], group["lr"]
+        state |= {"size": 0.0, "d before": d, "divisor": 1.0}
+        if lr == 0:
+            return
         k = group["k"] = group["k"] + (p is group["params"][0])
         state["size"] = d * lr * (1 - b2**k) ** 0.5 / (1 - b1**k)
         state["d before"] = d
@@ -254,7 +257,7 @@ class Prodigy(Naive):
         sizes = sum(float(self.state[p]["s"].abs().sum()) for p in group["params"])
         group["numerator"] *= group["betas"][1] ** 0.5
         group["d"] = max(group["d"], group["numerator"] / sizes)
-        for p in group["params"]:
+        for p in [p for p in group["params"] if p.grad is not None]:
             state = self.state[p]
             state["divisor"] = state["exp_avg_sq"].sqrt() + group["d"] * group["eps"]
             shrunk = p * (1 - state["size"] * group["weight_decay"])
@@ -272,7 +275,7 @@ class Prodigy(Naive):
     @classmethod
     def moved(cls, account, u, b, numbers, had):
         b1 = numbers["betas.0"]
-        account.buffer = b1 * b + (1 - b1) * had.numbers["d"] * u
+        account.buffer = b1 * b + (1 - b1) * had.numbers["d"] * u if numbers["lr"] else b
         return had.numbers["size"] * account.buffer / had.divisor
 
 

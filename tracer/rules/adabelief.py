@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps
+from tracer.rules.group_steps import GroupSteps, steps_of
+from tracer.rules.rule import Now, Numbers, State, no_steps
 from tracer.rules.weight_decouple import coupled, decoupled
 
 
-class AdaBelief(UpdateRule):
+class AdaBelief(GroupSteps):
     """``pytorch_optimizer.AdaBelief``."""
 
     buffer, momentum = "exp_avg", "betas.0"
@@ -51,8 +52,3 @@ class AdaBelief(UpdateRule):
             decoupled=decoupled(numbers),
         )
         return move, {"step": count, "exp_avg_var": spread}
-
-
-def steps_of(group: Mapping[str, Any]) -> Tensor:
-    """Return how many steps a group has taken, which pytorch_optimizer counts for all of it."""
-    return no_steps().add_(group["step"])

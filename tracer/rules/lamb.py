@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tracer.rules.adabelief import steps_of
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps
+from tracer.rules.group_steps import GroupSteps, steps_of
+from tracer.rules.rule import Now, Numbers, State, no_steps
 from tracer.rules.weight_decouple import coupled, decoupled
 
 _LARGEST = 10.0  # norm of a parameter that counts
 
 
-class Lamb(UpdateRule):
+class Lamb(GroupSteps):
     """``pytorch_optimizer.Lamb``."""
 
     buffer, momentum = "exp_avg", "betas.0"

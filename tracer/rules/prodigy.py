@@ -41,6 +41,8 @@ class Prodigy(UpdateRule):
     def step(self, now: Now) -> tuple[Filter, State]:
         numbers = now.numbers
         b1, b2, d, k = (numbers[name] for name in ("betas.0", "betas.1", "d", "k"))
+        if not numbers["lr"]:  # it looks at no gradient then, as before a warm-up
+            return Filter(keep=1.0, gain=0.0), now.state
         v = now.state["exp_avg_sq"].mul(b2).addcmul_(now.u, now.u, value=d * d * (1 - b2))
         right = (1 - b2 ** (k + 1)) ** 0.5 / (1 - b1 ** (k + 1))
         size = d * numbers["lr"] * (right if numbers["use_bias_correction"] else 1.0)

@@ -195,6 +195,15 @@ class UpdateRule:
         rest = {k: v for k, v in stored.items() if k != self.buffer} if self.adapts else {}
         return rest, None if self.buffer is None else stored.get(self.buffer)
 
+    def idle(self, w: Tensor, state: State) -> State:
+        """Return the state after a step of the optimizer in which a parameter has no gradient.
+
+        Args:
+            w: The parameter.
+            state: Its state before; empty if it has had no gradient yet.
+        """
+        return state
+
     def step(self, now: Now) -> tuple[Filter, State]:
         """Return the step as a linear map of ``u``, and the state after it, without the buffer.
 

@@ -134,7 +134,7 @@ def of_another(case: Case) -> Cause | None:
         f"something beside the wrapped optimizer moved {name!r}: a second optimizer, or weights "
         "that were averaged or swapped",
         (
-            "Wrap one optimizer that takes the steps of both (docs/how-to/optimizers.md);",
+            "Wrap both together: TracingOptimizer([first, second], model, log);",
             "or go on with allow_mismatch=True: what the other moved is rounding then.",
         ),
         _ANCHOR,

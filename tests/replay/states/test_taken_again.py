@@ -22,9 +22,10 @@ STEPS = 7
 
 
 class Lion(torch.optim.Optimizer):
-    """Somebody's optimizer."""
+    """Somebody's optimizer, whose constructor takes no rate of 0."""
 
     def __init__(self, params, lr=0.01, betas=(0.9, 0.99)):
+        assert lr > 0
         super().__init__(params, {"lr": lr, "betas": betas})
 
     @torch.no_grad()
@@ -169,6 +170,11 @@ def scheduled(optimizer, model, t):
     plain(optimizer, model, t)
 
 
+def warmed_up(optimizer, model, t):
+    optimizer.param_groups[0]["lr"] = 0.001 * t
+    plain(optimizer, model, t)
+
+
 def sgd(model):
     return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
@@ -188,7 +194,7 @@ def lbfgs(model, **how):
 
 ODD_LIMIT = clipped(lambda o, ps, t: clip_grad_norm_(ps, 0.1234567 * (1 + t / 10)))
 LOOPS = {
-    "class-of-ones-own": (mlp, lambda m: Lion(m.parameters()), plain),
+    "class-of-ones-own": (mlp, lambda m: Lion(m.parameters()), warmed_up),
     "lbfgs": (mlp, lbfgs, closure),
     "lbfgs-line-search": (mlp, lambda m: lbfgs(m, line_search_fn="strong_wolfe"), closure),
     "adam-closure": (mlp, adam, closure),

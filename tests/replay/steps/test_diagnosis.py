@@ -267,7 +267,8 @@ class ClampedWeights(Mistakes):
 
 class TwoOptimizers(Mistakes):
     said = (
-        r"beside the wrapped optimizer moved '2\.\w+': a second optimizer.*1\. Wrap one optimizer"
+        r"beside the wrapped optimizer moved '2\.\w+': a second optimizer.*"
+        r"1\. Wrap both together: TracingOptimizer\(\[first, second\], model, log\)"
     )
 
     def parameters(self, model):

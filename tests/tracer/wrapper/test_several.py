@@ -221,3 +221,16 @@ def test_what_cannot_be_joined(tmp_path):
             alone[0]
         TASK.loss(model, TASK.collate(TASK.train[:3])).mean().backward()
         alone.step(batch_ids=[0, 1, 2])
+
+
+def test_a_scheduler_that_moves_momentum_asks_for_what_all_groups_have(tmp_path):
+    model = TASK.model()
+    with TracingOptimizer(
+        SGD_ADAM.made(model.parameters()).parts, model, tmp_path / "r.h5"
+    ) as both:
+        assert "weight_decay" in both.defaults
+        with pytest.raises(ValueError, match="must support momentum or beta1"):
+            lr_scheduler.OneCycleLR(both, max_lr=0.1, total_steps=4)
+        lr_scheduler.OneCycleLR(both, max_lr=0.1, total_steps=4, cycle_momentum=False)
+        TASK.loss(model, TASK.collate(TASK.train[:3])).mean().backward()
+        both.step(batch_ids=[0, 1, 2])
