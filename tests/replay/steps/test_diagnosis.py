@@ -266,10 +266,7 @@ class ClampedWeights(Mistakes):
 
 
 class TwoOptimizers(Mistakes):
-    said = (
-        r"beside the wrapped optimizer moved '2\.\w+': a second optimizer.*"
-        r"1\. Wrap both together: TracingOptimizer\(\[first, second\], model, log\)"
-    )
+    said = r"beside the wrapped optimizer moved '2\.\w+'.*1\. Wrap both .*\(\[first, second\], mod"
 
     def parameters(self, model):
         return model[0].parameters()
