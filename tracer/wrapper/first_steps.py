@@ -115,8 +115,8 @@ def _imported(reference: str) -> Any:
 
 def _run_by_name(place: str) -> Any:
     """Return the program itself if it runs as ``python -m place``."""
-    main = sys.modules["__main__"]
-    return main if getattr(main.__spec__, "name", None) == place else None
+    main = sys.modules.get("__main__")
+    return main if getattr(getattr(main, "__spec__", None), "name", None) == place else None
 
 
 def _name_of(task: Any) -> str:
