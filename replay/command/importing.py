@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
+from replay.processes.launch import BEGUN
+
 INTERRUPTED = 130
 
 
@@ -40,9 +42,11 @@ def leaving() -> Iterator[None]:
 
 
 def say_interrupted() -> None:
-    """Say so on stderr."""
-    text = "Interrupted; no file was written unless a line above says so."
-    print(text, file=sys.stderr, flush=True)
+    """Say so on stderr; of a job's processes one does, or the program that has begun them."""
+    rank = os.environ.get("RANK")
+    if rank is None or (rank == "0" and BEGUN not in os.environ):
+        text = "Interrupted; no file was written unless a line above says so."
+        print(text, file=sys.stderr, flush=True)
 
 
 def _leave(*_: Any) -> None:

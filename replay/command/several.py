@@ -42,6 +42,9 @@ def takes_workers(command: Callable[..., Any]) -> Callable[..., Any]:
             )
         if workers > 1 and here().size == 1 and not given.get("dry_run"):
             raise Several(workers)
-        command(**given, **({"workers": workers} if "dry_run" in given else {}))
+        if given.get("dry_run") and not here().leads:
+            return
+        number = {"workers": max(workers, here().size)} if "dry_run" in given else {}
+        command(**given, **number)
 
     return told

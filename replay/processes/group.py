@@ -1,7 +1,7 @@
 """What the processes of a job tell each other: who does what, how far they are, what went wrong.
 
-torchrun starts the processes, watches them and ends all when one dies; its key-value store is all
-that is used here. Results go by files that every process sees.
+torchrun starts the processes, watches them and ends all when one dies. Results go by files that
+every process sees.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, NoReturn
 
+from replay.processes.store import Store
 from tracer.errors import InputError, TracinError
 
 Done = Callable[..., None]
 _NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_PATIENCE = timedelta(minutes=30)  # without a sign of the others
 _ADVANCED = "advanced"
 _EVERY = 0.1  # seconds between looks at the others
 
@@ -76,10 +75,8 @@ class Group:
         return self.rank == 0
 
     @cached_property
-    def _store(self) -> Any:
-        from torch.distributed.rendezvous import rendezvous
-
-        return next(rendezvous("env://", timeout=_PATIENCE))[0]
+    def _store(self) -> Store:
+        return Store.of_job()
 
     def device(self, named: str) -> str:
         """Return which device this process takes: of several GPUs, one of its own."""
@@ -87,7 +84,7 @@ class Group:
 
     def claims(self, part: str) -> bool:
         """Return whether this process is to do a part of the work: each falls to one."""
-        return bool(self._store.add(f"claimed/{part}", 1) == 1)
+        return self._store.add(f"claimed/{part}", 1) == 1
 
     def shows(self, advance: Callable[[], None]) -> Done:
         """Return what counts one piece of work as done.
@@ -116,7 +113,7 @@ class Group:
             Whether this process leads.
 
         Raises:
-            InputError: None of the others did anything for half an hour.
+            InputError: None of the others gave a sign of life for half an hour.
         """
         self._store.add("left", 1)
         if self.leads:
@@ -132,19 +129,11 @@ class Group:
         return json.loads(self._store.get(f"told/{name}"))
 
     def _until_all_left(self, look: Done) -> None:
-        known, since = -1, time.monotonic()
+        missed = self._store.missed()
         while self._store.add("left", 0) < self.size:
             time.sleep(_EVERY)
             look(0)
-            if (now := self._store.add(_ADVANCED, 0)) != known:
-                known, since = now, time.monotonic()
-            if time.monotonic() - since > _PATIENCE.total_seconds():
-                raise InputError(
-                    f"{self._store.add('left', 0)} of the job's {self.size} processes are done, "
-                    "and none of the others did anything for 30 minutes.\n"
-                    "1. End the job, and start the same again: what is finished is on file.\n"
-                    "2. Start it with torchrun, which ends it when one of its processes dies."
-                )
+            missed()
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
@@ -162,8 +151,8 @@ class Group:
         said = "" if own is None else f"on {socket.gethostname()}, process {self.rank}: {own}"
         keys = [f"agreed/{self._times}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], said)
-        self._store.wait(keys, _PATIENCE)
-        texts = [self._store.get(key).decode() for key in keys]
+        self._store.wait(keys)
+        texts = [self._store.get(key) for key in keys]
         if not any(texts):
             return
         if not self.leads:

@@ -8,8 +8,10 @@ import sys
 import uuid
 from collections.abc import Sequence
 
+BEGUN = "TRACIN_REPLAY_BEGUN"  # in the environment of processes that this program has begun
 _THREADS = "OMP_NUM_THREADS"
 _RESTARTS = 3  # of a job one of whose processes was killed
+_BEGIN = "import sys; sys.path[:] = {}; from replay.command.entry import main; main()"
 
 
 def on_several(workers: int, arguments: Sequence[str]) -> int:
@@ -24,21 +26,25 @@ def on_several(workers: int, arguments: Sequence[str]) -> int:
     """
     known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     os.environ.setdefault(_THREADS, str(max(1, (known or 1) // workers)))
-    code = 0
+    os.environ[BEGUN] = str(workers)
+    code, path = 0, [str(one) for one in sys.path]  # a user's replay.py is not what is meant
     for _ in range(1 + _RESTARTS):
-        code = _launched(workers, arguments)
+        code = _launched(workers, ["-c", _BEGIN.format(path), *arguments])
         if code >= 0:
             return code
     return 128 - code
 
 
 def _launched(workers: int, arguments: Sequence[str]) -> int:
-    """Return the exit code of the first process that failed, negative if it was killed; or 0."""
+    """Run Python with some arguments on several processes.
+
+    Return the exit code of the first process that failed, negative if it was killed; or 0.
+    """
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # they say it all
+    logging.disable(logging.ERROR)  # the processes say what is wrong
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -49,9 +55,11 @@ def _launched(workers: int, arguments: Sequence[str]) -> int:
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "replay", *arguments)
+        elastic_launch(config, sys.executable)(*arguments)
     except ChildFailedError as error:
         return int(error.get_first_failure()[1].exitcode)
     except SignalException:
         raise KeyboardInterrupt from None
+    finally:
+        logging.disable(logging.NOTSET)
     return 0

@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
 import torch
 
 from replay.results.part_file import (
@@ -70,10 +71,7 @@ class Parts:
             except OSError as error:
                 if path.exists() and not path.is_dir():
                     raise _foreign(path) from error
-                raise InputError(
-                    f"finished parts cannot be kept in {path}: {error.strerror}; choose another "
-                    "place."
-                ) from error
+                raise _unwritten(path, error) from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._kept
@@ -87,7 +85,19 @@ class Parts:
 
     def __exit__(self, *_: object) -> None:
         if self._file is not None:
-            self._file.close()
+            with suppress(OSError):  # on a full disk: what is whole was flushed
+                self._file.close()
+
+    def recognise(self, name: str, fact: int) -> None:
+        """Keep a fact on which all parts depend, unless there is one.
+
+        Raises:
+            InputError: There is another.
+        """
+        if name not in self:
+            self.add(name, {name: np.array(fact)})
+        elif int(self[name][name]) != fact:
+            raise self._other(name)
 
     def names(self) -> list[str]:
         """Return which parts are finished."""
@@ -103,8 +113,11 @@ class Parts:
         data, place = io.BytesIO(), self.path / f"{name}{_STATE}{_ENDING}"
         torch.save(dict(state), data)
         partial = place.with_name(f"{secrets.token_hex(8)}{_STATE}{_ENDING}")
-        partial.write_bytes(with_checksum(data.getvalue()))
-        partial.replace(place)
+        try:
+            partial.write_bytes(with_checksum(data.getvalue()))
+            partial.replace(place)
+        except OSError as error:
+            raise _unwritten(self.path, error) from error
 
     def state(self, name: str) -> Any:
         """Return what was kept under a name; None if that is nothing, or torn."""
@@ -141,21 +154,26 @@ class Parts:
         """Write a record to this process's own file, and look at it there."""
         assert self._file is not None
         path, start = Path(self._file.name), self._file.tell()
-        self._file.write(packed(header, arrays))
-        self._file.flush()
+        try:
+            self._file.write(packed(header, arrays))
+            self._file.flush()
+        except OSError as error:
+            raise _unwritten(path.parent, error) from error
         self._read[path] = self._file.tell()
         return next(records(path, start))
 
     def _compare(self, found: dict[str, Any]) -> None:
         ours = self._question
         if found != ours:
-            other = next((name for name in ours if found.get(name) != ours[name]), "")
-            raise InputError(
-                f"{self.path} holds finished parts of another question: its {other} is not the "
-                "same.\n"
-                "1. To go on, ask as before, in the same surroundings.\n"
-                "2. To begin anew, remove that folder, or choose another place for the result."
-            )
+            other = next(name for name in {**ours, **found} if found.get(name) != ours.get(name))
+            raise self._other(other)
+
+    def _other(self, name: str) -> InputError:
+        return InputError(
+            f"{self.path} holds finished parts of another question: its {name} is not the same.\n"
+            "1. To go on, ask as before, in the same surroundings.\n"
+            "2. To begin anew, remove that folder, or choose another place for the result."
+        )
 
 
 def remove_parts(target: Path) -> None:
@@ -166,6 +184,14 @@ def remove_parts(target: Path) -> None:
             part.unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files are in it
             path.rmdir()
+
+
+def _unwritten(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"finished parts cannot be kept in {path}: {error.strerror}.\n"
+        "1. Make room there, and give the same command again: what is finished stays.\n"
+        "2. Choose another place for the result."
+    )
 
 
 def _foreign(path: Path) -> InputError:

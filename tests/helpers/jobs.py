@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch.distributed import HashStore
 
 from replay.processes.group import Group
+from replay.processes.store import Store
 
 
 class Solo(Group):
@@ -12,7 +13,7 @@ class Solo(Group):
 
     def __init__(self, size=1):
         self.rank, self.size, self._times = 0, size, 0
-        self._store = HashStore()
+        self._store = Store(HashStore())
         for rank in range(1, size):
             for k in range(1, 9):
                 self._store.set(f"agreed/{k}/{rank}", "")

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import random
+import threading
+from datetime import timedelta
 
 import pytest
+from torch.distributed import DistNetworkError, HashStore
 
-from replay.processes import group
+from replay.command.importing import say_interrupted
+from replay.processes import store
+from replay.processes.launch import BEGUN
+from replay.processes.store import Store
 from tests.helpers import killed_jobs
-from tests.helpers.command import run
+from tests.helpers.command import run, started
 from tests.helpers.jobs import Solo
 from tracer.errors import InputError
+
+INSTALLED = "import sys; del sys.path[0]; from replay.command.entry import main; main()"
+JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
 def test_a_killed_worker_loses_nothing(folder):
@@ -24,7 +33,10 @@ def test_a_killed_worker_loses_nothing(folder):
 
 
 def test_errors_are_said_once(folder):
-    process = killed_jobs.job("nowhere/out.h5")
+    """A user's file of the name of a module of ours is not it, where the program is installed."""
+    (folder / "replay.py").write_text("raise SystemExit(7)")
+    asked = ["influence", "run.h5", "--test", "all", "--out", "nowhere/out.h5", "--workers", "2"]
+    process = started(["-c", INSTALLED, *asked])
     _, err = process.communicate()
     assert process.returncode == 2
     assert err.count("nowhere/out.h5 cannot be written") == 1
@@ -45,10 +57,64 @@ def test_what_fails_on_another_host_ends_the_job():
         pass
 
 
-def test_others_that_do_nothing_are_not_waited_for_forever(monkeypatch):
-    monkeypatch.setattr(group, "_PATIENCE", group._PATIENCE * 0)
+def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):
+    monkeypatch.setattr(store, "_PATIENCE", store._PATIENCE * 0)
+    monkeypatch.setattr(store, "_LOOK", timedelta(seconds=0.01))
     job = Solo()
     job.size = 2
-    said = r"1 of the job's 2 processes are done, and none .*\n.*\n2. Start it with torchrun"
+    said = r"none of the job's other processes gave a sign .*\n.*\n2. Start it with torchrun"
     with pytest.raises(InputError, match=said):
         job.ended(job.shows(lambda: None))
+    with pytest.raises(InputError, match=said):
+        job.told("what nobody says")
+
+
+def test_long_work_of_others_is_waited_for(monkeypatch):
+    """Each gives signs of life while it works; one's own are none of others."""
+    monkeypatch.setattr(store, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(store, "_LOOK", timedelta(seconds=0.05))
+    monkeypatch.setattr(store, "_BEAT", 0.1)
+    kept = HashStore()
+    other, own = Store(kept), Store(kept)
+    stopped = threading.Timer(2.0, other.set, ["told/late", "7"])
+    for beating in (other, own):
+        beating.begin()
+    stopped.start()
+    assert own.get("told/late") == "7"
+    other.end()
+    with pytest.raises(InputError, match="no sign|gave a sign"):
+        own.get("told/never")
+    own.end()
+
+
+def test_a_launcher_that_is_gone_is_said(monkeypatch):
+    class Gone:
+        def add(self, *_):
+            raise DistNetworkError("Failed to recv, got 0 bytes.\nmore")
+
+    said = r"started this job is gone, .* \(Failed to recv, got 0 bytes.\).\n1. Start the same"
+    with pytest.raises(InputError, match=said):
+        Store(Gone()).add("alive", 1)
+
+
+@pytest.mark.parametrize(
+    ("told", "says"),
+    [
+        (JOB, 0),
+        (JOB | {"RANK": "0"}, 1),
+        ({"RANK": "0", BEGUN: "2"}, 0),
+        ({BEGUN: "2"}, 1),
+        ({}, 1),
+    ],
+)
+def test_one_of_a_job_says_that_it_was_interrupted(monkeypatch, capsys, told, says):
+    for name, value in told.items():
+        monkeypatch.setenv(name, value)
+    say_interrupted()
+    assert capsys.readouterr().err.count("Interrupted") == says
+
+
+def test_one_of_a_job_estimates(folder, capsys, monkeypatch):
+    for name, value in JOB.items():
+        monkeypatch.setenv(name, value)
+    assert run(capsys, "--log", "run.h5", "--test", "all", "--dry-run") == (0, "", "")

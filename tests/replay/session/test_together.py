@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -161,6 +163,31 @@ def test_another_question_is_refused(logs, tmp_path, monkeypatch):
             together(logs / "sgd", out, **more)
     with pytest.raises(InputError, match=r"chunks of 2 test examples.*memory given holds 1"):
         together(logs / "sgd", out, methods=("tracin",), memory="1kB")
+    changed = replace(TASK, measure=lambda model, batch: cross_entropy(model, batch) * 2)
+    monkeypatch.setitem(globals(), "TASK", changed)
+    with pytest.raises(InputError, match="another question: its set of test values "):
+        together(logs / "sgd", out, methods=("tracin",))
+
+
+def test_what_only_the_parts_on_file_were_asked_is_named(tmp_path):
+    with Parts(tmp_path, {"by": "epoch"}):
+        pass
+    with pytest.raises(InputError, match="another question: its by is not the same"):
+        Parts(tmp_path, {})
+
+
+def test_a_full_disk_is_said(tmp_path):
+    resource = pytest.importorskip("resource")
+    before, parts = resource.getrlimit(resource.RLIMIT_FSIZE), Parts(tmp_path, {})
+    said = r"cannot be kept in .*: File too large.\n1. Make room"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(InputError, match=said), parts:
+            parts.add("large", {"table": np.zeros(1000)})
+        with pytest.raises(InputError, match=said):
+            parts.keep_state("large", {"table": torch.zeros(2000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -1,0 +1,128 @@
+"""What the processes of a job write for each other, and whether they are still alive.
+
+torchrun's key-value store keeps it. A piece of work may take hours, so that nobody is missed for
+being silent about it: every process gives a sign of life each minute, whatever it does.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from tracer.errors import InputError
+
+_PATIENCE = timedelta(minutes=30)  # without a sign of the others
+_BEAT, _LOOK = 60.0, timedelta(seconds=20)
+_ALIVE = "alive"
+
+
+class Store:
+    """A key-value store that all processes of a job reach.
+
+    Args:
+        kept: What keeps it, one of ``torch.distributed``'s stores.
+    """
+
+    def __init__(self, kept: Any) -> None:
+        self._kept, self._beats = kept, 0
+        self._ended = threading.Event()
+
+    @classmethod
+    def of_job(cls) -> Store:
+        """Return the store of the job that the environment names."""
+        from torch.distributed.rendezvous import rendezvous
+
+        with _reached():
+            store = cls(next(rendezvous("env://", timeout=_PATIENCE))[0])
+        store.begin()
+        return store
+
+    def begin(self) -> None:
+        """Begin to give signs of life."""
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def end(self) -> None:
+        """Give no more signs."""
+        self._ended.set()
+
+    def add(self, name: str, number: int) -> int:
+        """Add to a number, which begins at 0, and return it."""
+        with _reached():
+            return int(self._kept.add(name, number))
+
+    def set(self, name: str, text: str) -> None:
+        """Write a text."""
+        with _reached():
+            self._kept.set(name, text)
+
+    def get(self, name: str) -> str:
+        """Return a text, as soon as it is written."""
+        self.wait([name])
+        with _reached():
+            return str(self._kept.get(name).decode())
+
+    def wait(self, names: Sequence[str]) -> None:
+        """Wait until all texts are written.
+
+        Raises:
+            InputError: The other processes gave no sign of life for half an hour.
+        """
+        missed = self.missed()
+        while not self._written(names):
+            missed()
+
+    def missed(self) -> Callable[[], None]:
+        """Return what raises InputError once no other process gave a sign for half an hour."""
+        known, since = -1, time.monotonic()
+
+        def look() -> None:
+            nonlocal known, since
+            now = self.add(_ALIVE, 0) - self._beats
+            if now != known:
+                known, since = now, time.monotonic()
+            if time.monotonic() - since > _PATIENCE.total_seconds():
+                raise InputError(
+                    "none of the job's other processes gave a sign of life for 30 minutes.\n"
+                    "1. End the job, and start the same again: what is finished is on file.\n"
+                    "2. Start it with torchrun, which ends it when one of its processes dies."
+                )
+
+        return look
+
+    def _written(self, names: Sequence[str]) -> bool:
+        from torch.distributed import DistStoreError
+
+        with _reached():
+            try:
+                self._kept.wait(list(names), _LOOK)
+            except DistStoreError:  # not yet
+                return False
+            return True
+
+    def _beat(self) -> None:
+        while not self._ended.wait(_BEAT):
+            try:
+                self.add(_ALIVE, 1)
+            except InputError:  # said by what needs the store
+                return
+            self._beats += 1
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Raise InputError where what keeps the store is gone, and with it what started the job."""
+    from torch.distributed import DistError
+
+    try:
+        yield
+    except DistError as error:
+        raise InputError(
+            f"on {socket.gethostname()}: what started this job is gone, or cannot be reached any "
+            f"more ({str(error).splitlines()[0][:100]}).\n"
+            "1. Start the same again: what is finished is on file."
+        ) from error
