@@ -130,24 +130,29 @@ def run(arguments: list[str] | None = None) -> int:
             if not here().leads:  # the first process of a job says what all find
                 warnings.simplefilter("ignore")
             return cli(arguments, prog_name="tracin-replay", standalone_mode=False) or 0
-    except click.ClickException as error:
-        error.show()
-        return 2
-    except (GradientError, MismatchError) as error:
-        click.echo(f"Check failed: {error}", err=True)
-        return 1
-    except TracinError as error:
-        click.echo(f"Error: {error}", err=True)
-        return 2
     except Several as wanted:
         return on_several(wanted.workers, sys.argv[1:] if arguments is None else arguments)
     except click.Abort:
         raise KeyboardInterrupt from None
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        if here().speaks():
+            _say(error)
+        if isinstance(error, GradientError | MismatchError):
+            return 1
+        return 2 if isinstance(error, TracinError | click.ClickException) else 3
+
+
+def _say(error: Exception) -> None:
+    """Say what went wrong."""
+    if isinstance(error, click.ClickException):
+        error.show()
+    elif isinstance(error, TracinError):
+        checked = isinstance(error, GradientError | MismatchError)
+        click.echo(f"{'Check failed' if checked else 'Error'}: {error}", err=True)
+    else:
+        traceback.print_exception(error)
         click.echo(
             "This is an error in the task's own code or in tracin-replay; the lines above say "
             "where.",
             err=True,
         )
-        return 3

@@ -42,6 +42,10 @@ class Alone:
         """Return True: all is to be done here."""
         return bool(part)
 
+    def speaks(self) -> bool:
+        """Return True: nobody else says what went wrong."""
+        return True
+
     def shows(self, advance: Callable[[], None]) -> Done:
         """Return what advances the bar."""
         return advance
@@ -85,6 +89,15 @@ class Group:
     def claims(self, part: str) -> bool:
         """Return whether this process is to do a part of the work: each falls to one."""
         return self._store.add(f"claimed/{part}", 1) == 1
+
+    def speaks(self) -> bool:
+        """Return whether this process says what went wrong: all others may find the same."""
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return True  # the store may have ended with the first process
+        try:
+            return self.claims("what went wrong")
+        except InputError:
+            return True
 
     def shows(self, advance: Callable[[], None]) -> Done:
         """Return what counts one piece of work as done.

@@ -9,6 +9,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistNetworkError, HashStore
 
+from replay.command import program
 from replay.command.importing import say_interrupted
 from replay.processes import store
 from replay.processes.launch import BEGUN
@@ -112,6 +113,17 @@ def test_one_of_a_job_says_that_it_was_interrupted(monkeypatch, capsys, told, sa
         monkeypatch.setenv(name, value)
     say_interrupted()
     assert capsys.readouterr().err.count("Interrupted") == says
+
+
+@pytest.mark.parametrize("own", [("--bogus",), ("--log", "none.h5")])
+def test_the_first_of_a_job_that_fails_says_why(capsys, monkeypatch, folder, own):
+    """The others find the same."""
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    job = Solo()
+    monkeypatch.setattr(program, "here", lambda: job)
+    asked = ("--test", "all", *own)
+    said = [run(capsys, *asked) for _ in range(2)]
+    assert [(code, bool(err)) for code, _, err in said] == [(2, True), (2, False)]
 
 
 def test_one_of_a_job_estimates(folder, capsys, monkeypatch):
