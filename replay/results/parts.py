@@ -28,6 +28,7 @@ from replay.results.part_file import (
 from tracer.errors import InputError
 
 _ENDING, _STATE = ".parts", ".state"
+_PART, _NOTE = "part", "note"  # in headers
 
 
 def parts_of(target: Path) -> Path:
@@ -95,7 +96,7 @@ class Parts:
             InputError: There is another.
         """
         if name not in self:
-            self.add(name, {name: np.array(fact)})
+            self.note(name, {name: np.array(fact)})
         elif int(self[name][name]) != fact:
             raise self._other(name)
 
@@ -105,7 +106,11 @@ class Parts:
 
     def add(self, name: str, arrays: Arrays) -> None:
         """Keep a part."""
-        self._kept[name] = arrays if self._file is None else self._append({"part": name}, arrays)
+        self._kept[name] = arrays if self._file is None else self._append({_PART: name}, arrays)
+
+    def note(self, name: str, arrays: Arrays) -> None:
+        """Keep what is no work, and worth nothing without a part."""
+        self._kept[name] = self._append({_PART: name, _NOTE: True}, arrays)
 
     def keep_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Keep tensors and numbers, in place of earlier ones of that name."""
@@ -141,7 +146,7 @@ class Parts:
                 if "question" in record.header:
                     self._compare(record.header["question"])
                 else:
-                    self._kept[record.header["part"]] = record
+                    self._kept[record.header[_PART]] = record
                 self._read[path] = record.end
 
     def _own(self) -> None:
@@ -184,6 +189,17 @@ def remove_parts(target: Path) -> None:
             part.unlink(missing_ok=True)
         with suppress(OSError):  # somebody else's files are in it
             path.rmdir()
+
+
+def remove_unbegun(target: Path) -> None:
+    """Remove what a job left that finished no part: another question may be asked there."""
+    headers = [
+        [] if file.stem.endswith(_STATE) else [record.header for record in records(file)]
+        for file in parts_of(target).glob(f"*{_ENDING}")
+    ]
+    ours = all(some and "question" in some[0] for some in headers)
+    if ours and all(_NOTE in one for some in headers for one in some if _PART in one):
+        remove_parts(target)
 
 
 def _unwritten(path: Path, error: OSError) -> InputError:

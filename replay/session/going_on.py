@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from replay.processes.group import Alone, Group
-from replay.results.parts import begun_with, parts_of
+from replay.results.parts import begun_with, parts_of, remove_unbegun
 from replay.session.bound_run import BoundRun
 
 THREADS = "number of threads"  # in the question of finished parts, whose bits depend on it
@@ -32,6 +32,7 @@ def begin_together(
     """
     threads = run.computing.threads
     if group.leads:
+        remove_unbegun(out)
         go_on(run, out)
         choose()
         group.tell(THREADS, threads.number)

@@ -55,7 +55,7 @@ class Grid:
         """Put on file how examples are divided, unless it is."""
         if _NAME not in parts:
             even = -(-len(self._question.test_ids) // _CHUNKS)
-            parts.add(_NAME, {"most": np.array(min(self._holds, _MOST, even))})
+            parts.note(_NAME, {"most": np.array(min(self._holds, _MOST, even))})
 
     def adopt(self, parts: Parts) -> None:
         """Divide the work as it is on file.

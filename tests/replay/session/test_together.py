@@ -169,6 +169,17 @@ def test_another_question_is_refused(logs, tmp_path, monkeypatch):
         together(logs / "sgd", out, methods=("tracin",))
 
 
+def test_a_question_that_finished_nothing_binds_nobody(logs, tmp_path, monkeypatch):
+    """It was refused, say; files of others stay."""
+    out = tmp_path / "out.h5"
+    assert interrupted(monkeypatch, 0, logs / "sgd", out, methods=("tracin",)) == ([], None)
+    parts_of(out).joinpath("other.parts").write_text("hi")
+    with pytest.raises(InputError, match="another question"):
+        together(logs / "sgd", out, methods=("ideal",))
+    parts_of(out).joinpath("other.parts").unlink()
+    assert together(logs / "sgd", out, methods=("ideal",)).attributes["methods"] == "ideal"
+
+
 def test_what_only_the_parts_on_file_were_asked_is_named(tmp_path):
     with Parts(tmp_path, {"by": "epoch"}):
         pass
