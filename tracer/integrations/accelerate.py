@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tracer.errors import TracingError, shown
-from tracer.integrations.accelerate_limits import check_accelerator, check_loader
+from tracer.integrations.accelerate_limits import check_accelerator, check_loader, check_optimizers
 from tracer.integrations.carried_ids import Carried, carry_ids
 from tracer.integrations.checkpoints import check_checkpoint, check_new
 from tracer.integrations.loss_weights import items_of, mean_weights
@@ -73,6 +73,7 @@ def trace(
     """
     check_accelerator(accelerator)
     check_loader(loader)
+    check_optimizers(accelerator, model, optimizer)
     if record not in ("ids", "batches"):
         raise TracingError(f'record must be "ids" or "batches" here, found {shown(record)}.')
     how = {
