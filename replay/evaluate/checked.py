@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,3 +79,22 @@ def _has_nonfinite_row(found: PerExample, i: int) -> bool:
         if rows.start <= i < rows.stop:
             return any(not g[i - rows.start].isfinite().all() for g in gradients.values())
     return False
+
+
+@contextmanager
+def in_dtype(dtype: torch.dtype | None, function: str, where: str) -> Iterator[None]:
+    """Evaluate a task's function, by a model in another dtype than its own unless that is None.
+
+    Raises:
+        TaskError: It failed, as what has a dtype of its own does; says what to do.
+    """
+    try:
+        yield
+    except (RuntimeError, TypeError) as error:
+        if dtype is None:
+            raise
+        raise TaskError(
+            f"{where}: evaluating {function} in float64 failed ({error}). If the model "
+            'cannot run in float64, take its own dtype: values="model" (--values model). Noise '
+            "that it draws has the dtype of its input by torch.randn(..., dtype=x.dtype)."
+        ) from error

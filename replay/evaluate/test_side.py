@@ -15,7 +15,7 @@ from torch import Tensor
 
 from replay.evaluate.batches import Batches, Shelf
 from replay.evaluate.binding import BoundModel, Models, without_graph
-from replay.evaluate.checked import checked_losses
+from replay.evaluate.checked import checked_losses, in_dtype
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
@@ -175,15 +175,8 @@ class Examples:
 
     def in_float64(self, where: str, job: Callable[[], T]) -> T:
         """Do something with the copy that values are taken of, maybe in another dtype."""
-        try:
+        with in_dtype(self.models.value.dtype, self.called, where):
             return job()
-        except (RuntimeError, TypeError) as error:
-            if self.models.value.dtype is None:
-                raise
-            raise TaskError(
-                f"{where}: evaluating {self.called} in float64 failed ({error}). If the model "
-                'cannot run in float64, take its own dtype: values="model" (--values model).'
-            ) from error
 
     def agree(self, state: State, where: str, chosen: list[int]) -> bool:
         """Return whether gradients of a few examples are the same alone, as finely as values."""

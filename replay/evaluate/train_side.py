@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.binding import BoundModel, set_random_state, without_graph
-from replay.evaluate.checked import checked_losses, require_finite
+from replay.evaluate.checked import checked_losses, in_dtype, require_finite
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
 from replay.evaluate.trained_step import TrainedStep
@@ -99,10 +99,12 @@ def losses_at(
     """
     bound.load(state.parameters, state.buffers)
     bound.eval_mode.leave()
-    return [
-        without_graph(forward_pass(task, micro, step_name(step), bound, device)).double()
-        for micro in in_turn_on(bound.module, step.micro_batches)
-    ]
+    where = step_name(step)
+    with in_dtype(bound.dtype, "task.loss", where):
+        return [
+            without_graph(forward_pass(task, micro, where, bound, device)).double()
+            for micro in in_turn_on(bound.module, step.micro_batches)
+        ]
 
 
 def _placed(bound: BoundModel, state: State, names: list[str]) -> dict[str, Tensor]:

@@ -10,12 +10,12 @@ whose coefficient is scaled by ``s_i``, moves ``φ(w_T)`` by ``⟨ā_t, c_i g_i�
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from replay.evaluate.checked import in_dtype
 from replay.evaluate.running_statistics import Statistics
 from replay.evaluate.second_derivatives import SecondDerivatives
 from replay.evaluate.second_pass import Vectors
@@ -102,8 +102,8 @@ class Unrolling:
         self._proved.add(took)
         if self._value.dtype == torch.float64:  # differences in less say little
             names = self._names
-            job = partial(prove, self._task, self._value, names, now, self._device)
-            self._examples.in_float64(now.name, job)
+            with in_dtype(self._value.dtype, "task.loss", now.name):
+                prove(self._task, self._value, names, now, self._device)
 
     def _begin(self, final: State, where: str) -> None:
         """Take the gradients of the test values at the end of the window."""

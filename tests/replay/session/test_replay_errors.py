@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from replay import Replay
+from replay import Replay, Task
 from tests.helpers.cases import Case, cross_entropy, mlp
 from tests.helpers.replaying import TASK, changed, influence, trained
 from tracer import TracingSGD
@@ -197,3 +197,25 @@ def test_memory_that_is_no_size(path, memory):
     trained(path, TASK)
     with pytest.raises(InputError, match="memory is a size such as"):
         Replay(path, task=TASK, memory=memory)
+
+
+class Drawing(nn.Linear):
+    """Draws noise in float32, whatever it is given."""
+
+    def forward(self, x):
+        return super().forward(x) + super().forward(torch.randn(x.shape) if self.training else x)
+
+
+@pytest.mark.parametrize("asked", ["self", "unrolled"])
+def test_noise_of_one_dtype(path, asked):
+    """A model that draws it in float32 does not run in float64."""
+    examples = [(torch.full((4,), k / 9), torch.tensor(k % 2)) for k in range(9)]
+    trained(path, task := Task(lambda: Drawing(4, 2), cross_entropy, examples, examples[:2]))
+    ask = {
+        "self": lambda run: run.self_influence(progress=False),
+        "unrolled": lambda run: run.influence([0], methods="unrolled", progress=False),
+    }[asked]
+    said = r'step \d: evaluating task.loss in float64 failed .*values="model" .*dtype=x.dtype'
+    with pytest.raises(TaskError, match=said):
+        ask(Replay(path, task))
+    ask(Replay(path, task, values="model"))
