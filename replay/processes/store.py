@@ -17,7 +17,7 @@ from typing import Any
 from tracer.errors import InputError
 
 _PATIENCE = timedelta(minutes=30)  # without a sign of the others
-_BEAT, _LOOK = 60.0, timedelta(seconds=20)
+_BEAT, _LOOK = 60.0, 0.05  # seconds between signs, and between looks at what others wrote
 _ALIVE = "alive"
 
 
@@ -73,7 +73,8 @@ class Store:
             InputError: The other processes gave no sign of life for half an hour.
         """
         missed = self.missed()
-        while not self._written(names):
+        while not self._written(names):  # a store's own wait says each time that it ended
+            time.sleep(_LOOK)
             missed()
 
     def missed(self) -> Callable[[], None]:
@@ -95,14 +96,8 @@ class Store:
         return look
 
     def _written(self, names: Sequence[str]) -> bool:
-        from torch.distributed import DistStoreError
-
         with _reached():
-            try:
-                self._kept.wait(list(names), _LOOK)
-            except DistStoreError:  # not yet
-                return False
-            return True
+            return bool(self._kept.check(list(names)))
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT):

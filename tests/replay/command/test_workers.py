@@ -60,7 +60,6 @@ def test_what_fails_on_another_host_ends_the_job():
 
 def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):
     monkeypatch.setattr(store, "_PATIENCE", store._PATIENCE * 0)
-    monkeypatch.setattr(store, "_LOOK", timedelta(seconds=0.01))
     job = Solo()
     job.size = 2
     said = r"none of the job's other processes gave a sign .*\n.*\n2. Start it with torchrun"
@@ -73,7 +72,6 @@ def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):
 def test_long_work_of_others_is_waited_for(monkeypatch):
     """Each gives signs of life while it works; one's own are none of others."""
     monkeypatch.setattr(store, "_PATIENCE", timedelta(seconds=1))
-    monkeypatch.setattr(store, "_LOOK", timedelta(seconds=0.05))
     monkeypatch.setattr(store, "_BEAT", 0.1)
     kept = HashStore()
     other, own = Store(kept), Store(kept)
