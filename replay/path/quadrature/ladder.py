@@ -14,23 +14,23 @@ undo each other are not seen.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.path.quadrature.lobatto import Rule, rules
-from replay.path.quadrature.samples import Array, Samples, norm
-from replay.path.quadrature.secant import Integrals, secant, with_trends
+from replay.path.quadrature.lobatto import rules
+from replay.path.quadrature.panels import EXPLAINED, MOST_IN_PANELS, Found, fitted, nearer, refine
+from replay.path.quadrature.samples import Array, Samples, norm, relative
+from replay.path.quadrature.secant import JUMP, Integrals, with_trends
 
 Columns = NDArray[np.int64]
 Look = Callable[[Array, Columns], Samples]
 
 MOST = 15  # points between the ends
-_EXPLAINED = 0.03  # of what two ends of each interval leave of the values may a smooth one leave
-_PERHAPS = 0.15  # ... and one that two more points may show to be smooth
+_PERHAPS = 0.15  # what two more points may show to be smooth may leave that much of the values
 _FINE = 1e-4  # what halving does not reach soon: two more points are spent to be sure
-_LEAST, _JUMP, _REST = 0.1, 0.25, 0.2
+_LEAST, _REST = 0.1, 0.2
 
 
 @dataclass(frozen=True)
@@ -38,20 +38,24 @@ class Mean:
     """Means along a step, one for each of m test examples.
 
     Attributes:
-        u: Points, ``(m, 17)``; the last may be repeated.
-        weights: Their weights, ``(m, 17)``.
+        u: Points, ``(m, 65)``; the last may be repeated.
+        weights: Their weights, ``(m, 65)``.
         error: How far the mean of the shares may be off, relative to its norm, ``(m,)``.
+        tolerance: How far it may be off.
+        unmet: What is known of the test examples whose means may be off by more, one row each.
     """
 
     u: Array
     weights: Array
     error: Array
+    tolerance: float = np.inf
+    unmet: dict[int, Samples] = field(init=False, default_factory=dict)
 
     @classmethod
-    def blank(cls, count: int) -> Mean:
+    def blank(cls, count: int, tolerance: float) -> Mean:
         """Return means that are not known yet."""
-        size = count, MOST + 2
-        return cls(np.ones(size), np.zeros(size), np.full(count, np.nan))
+        size = count, MOST_IN_PANELS + 2
+        return cls(np.ones(size), np.zeros(size), np.full(count, np.nan), tolerance)
 
     @property
     def gradients(self) -> Columns:
@@ -64,6 +68,14 @@ class Mean:
         points = samples.u.shape[1]
         self.u[columns, :points], self.weights[columns, :points] = samples.u, weights
         self.error[columns] = error
+        for row in np.flatnonzero(error > self.tolerance):
+            self.unmet[int(columns[row])] = samples.row(row)
+
+    def weights_at(self, column: int, samples: Samples) -> Array:
+        """Return the weights of one test example among more points than they were put in for."""
+        found = np.zeros_like(samples.u)
+        np.add.at(found[0], np.searchsorted(samples.u[0], self.u[column]), self.weights[column])
+        return found
 
 
 def climb(ends: Samples, look: Look, tolerance: float, noise: Array) -> Mean:
@@ -85,11 +97,12 @@ def climb(ends: Samples, look: Look, tolerance: float, noise: Array) -> Mean:
     >>> round(float((found.weights * slopes).sum()), 12), bool(found.error[0] <= 1e-3)
     (2.5, True)
     """
-    result = Mean.blank(len(ends.u))
+    result = Mean.blank(len(ends.u), tolerance)
     rough = list(_smooth(ends, look, tolerance, noise, result))
     if rough:
         columns, samples = zip(*rough, strict=True)
         _halve(np.concatenate(columns), Samples.joined(samples), look, tolerance, result)
+    _in_panels(look, tolerance, noise, result)
     return result
 
 
@@ -97,51 +110,35 @@ def _smooth(
     ends: Samples, look: Look, tolerance: float, noise: Array, result: Mean
 ) -> Iterator[tuple[Columns, Samples]]:
     """Climb the Lobatto rules; yield the test examples whose steps are not smooth."""
-    columns, samples, before = np.arange(len(ends.u)), ends, None
-    for rule in rules():
+    columns, samples, before, last = np.arange(len(ends.u)), ends, None, np.full(len(ends.u), np.inf)
+    for rung, rule in enumerate(rules()):
         samples = samples.with_more(look(np.tile(rule.new, (len(columns), 1)), columns))
         mean = rule.weights @ samples.shares
         if before is None:
             before = with_trends(samples).shares.sum(1)
-        error = _relative(norm(mean - before), norm(mean))
-        weights, left = _fitted(rule, samples, noise[columns])
-        smooth, last = left <= _EXPLAINED, rule is rules()[-1]
-        done = smooth & ((error <= tolerance) | last)
+        change = norm(mean - before)
+        error = relative(nearer(change, last) if rung > 1 else change, norm(mean))
+        weights, left = fitted(rule, samples, noise[columns])
+        smooth = left <= EXPLAINED
+        done = smooth & ((error <= tolerance) | (rung + 1 == len(rules())))
         result.put(columns[done], samples.of(done), weights[done], error[done])
         perhaps = np.inf if tolerance <= _FINE else _PERHAPS
-        goes_on = ~done & (smooth | ((rule is rules()[0]) & (left <= perhaps)))
+        goes_on = ~done & (smooth | ((rung == 0) & (left <= perhaps)))
         if (rough := ~done & ~goes_on).any():
             yield columns[rough], samples.of(rough)
         columns, samples, before = columns[goes_on], samples.of(goes_on), mean[goes_on]
+        last = change[goes_on]
         if len(columns) == 0:
             return
-
-
-def _fitted(rule: Rule, samples: Samples, noise: Array) -> tuple[Array, Array]:
-    """Return weights that meet the drop, and how much of what trapezoids leave the rule leaves.
-
-    What the rule leaves is made up for by as small a share of what the secant rule moves weights
-    by in each interval, where trapezoids leave all of it.
-    """
-    moved = (secant(samples) - 0.5) * samples.widths * np.sign(samples.off)
-    towards = np.zeros_like(samples.u)
-    towards[:, :-1] += moved
-    towards[:, 1:] -= moved
-    left = samples.drops.sum(1) - samples.slopes @ rule.weights
-    share = _relative(left, (towards * samples.slopes).sum(1))
-    share = np.where(np.abs(share) <= _EXPLAINED, share, 0.0)
-    beyond = np.maximum(np.abs(left) - noise, 0)
-    explained = _relative(beyond, np.abs(samples.off).sum(1))
-    return rule.weights + share[:, None] * towards, explained
 
 
 def _halve(columns: Columns, samples: Samples, look: Look, tolerance: float, result: Mean) -> None:
     """Halve intervals until what they may hold of the error is small enough."""
     found = with_trends(samples)
-    errors = _JUMP * found.jumps
+    errors = JUMP * found.jumps
     while True:
         allowed, room = tolerance * norm(found.shares.sum(1)), MOST - samples.inside
-        error = tolerance * _relative(errors.sum(1), allowed)
+        error = tolerance * relative(errors.sum(1), allowed)
         goes_on = (error > tolerance) & (room > 0)
         done = ~goes_on
         result.put(columns[done], samples.of(done), found.weights[done], error[done])
@@ -166,7 +163,7 @@ def _finer(
     parts = within[:, None] == np.arange(before.shares.shape[1])[:, None]
     change = norm(before.shares - parts.astype(np.float64) @ found.shares)
     rows = np.arange(len(within))[:, None]
-    halved = change[rows, within].clip(_LEAST * found.jumps, _JUMP * found.jumps)
+    halved = change[rows, within].clip(_LEAST * found.jumps, JUMP * found.jumps)
     kept = np.where(samples.widths > 0, errors[rows, within], 0.0)
     return samples, found, np.where(chosen[rows, within], halved, kept)
 
@@ -209,9 +206,34 @@ def _half(left: Array, right: Array) -> Array:
     return found
 
 
-def _relative(part: Array, whole: Array) -> Array:
-    """Return how large a part is, 0 of nothing."""
-    nothing = part == 0
-    with np.errstate(divide="ignore"):
-        found: Array = np.where(nothing, 0.0, part / np.where(nothing, 1.0, whole))
-    return found
+def _in_panels(look: Look, tolerance: float, noise: Array, result: Mean) -> None:
+    """Halve and climb, each test example on its own, those whose means may be off by more."""
+    jobs = {z: refine(known, tolerance, noise[z : z + 1]) for z, known in result.unmet.items()}
+    more: dict[int, Samples | None] = dict.fromkeys(jobs)
+    while more:
+        wanted: dict[int, Array] = {}
+        for z, samples in more.items():
+            try:
+                wanted[z] = jobs[z].send(samples)
+            except StopIteration as stop:
+                _put(z, stop.value, result)
+        more = _looked_at(look, wanted)
+
+
+def _looked_at(look: Look, wanted: dict[int, Array]) -> dict[int, Samples | None]:
+    """Look at other points for each test example."""
+    points = np.ones((len(wanted), max(map(len, wanted.values()), default=0)))
+    for row, some in zip(points, wanted.values(), strict=True):
+        row[: len(some)] = some
+    if not wanted:
+        return {}
+    found = look(points, np.array(list(wanted)))
+    return {z: found.row(k) for k, z in enumerate(wanted)}
+
+
+def _put(column: int, found: Found, result: Mean) -> None:
+    """Put in what panels found, or only that they looked, where what is known is better."""
+    weights, error = found.weights, found.error
+    if not error < result.error[column]:
+        weights, error = result.weights_at(column, found.samples), result.error[[column]]
+    result.put(np.array([column]), found.samples, weights, error)

@@ -52,6 +52,15 @@ class Samples:
         """Return those of some test examples."""
         return Samples(*(table[chosen] for table in self._tables))
 
+    def at(self, places: NDArray[np.intp]) -> Samples:
+        """Return some of the points."""
+        return Samples(*(table[:, places] for table in self._tables))
+
+    def row(self, index: int) -> Samples:
+        """Return those of one test example, no point repeated."""
+        count = 1 + (self.u[index] < 1).sum()
+        return Samples(*(table[index : index + 1, :count] for table in self._tables))
+
     def with_more(self, more: Samples) -> Samples:
         """Return both, in ascending order.
 
@@ -84,4 +93,12 @@ class Samples:
 def norm(shares: Array) -> Array:
     """Return the norm of splits, over their last dimension."""
     found: Array = np.sqrt(np.square(shares).sum(-1))
+    return found
+
+
+def relative(part: Array, whole: Array) -> Array:
+    """Return how large a part is, 0 of nothing."""
+    nothing = part == 0
+    with np.errstate(divide="ignore"):
+        found: Array = np.where(nothing, 0.0, part / np.where(nothing, 1.0, whole))
     return found

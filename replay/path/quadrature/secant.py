@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from replay.path.quadrature.samples import Array, Samples, norm
 
+JUMP = 0.25  # of what the shares may jump in an interval its integral may be off by
 _OWN = 0.25  # of the difference of its ends may be a jump where an interval has its own trend
 
 
