@@ -4,8 +4,11 @@ r"""Which rule a step of one test example takes, and how far its mean may be off
 2. *Smooth*: up the Gauss-Lobatto rules that contain each other, to 15 points between the ends.
 3. *Not smooth*: the secant rule with trends; intervals that may hold too much of the error are
    halved, until all together hold less than was asked for, or 15 points are taken.
+4. *Neither was enough*: the verdict is taken again for parts of the step (``panels``), each of which
+   is halved or climbs the Lobatto rules, to 127 points. At a kink that ends.
 
-A Lobatto rule is taken to be off by what it differs from the one before. An interval of the secant
+A Lobatto rule is taken to be off by what it differs from the one before, and from the third on by
+as often less as that is less than the difference before. An interval of the secant
 rule may be off by the change when it was made by halving, but by no less than a tenth and no more
 than a quarter of what the shares may jump in it. Both are estimates: kinks between two points that
 undo each other are not seen.
@@ -38,8 +41,8 @@ class Mean:
     """Means along a step, one for each of m test examples.
 
     Attributes:
-        u: Points, ``(m, 65)``; the last may be repeated.
-        weights: Their weights, ``(m, 65)``.
+        u: Points, ``(m, 129)``; the last may be repeated.
+        weights: Their weights, ``(m, 129)``.
         error: How far the mean of the shares may be off, relative to its norm, ``(m,)``.
         tolerance: How far it may be off.
         unmet: What is known of the test examples whose means may be off by more, one row each.
@@ -69,7 +72,7 @@ class Mean:
         self.u[columns, :points], self.weights[columns, :points] = samples.u, weights
         self.error[columns] = error
         for row in np.flatnonzero(error > self.tolerance):
-            self.unmet[int(columns[row])] = samples.row(row)
+            self.unmet[int(columns[row])] = samples.row(int(row))
 
     def weights_at(self, column: int, samples: Samples) -> Array:
         """Return the weights of one test example among more points than they were put in for."""
@@ -117,7 +120,7 @@ def _smooth(
         if before is None:
             before = with_trends(samples).shares.sum(1)
         change = norm(mean - before)
-        error = relative(nearer(change, last) if rung > 1 else change, norm(mean))
+        error = relative(nearer(change, last, noise[columns]) if rung > 1 else change, norm(mean))
         weights, left = fitted(rule, samples, noise[columns])
         smooth = left <= EXPLAINED
         done = smooth & ((error <= tolerance) | (rung + 1 == len(rules())))
@@ -209,24 +212,23 @@ def _half(left: Array, right: Array) -> Array:
 def _in_panels(look: Look, tolerance: float, noise: Array, result: Mean) -> None:
     """Halve and climb, each test example on its own, those whose means may be off by more."""
     jobs = {z: refine(known, tolerance, noise[z : z + 1]) for z, known in result.unmet.items()}
-    more: dict[int, Samples | None] = dict.fromkeys(jobs)
-    while more:
+    more: dict[int, Samples] = {}
+    while jobs:
         wanted: dict[int, Array] = {}
-        for z, samples in more.items():
+        for z, job in jobs.items():
             try:
-                wanted[z] = jobs[z].send(samples)
+                wanted[z] = job.send(more[z]) if more else next(job)
             except StopIteration as stop:
                 _put(z, stop.value, result)
-        more = _looked_at(look, wanted)
+        jobs = {z: jobs[z] for z in wanted}
+        more = _looked_at(look, wanted) if wanted else {}
 
 
-def _looked_at(look: Look, wanted: dict[int, Array]) -> dict[int, Samples | None]:
+def _looked_at(look: Look, wanted: dict[int, Array]) -> dict[int, Samples]:
     """Look at other points for each test example."""
-    points = np.ones((len(wanted), max(map(len, wanted.values()), default=0)))
+    points = np.ones((len(wanted), max(map(len, wanted.values()))))
     for row, some in zip(points, wanted.values(), strict=True):
         row[: len(some)] = some
-    if not wanted:
-        return {}
     found = look(points, np.array(list(wanted)))
     return {z: found.row(k) for k, z in enumerate(wanted)}
 

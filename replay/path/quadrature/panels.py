@@ -17,10 +17,10 @@ from replay.path.quadrature.lobatto import Rule, rules
 from replay.path.quadrature.samples import Array, Samples, norm, relative
 from replay.path.quadrature.secant import JUMP, secant, with_trends
 
-MOST_IN_PANELS = 63  # points between the ends
+MOST_IN_PANELS = 127  # points between the ends
 EXPLAINED = 0.03  # of what two ends of each interval leave of the values may a smooth one leave
-_NARROW = 1 / 8  # a panel of that width that is not smooth has a kink
-_SLOW = 0.03  # a rule that comes no nearer than that is not worth the next one
+_NARROW = 1 / 16  # a panel of that width that is not smooth has a kink
+_SLOW = 0.3  # a rule whose change is not that much smaller than the last is not worth the next
 _REST = 0.2
 
 
@@ -43,13 +43,18 @@ def fitted(rule: Rule, samples: Samples, noise: Array) -> tuple[Array, Array]:
     return weights + share[:, None] * towards, explained
 
 
-def nearer(change: Array, before: Array) -> Array:
+def nearer(change: Array, before: Array, noise: Array) -> Array:
     """Return how far a rule may be off: by what it changed, as often less as that is less.
 
-    The errors of the rules fall by ever higher powers of what a panel's width is to its curvature,
-    so the next change is smaller than that.
+    The errors of the rules fall by ever higher powers of what the width of a panel is to its
+    curvature, so the next change is smaller than that. What is rounding does not fall.
+
+    >>> change, before, noise = np.array([[1e-4, 1e-9], [1e-2, 1e-5], [1e-12, 1e-12]])
+    >>> [f"{error:.0e}" for error in nearer(change, before, noise)]
+    ['1e-06', '1e-12']
     """
-    found: Array = change * np.minimum(relative(change, before), 1.0)
+    falls = np.minimum(relative(change, before), 1)
+    found: Array = np.maximum(change * falls, np.minimum(change, noise))
     return found
 
 
@@ -115,7 +120,9 @@ class Panel:
         """How far its integral may be off; where it has a kink, no less than by the secant rule."""
         if not self.is_smooth:
             return max(float(self.change), JUMP * float(with_trends(self.samples).jumps.sum()))
-        return float(nearer(self.change, self.below.change) if self.rung > 1 else self.change)
+        if self.rung < 2:
+            return float(self.change)
+        return float(nearer(self.change, self.below.change, self.width * self.noise[0]))
 
     @property
     def is_stuck(self) -> bool:
@@ -150,7 +157,9 @@ class Found:
 
 
 def refine(known: Samples, tolerance: float, noise: Array) -> Generator[Array, Samples, Found]:
-    """Halve and climb until all panels together are off by no more than was asked for, or no more can be done.
+    """Halve and climb until all panels together are off by no more than was asked for.
+
+    That ends, too, at a kink, among rounding, and where all points are taken.
 
     Args:
         known: What is known of the step of one test example, its middle among that, one row.
@@ -166,7 +175,8 @@ def refine(known: Samples, tolerance: float, noise: Array) -> Generator[Array, S
         errors = np.array([panel.error for panel in panels])
         found = Found.of(panels, known, float(relative(errors.sum(), np.array(whole))))
         ahead = _ahead(panels, errors, _REST * tolerance * whole)
-        if found.error <= tolerance or any(map(_ends, ahead)):
+        enough = errors.sum() <= max(tolerance * whole, noise[0] / 10)  # rounding is not resolved
+        if enough or any(map(_ends, ahead)):
             return found
         new = [each for panel in ahead for each in panel.next()]
         wanted = np.setdiff1d(np.concatenate([panel.points for panel in new]), known.u)

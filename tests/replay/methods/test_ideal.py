@@ -144,6 +144,17 @@ def test_smooth_models_meet_a_tolerance_of_1e_9_with_15_points_at_most(tmp_path)
     assert np.abs(found.terms["ideal"]["residual"]).max() < 1e-12
 
 
+def test_smooth_steps_that_are_steep_meet_it_with_more(tmp_path):
+    """With a tanh and a large step, the first look takes smooth steps for kinked ones."""
+    options, batches = {"lr": RATE}, ((0, 1), (2, 3))
+    run = traced(Case("tanh", lambda: mlp(nn.Tanh), options=options, batches=batches), tmp_path)
+    found = run.influence([0, 1], methods=("ideal",), ideal_tolerance=1e-9, progress=False)
+    exact = _by_plain_gradients(run, [0, 1], gauss(64))
+    assert np.linalg.norm(found.scores["ideal"] - exact) <= 1e-9 * np.linalg.norm(exact)
+    assert not found.beyond_tolerance.any()
+    assert found.quadrature["gradients"].max() > 2 + 15
+
+
 def test_a_tolerance_that_is_not_met_is_reported(tmp_path):
     found = traced(relu(4.0), tmp_path).influence(
         [0, 1, 2], methods=("ideal",), ideal_tolerance=1e-7, progress=False
@@ -151,7 +162,7 @@ def test_a_tolerance_that_is_not_met_is_reported(tmp_path):
     errors, beyond = found.quadrature["split_error"], found.beyond_tolerance
     assert np.array_equal(beyond, errors > 1e-7)
     assert 0 < beyond.sum() < beyond.size
-    assert (found.quadrature["gradients"][beyond] == 2 + 15).all()
+    assert (found.quadrature["gradients"][beyond] >= 2 + 15).all()
     asked = f"1e-07; {beyond.sum()} of {beyond.size} splits may be off by more"
     assert asked in repr(found)
     with io.StringIO() as file:

@@ -7,6 +7,7 @@ import pytest
 
 from replay.path.quadrature.ladder import MOST, climb
 from replay.path.quadrature.lobatto import rules
+from replay.path.quadrature.panels import MOST_IN_PANELS
 from replay.path.quadrature.samples import Samples, norm
 from replay.path.quadrature.secant import secant, with_trends
 
@@ -76,6 +77,31 @@ class Kinked:
         return shares, found.error, error, found.gradients - 2
 
 
+class Steep(Kinked):
+    """Shares ``a + b u + c tanh((u − at) / width)``: smooth, though a first look cannot see it.
+
+    Args:
+        places: For each test example ``at`` and ``width``.
+    """
+
+    def __init__(self, places, *, height=1.0):
+        super().__init__([[]] * len(places), bend=height)
+        self.places = places
+
+    def shares(self, u, j):
+        """Return the shares of test example j at points, ``(k, B)``."""
+        (at, width), u = self.places[j], np.asarray(u)[:, None]
+        return self.a[j] + self.b[j] * u + self.c[j] * np.tanh((u - at) / width)
+
+    def integral(self, u, j):
+        """Return their integrals from 0 to points."""
+        (at, width), u = self.places[j], np.asarray(u)[:, None]
+        rise = np.logaddexp((u - at) / width, (at - u) / width) - np.logaddexp(
+            -at / width, at / width
+        )
+        return self.a[j] * u + self.b[j] * u**2 / 2 + self.c[j] * width * rise
+
+
 def test_lobatto_rules_converge_on_what_is_smooth():
     errors = [abs(rule.weights @ np.exp(2 * rule.points) - np.expm1(2.0) / 2) for rule in rules()]
     assert [
@@ -110,12 +136,46 @@ def test_with_a_trend_it_is_exact_across_one_jump_of_what_is_linear(kink):
 def test_smooth_steps_take_few_points(tolerance, bend, most):
     known = Kinked([[]] * 20, bend=bend)
     _, estimated, error, inside = known.climbed(tolerance)
-    assert (error <= estimated).all()
+    assert (error <= np.maximum(estimated, 1e-14)).all()
     assert (estimated <= tolerance).all()
     assert np.median(inside) <= most
 
 
-@pytest.mark.parametrize(("rate", "missed", "points"), [(0.9, 0.01, 5), (4.0, 0.05, 12)])
+STEEP = [(at, width) for at in (0.1, 0.37, 0.5, 0.73) for width in (0.2, 0.15, 0.1, 0.02)]
+
+
+@pytest.mark.parametrize(("tolerance", "most"), [(1e-3, 20), (1e-6, 40), (1e-9, 60)])
+def test_steep_but_smooth_steps_meet_what_is_asked(tolerance, most):
+    """A verdict taken from the first points is revised; the steepest say what they miss."""
+    known = Steep(STEEP)
+    _, estimated, error, inside = known.climbed(tolerance)
+    within, steepest = estimated <= tolerance, np.array([width < 0.1 for _, width in STEEP])
+    assert (within | steepest).all()
+    assert (error <= np.maximum(estimated, 1e-14)).all()
+    assert np.median(inside[~steepest]) <= most
+    assert inside.max() <= MOST_IN_PANELS
+
+
+def test_what_all_points_do_not_resolve_says_so():
+    known = Steep([(0.3, 2e-3), (0.3, 0.5)])
+    _, estimated, error, inside = known.climbed(1e-12)
+    assert estimated[0] > 1e-12
+    assert error[0] <= estimated[0]
+    assert inside[0] <= MOST_IN_PANELS
+    assert estimated[1] <= 1e-12
+
+
+def test_rounding_is_neither_halved_nor_taken_for_nothing():
+    """Where the last digits are noise, 1e-12 is not met, and few points find that out."""
+    known = Steep([(0.5, 0.5)] * 8)
+    exactly = known.shares
+    known.shares = lambda u, j: exactly(u, j).astype(np.float32) * 1.0
+    found = climb(known.at(0.0, 1.0), known.look, 1e-12, np.full(8, 1e-6))
+    assert (found.error > 1e-12).all()
+    assert found.gradients.max() <= 2 + 31
+
+
+@pytest.mark.parametrize(("rate", "missed", "points"), [(0.9, 0.01, 5), (4.0, 0.05, 14)])
 def test_kinked_steps_are_off_by_less_than_estimated_or_say_so(rate, missed, points):
     """Estimates are no bounds: with 4 kinks a step, 4 % of those that say so are not within."""
     random = np.random.default_rng(0)
@@ -125,8 +185,8 @@ def test_kinked_steps_are_off_by_less_than_estimated_or_say_so(rate, missed, poi
     assert (error[within] > 1e-3).mean() <= missed
     assert error[within].max() <= 3e-3
     assert np.median(error) < 1e-4
-    assert inside.max() <= MOST
-    assert (inside[~within] == MOST).all()
+    assert inside.max() <= MOST_IN_PANELS
+    assert (inside[~within] >= MOST).all()
     assert inside.mean() < points
 
 
@@ -156,8 +216,8 @@ def test_no_point_is_asked_for_twice():
             for u in rows[np.asarray(columns) == j].flatten()
             if 0 < u < 1
         ]
-        assert len(points) == len(set(points)) <= MOST
-    assert len(known.asked) <= 12  # rounds
+        assert len(points) == len(set(points)) <= MOST_IN_PANELS
+    assert len(known.asked) <= 20  # rounds
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
