@@ -4,8 +4,8 @@ r"""Which rule a step of one test example takes, and how far its mean may be off
 2. *Smooth*: up the Gauss-Lobatto rules that contain each other, to 15 points between the ends.
 3. *Not smooth*: the secant rule with trends; intervals that may hold too much of the error are
    halved, until all together hold less than was asked for, or 15 points are taken.
-4. *Neither was enough*: the verdict is taken again for parts of the step (``panels``), each of which
-   is halved or climbs the Lobatto rules, to 127 points. At a kink that ends.
+4. *Neither was enough*: the verdict is taken again for parts of the step (``panels``). Each is
+   halved or climbs the Lobatto rules, to 127 points. At a kink that ends.
 
 A Lobatto rule is taken to be off by what it differs from the one before, and from the third on by
 as often less as that is less than the difference before. An interval of the secant
@@ -113,7 +113,12 @@ def _smooth(
     ends: Samples, look: Look, tolerance: float, noise: Array, result: Mean
 ) -> Iterator[tuple[Columns, Samples]]:
     """Climb the Lobatto rules; yield the test examples whose steps are not smooth."""
-    columns, samples, before, last = np.arange(len(ends.u)), ends, None, np.full(len(ends.u), np.inf)
+    columns, samples, before, last = (
+        np.arange(len(ends.u)),
+        ends,
+        None,
+        np.full(len(ends.u), np.inf),
+    )
     for rung, rule in enumerate(rules()):
         samples = samples.with_more(look(np.tile(rule.new, (len(columns), 1)), columns))
         mean = rule.weights @ samples.shares

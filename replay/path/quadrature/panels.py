@@ -19,7 +19,8 @@ from replay.path.quadrature.secant import JUMP, secant, with_trends
 
 MOST_IN_PANELS = 127  # points between the ends
 EXPLAINED = 0.03  # of what two ends of each interval leave of the values may a smooth one leave
-_NARROW = 1 / 16  # a panel of that width that is not smooth has a kink
+_NARROW = 1 / 8  # a panel of that width climbs to 7 points before it is taken for kinked
+_FALLS = 0.05  # where the rules converge as fast as that there is no kink
 _SLOW = 0.3  # a rule whose change is not that much smaller than the last is not worth the next
 _REST = 0.2
 
@@ -94,8 +95,9 @@ class Panel:
 
     @property
     def is_smooth(self) -> bool:
-        """Whether its rule explains the values."""
-        return bool(self.fit[1][0] <= EXPLAINED)
+        """Whether its rule explains the values, or the rules converge."""
+        falls = self.rung > 1 and self.change <= _FALLS * self.below.change
+        return bool(falls or self.fit[1][0] <= EXPLAINED)
 
     @cached_property
     def shares(self) -> Array:
@@ -124,16 +126,11 @@ class Panel:
             return float(self.change)
         return float(nearer(self.change, self.below.change, self.width * self.noise[0]))
 
-    @property
-    def is_stuck(self) -> bool:
-        """Whether what its rule changed is rounding."""
-        explained = self.rung > 0 and self.fit[1][0] == 0
-        return bool(explained and self.change > self.below.change / 4)
-
     def next(self) -> list[Panel]:
         """Return what takes its place: the same with the next rule, or two halves."""
         converges = self.rung == 0 or self.change <= _SLOW * self.below.change
-        if self.is_smooth and converges and self.rung + 1 < len(rules()):
+        tries = self.width <= _NARROW and self.rung < 2
+        if (tries or (self.is_smooth and converges)) and self.rung + 1 < len(rules()):
             return [replace(self, rung=self.rung + 1)]
         half = replace(self, width=self.width / 2, rung=0)
         return [half, replace(half, start=self.start + half.width)]
@@ -159,7 +156,7 @@ class Found:
 def refine(known: Samples, tolerance: float, noise: Array) -> Generator[Array, Samples, Found]:
     """Halve and climb until all panels together are off by no more than was asked for.
 
-    That ends, too, at a kink, among rounding, and where all points are taken.
+    That ends, too, at a kink, among rounding, and when all points are taken.
 
     Args:
         known: What is known of the step of one test example, its middle among that, one row.
@@ -200,5 +197,5 @@ def _ahead(panels: list[Panel], errors: Array, rest: float) -> list[Panel]:
 
 
 def _ends(panel: Panel) -> bool:
-    """Return whether neither climbing nor halving helps: at a kink, and among rounding."""
-    return panel.is_stuck if panel.is_smooth else panel.width <= _NARROW
+    """Return whether neither climbing nor halving helps: where it has a kink."""
+    return not panel.is_smooth and panel.width <= _NARROW and panel.rung > 1

@@ -146,7 +146,7 @@ def test_smooth_models_meet_a_tolerance_of_1e_9_with_15_points_at_most(tmp_path)
 
 def test_smooth_steps_that_are_steep_meet_it_with_more(tmp_path):
     """With a tanh and a large step, the first look takes smooth steps for kinked ones."""
-    options, batches = {"lr": RATE}, ((0, 1), (2, 3))
+    options, batches = {"lr": 2.0}, ((0, 1), (2, 3))
     run = traced(Case("tanh", lambda: mlp(nn.Tanh), options=options, batches=batches), tmp_path)
     found = run.influence([0, 1], methods=("ideal",), ideal_tolerance=1e-9, progress=False)
     exact = _by_plain_gradients(run, [0, 1], gauss(64))
