@@ -59,10 +59,11 @@ def counterfactual(
         "along": along,
         "allow_mismatch": allow_mismatch,
     }
+    with group.agreeing():
+        if group.leads:
+            check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
     with job(group, target):
         with group.agreeing():
-            if group.leads:
-                check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
             run = opened(log, settings, target)
             ids = chosen(run, tests)
             usual = beside(log, INFLUENCE_ENDING)

@@ -63,12 +63,13 @@ def influence(
         return
     began, group = time.perf_counter(), here()
     inputs: list[str | Path] = [log, *tests.inputs]
+    with group.agreeing():
+        if group.leads:
+            check_free(target, INFLUENCE, overwrite=overwrite, inputs=inputs)
+        if group.leads and as_page:
+            reports().require_free(page_of(target), overwrite=overwrite, inputs=inputs)
     with job(group, target):
         with group.agreeing():
-            if group.leads:
-                check_free(target, INFLUENCE, overwrite=overwrite, inputs=inputs)
-            if group.leads and as_page:
-                reports().require_free(page_of(target), overwrite=overwrite, inputs=inputs)
             run = opened(log, settings, target)
             ids = chosen(run, tests)
         found = influence_together(run, ids, group, target, **question)

@@ -34,10 +34,11 @@ def self_influence(
 ) -> None:
     """Compute self-influence, write it, show it."""
     group, asked = here(), {"steps": steps, "checkpoints": checkpoints, "by": by}
+    with group.agreeing():
+        if group.leads:
+            check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
     with job(group, target):
         with group.agreeing():
-            if group.leads:
-                check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
             run = opened(log, settings, target)
         asked["allow_mismatch"] = allow_mismatch
         found = self_influence_together(run, group, target, **asked)

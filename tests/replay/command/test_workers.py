@@ -40,7 +40,7 @@ def test_errors_are_said_once(folder):
     process = started(["-c", INSTALLED, *asked])
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err.count("nowhere/out.h5 cannot be written") == 1
+    assert err.count("cannot write nowhere/out.h5: there is no folder nowhere.") == 1
     assert "Traceback" not in err
 
 

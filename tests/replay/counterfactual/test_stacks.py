@@ -168,7 +168,7 @@ def test_other_runs_are_taken_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(stacks, "SMALL", 100)
     assert {len(some) for some in stacks.stacked(log, starts)} == {1}
     monkeypatch.undo()
-    monkeypatch.delitem(table.RULES, "SGD")
+    monkeypatch.delitem(table.KNOWN, "SGD")
     assert {len(some) for some in stacks.stacked(log, starts)} == {1}
     monkeypatch.undo()
     monkeypatch.setattr(Lanes, "begin", None)

@@ -161,7 +161,7 @@ def test_what_cannot_be_differentiated_is_named(tmp_path, build, message):
 
 
 def test_a_rule_that_is_not_split_is_refused(tmp_path, monkeypatch):
-    monkeypatch.delitem(table.RULES, "SGD")
+    monkeypatch.delitem(table.KNOWN, "SGD")
     Loop(steps=2).train(tmp_path / "run.h5")
     run = Replay(tmp_path / "run.h5", Loop().task())
     said = r"made by SGD, whose update unrolled cannot differentiate; .*\n  1. Take c"

@@ -58,7 +58,7 @@ def readable(path, weights, last=None):
                 found = log.parameters(t)
                 right = [weights[t], *([last] if last is not None and t == steps else [])]
                 assert any(all(torch.equal(found[n], p) for n, p in r.items()) for r in right), t
-            assert len(log.state(BACK)) == 6
+            assert len(log.state(BACK)) == 7
     return steps
 
 
