@@ -123,7 +123,8 @@ def test_scores_that_are_rounding_are_said_to_be(tmp_path):
 
     rule = lambda p: torch.optim.Adam(p, lr=0.01, eps=1e-16)  # noqa: E731
     task = traced(tmp_path / "run.h5", build, rule=rule, steps=40)
-    with pytest.warns(PrecisionWarning, match=r"tracin scores of test example .*\n.*--dtype float64"):
+    said = r"tracin scores of test example .*\n.*--dtype float64"
+    with pytest.warns(PrecisionWarning, match=said):
         Replay(tmp_path / "run.h5", task).influence([0, 1], methods=("tracin",), progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecisionWarning)
