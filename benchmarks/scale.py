@@ -7,7 +7,12 @@ processor time of all its threads, which other programs on the machine change le
 untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did, and
 nothing of the other one: the rest is what gathering adds.
 
+*replaying*: `tracin` of a run of the same model, 100 test examples, shared among processes of one
+thread each, over one process alone with one thread. From the moment at which all processes have
+opened the run to the result; the parts' files are in it. Median of the ratios of the turns.
+
     python benchmarks/scale.py tracing
+    python benchmarks/scale.py replaying
 """
 
 from __future__ import annotations
@@ -19,6 +24,7 @@ import tempfile
 import time
 import warnings
 from contextlib import redirect_stderr
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -30,9 +36,14 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from replay import Replay, Task
+from replay.processes.group import Alone, here
+from replay.results.parts import remove_parts
+from replay.session.together import influence_together
 from tracer import TracingOptimizer
 
 RANKS, BLOCKS, STEPS = 2, 15, 8
+TRACED, TURNS = 16, 3
 KINDS = ("untraced", "untraced again", "rank 0 alone", "traced")
 
 
@@ -123,7 +134,73 @@ def tracing() -> None:
         torch.multiprocessing.spawn(rank, (Path(folder),), nprocs=RANKS)
 
 
+def loss(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """Return the mean loss of each sequence's tokens."""
+    return F.cross_entropy(model(batch[0]), batch[1], reduction="none").mean(1)
+
+
+def sequences(count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return inputs and what is to be predicted."""
+    draw = torch.Generator().manual_seed(count)
+    return [tuple(torch.randint(0, 64, (2, 64), generator=draw)) for _ in range(count)]
+
+
+TASK = Task(Encoder, loss, sequences(256), sequences(100))
+RULES = {"SGD": partial(torch.optim.SGD, lr=0.05), "AdamW": partial(torch.optim.AdamW, lr=1e-3)}
+
+
+def trace(path: Path, rule: str) -> None:
+    """Trace a short run."""
+    torch.manual_seed(0)
+    model = TASK.model()
+    inner = RULES[rule](model.parameters())
+    with TracingOptimizer(inner, model, path, snapshot_every=1) as optimizer:
+        for t in range(TRACED):
+            ids = [(32 * t + k) % 256 for k in range(32)]
+            optimizer.zero_grad()
+            TASK.loss(model, TASK.collate([TASK.train[i] for i in ids])).mean().backward()
+            optimizer.step(batch_ids=ids)
+
+
+def replayed(number: int, size: int, path: Path, told: Any) -> None:
+    """Be one process of a job; 0 processes are one alone, without a job."""
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(max(1, size))}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
+    group, run = here() if size else Alone(), Replay(path, TASK, threads=1)
+    target = path.with_name(f"{size}.h5")
+    with group.agreeing(), redirect_stderr(StringIO()):
+        run.influence([0], methods="tracin", steps="0:1", progress=False)  # all is imported
+    began = time.perf_counter()
+    with redirect_stderr(StringIO()):
+        found = influence_together(run, range(100), group, target, methods="tracin")
+    if found is not None:
+        told.put(time.perf_counter() - began)
+        remove_parts(target)
+
+
+def replaying() -> None:
+    """Compare jobs of some processes."""
+    context = torch.multiprocessing.get_context("spawn")
+    print("| optimizer | processes | s | one alone over these: lowest, median, highest |")
+    print("|---|---|---|---|")
+    for rule in RULES:
+        times: dict[int, list[float]] = {size: [] for size in (0, 1, 2, 4)}
+        with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+            trace(path := Path(folder) / "run.h5", rule)
+            for size in [*times] * TURNS:
+                told = context.SimpleQueue()
+                asked = (size, path, told)
+                torch.multiprocessing.spawn(replayed, asked, nprocs=max(1, size))
+                times[size].append(told.get())
+        for size, found in times.items():
+            over = sorted(alone / one for alone, one in zip(times[0], found, strict=True))
+            row = f"{over[0]:.2f}, **{statistics.median(over):.2f}**, {over[-1]:.2f}"
+            print(f"| {rule} | {size or 'alone'} | {statistics.median(found):.1f} | {row} |")
+    print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+
+
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in sys.argv[1:] or ["tracing"]:
-        {"tracing": tracing}[name]()
+    for name in sys.argv[1:] or ["tracing", "replaying"]:
+        {"tracing": tracing, "replaying": replaying}[name]()
