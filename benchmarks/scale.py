@@ -43,7 +43,7 @@ from replay.session.together import influence_together
 from tracer import TracingOptimizer
 
 RANKS, BLOCKS, STEPS = 2, 15, 8
-TRACED, TURNS = 16, 3
+TRACED, TURNS = 128, 3
 KINDS = ("untraced", "untraced again", "rank 0 alone", "traced")
 
 

@@ -16,17 +16,19 @@ from replay.session.question import Question
 from tracer.errors import InputError
 
 _NAME = "grid"
-_CHUNKS, _MOST = 8, 16  # of test examples at least, and examples in each at most
-_BLOCK = 64  # training examples taken together at most
-_SEGMENTS = 8  # of a run whose steps are independent, for each process
+_CHUNKS, _MOST = 8, 32  # of test examples that are walked back: at least, and examples in each
+_BLOCK = 64  # other examples taken together at most
+_SEGMENTS, _LONG = 8, 16  # for each process at most, and steps in each at least
 
 
 def segments(states: States, steps: range, processes: int) -> list[range]:
     """Return the segments of some steps that processes take: several each, as they are quick.
 
-    They begin where a state costs no more than reading it.
+    They begin where a state costs no more than reading it. The test values there are computed on
+    both sides, so that a segment is not short if there need not be as many.
     """
-    count = min(len(steps), _SEGMENTS * processes)
+    count = min(_SEGMENTS * processes, len(steps) // _LONG)
+    count = max(count, min(len(steps), processes))
     even = {steps.start + round(k * len(steps) / count) for k in range(count)}
     starts = {max(steps.start, states.nearest(t)) for t in even} & {*steps}
     return [range(a, b) for a, b in pairwise([*sorted({steps.start} | starts), steps.stop])]
@@ -36,7 +38,7 @@ class Grid:
     """Chunks of examples.
 
     Rounding depends on how many examples are multiplied together, so chunks do not depend on how
-    many processes there are, nor on their memory where it holds 16 examples.
+    many processes there are, nor on their memory where it holds such a chunk.
 
     Args:
         run: The run.
@@ -55,7 +57,8 @@ class Grid:
         """Put on file how examples are divided, unless it is."""
         if _NAME not in parts:
             even = -(-len(self._question.test_ids) // _CHUNKS)
-            parts.note(_NAME, {"most": np.array(min(self._holds, _MOST, even))})
+            most = _BLOCK if self._plain else min(_MOST, even)
+            parts.note(_NAME, {"most": np.array(min(self._holds, most))})
 
     def adopt(self, parts: Parts) -> None:
         """Divide the work as it is on file.

@@ -96,7 +96,7 @@ def test_no_bit_depends_on_processes_and_memory(logs, tmp_path, name):
     asked = {"methods": RUNS[name][2], "checkpoints": 3}
     one = together(logs / name, tmp_path / "1.h5", **asked)
     same_bits(together(logs / name, tmp_path / "3.h5", 3, **asked), one)
-    same_bits(together(logs / name, tmp_path / "few.h5", 2, memory="400kB", **asked), one)
+    same_bits(together(logs / name, tmp_path / "few.h5", 2, memory="2MB", **asked), one)
 
 
 class Killed(Exception):
@@ -161,7 +161,7 @@ def test_another_question_is_refused(logs, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=f"another question: its {what} .*\n1. To go on"):
             together(logs / "sgd", out, **more)
-    with pytest.raises(InputError, match=r"chunks of 2 test examples.*memory given holds 1"):
+    with pytest.raises(InputError, match=r"chunks of 9 test examples.*memory given holds 1"):
         together(logs / "sgd", out, methods=("tracin",), memory="1kB")
     changed = replace(TASK, measure=lambda model, batch: cross_entropy(model, batch) * 2)
     monkeypatch.setitem(globals(), "TASK", changed)
