@@ -195,7 +195,7 @@ class Scoring:
                 self._add(point, rows, gradients, advance)
                 if not self._question.walking and k in self._question.ends:
                     values = chunk.values(point.state, point.name)
-                    self._tables.add_values(k, rows, values.numpy())
+                    self._tables.add_values(k, rows, values.cpu().numpy())
 
     def _prove(self, point: Checkpoint, chunk: Examples) -> None:
         """Prove how gradients are read at a checkpoint, on some examples where there are many.

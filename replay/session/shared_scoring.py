@@ -183,7 +183,7 @@ class _Work:
             for columns, scores in method.score(point, gradients, self.grid.blocks):
                 table[:, columns] = scores.numpy()
         if not question.walking and k in question.ends:
-            found["values"] = chunk.values(point.state, point.name).numpy()
+            found["values"] = chunk.values(point.state, point.name).cpu().numpy()
         return found
 
     def _tape(self, steps: range) -> Tape:

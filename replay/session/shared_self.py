@@ -66,8 +66,7 @@ def _added_up(run: BoundRun, question: SelfQuestion, parts: Parts) -> SelfInflue
     for t in question.steps:
         found = parts[_step(t)]
         run.states.adopt(found)
-        ids = [identity for micro in run.log.step(t).micro_batches for identity in micro.ids]
-        sums.add(ids, found, question.periods.of_step(t))
+        sums.add(run.log.batch_ids(t), found, question.periods.of_step(t))
         scaled += bool(found["outside"])
     for k in question.checkpoints:
         run.states.adopt(parts[_point(k)])

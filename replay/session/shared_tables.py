@@ -48,8 +48,7 @@ def added_up(
             found = parts[of_step(k, rows) if kind == "step" else of_checkpoint(k, rows)]
             run.states.adopt(found)
             if kind == "step":
-                ids = [z for micro in run.log.step(k).micro_batches for z in micro.ids]
-                tables.add_step(rows, k, ids, found)
+                tables.add_step(rows, k, run.log.batch_ids(k), found)
                 scaled |= {k} if found["outside"] else set()
                 continue
             for method in question.summing:
