@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.binding import BoundModel
+from replay.evaluate.companies import apart, some_alone
 from replay.evaluate.state import State
 from replay.evaluate.test_side import Examples
 from replay.gradients.proof.layout import tolerance_of
@@ -18,21 +19,34 @@ from tracer.errors import TaskError, shown
 _AGAIN = 4  # times that an example is loaded, collated, evaluated again
 
 
-def are_independent(examples: Examples, state: State, where: str) -> bool:
-    """Return whether values of all examples, gradients of some, are the same alone.
+def are_independent(
+    examples: Examples, state: State, where: str, turn: int, *, alone: bool
+) -> bool:
+    """Return whether values and gradients of all examples are the same in other company.
+
+    Args:
+        examples: Two or more, or one of which the rest is asked.
+        state: Where.
+        where: For messages.
+        turn: Which other company.
+        alone: Look at the values of each of them alone, too, and at gradients of a few.
 
     Raises:
         TaskError: Values are random, or gradients are those of another function.
     """
-    require_same_data(examples)
     columns = list(range(len(examples)))
     joint, bound = examples.values(state, where), examples.models.value
-    alone = torch.cat([examples.plain(bound, [j], where) for j in columns])
-    require_same_value(examples, bound, alone[:1], where)
+    first = examples.plain(bound, [0], where)
+    require_same_value(examples, bound, first, where)
     examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where))
     if len(examples) == 1:
         return True
-    return bound.is_close(joint, alone) and examples.agree(state, where, columns)
+    if alone:
+        rest = (examples.plain(bound, [j], where) for j in columns[1:])
+        if not bound.is_close(joint, torch.cat([first, *rest])):
+            return False
+    company = some_alone(len(columns)) if alone else apart(len(columns), turn)
+    return examples.agree(state, where, columns, company)
 
 
 def _require_own(examples: Examples, bound: BoundModel, where: str) -> None:

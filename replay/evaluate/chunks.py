@@ -11,17 +11,19 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from numbers import Real
 
 import torch
 
 from replay.evaluate.batches import Shelf
 from replay.evaluate.binding import Models
-from replay.evaluate.certainty import are_independent, settle
-from replay.evaluate.company import deciding
+from replay.evaluate.certainty import settle
+from replay.evaluate.looks import are_alike, independent
 from replay.evaluate.nested import storages
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
+from replay.processes.group import Alone, Group
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError, shown
 from tracer.records import ID, Seeds
@@ -65,6 +67,7 @@ class Chunks:
     Attributes:
         took: By side, seconds that comparing examples alone and with others took.
         asked_of_all: By side, whether every example was compared.
+        group: The processes that compare them.
     """
 
     def __init__(self, task: Task, models: Models, states: States, budget: int) -> None:
@@ -72,10 +75,12 @@ class Chunks:
         self._states = states
         self._shelf = Shelf(budget // _SHELF)
         self._independent: dict[tuple[str, tuple[ID, ...]], bool] = {}
+        self._sizes: dict[tuple[str, ID], _Size] = {}
         self._settled = False
         self._decides = {"test": False, "train": False}
         self.took = {"test": 0.0, "train": 0.0}
         self.asked_of_all = {"test": False, "train": False}
+        self.group: Group | Alone = Alone()
 
     def of(
         self,
@@ -121,15 +126,15 @@ class Chunks:
         return Examples(self._task, ids, side, self._models, self._shelf, seeds)
 
     def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
-        first = self._states.at(0)
-        vector = sum(max(4, w.element_size()) * w.numel() for w in first.parameters.values())
-        one, where = self._some(ids[:1], side), f"{side} set, step 0"
-        return _chunk_size(one, first, self._budget, points, kept * vector, where)
+        if (side, ids[0]) not in self._sizes:
+            one, where = self._some(ids[:1], side), f"{side} set, step 0"
+            self._sizes[side, ids[0]] = _measured(one, self._states.at(0), where)
+        return self._sizes[side, ids[0]].together(self._budget, points, kept)
 
     def _are_independent(self, chunks: list[Examples], ids: Sequence[ID], side: str) -> bool:
         """Ask of every example where lengths may differ, and so padding, else of a sample."""
         several = len(chunks[0]) > 1
-        self.asked_of_all[side] = several and not _are_alike(chunks)
+        self.asked_of_all[side] = several and not are_alike(chunks)
         if several and not self.asked_of_all[side]:
             step = math.ceil(len(ids) / min(len(chunks[0]), _SAMPLE))
             chunks = [self._some(ids[::step], side)]
@@ -138,7 +143,9 @@ class Chunks:
         asked = tuple(identity for chunk in chunks for identity in (*chunk.ids, ""))
         if (side, asked) not in self._independent:
             began = time.perf_counter()
-            self._independent[side, asked] = self._check(chunks, side)
+            found, decides = independent(chunks, side, self._states, self.group)
+            self._independent[side, asked] = found
+            self._decides[side] |= decides
             self.took[side] += time.perf_counter() - began
         return self._independent[side, asked]
 
@@ -151,46 +158,40 @@ class Chunks:
             settle(one, self._states.at(0), self._states.at(last), f"{side} set, step {last}")
         self._settled = True
 
-    def _check(self, chunks: list[Examples], side: str) -> bool:
-        """Compare chunks with their examples alone: a gate may be closed at first, or at last."""
-        last = self._states.last
-        middle = self._states.nearest(last // 2)
-        for t in sorted({0, middle, last}):
-            now, where = self._states.at(t), f"{side} set, step {t}"
-            try:
-                if not all(are_independent(chunk, now, where) for chunk in chunks):
-                    return False
-                self._decides[side] |= len(chunks[0]) > 1 and bool(deciding(chunks[0]))
-            except NonFiniteError:
-                if t == 0:
-                    raise
-                # a run that diverges later; who gets there is told
-        return True
-
 
 def _even(count: int, size: int) -> int:
     """Return the size of chunks of about the same size, at most ``size``."""
     return math.ceil(count / math.ceil(count / size)) if count else 1
 
 
-def _are_alike(chunks: list[Examples]) -> bool:
-    """Return whether all raw examples are known to have the same shapes."""
-    seen: set[object] = set()
-    for chunk in chunks:
-        seen |= chunk.batches.shapes()
-        if None in seen or len(seen) > 1:
-            return False
-    return True
+@dataclass(frozen=True)
+class _Size:
+    """Bytes of one example.
 
-
-def _chunk_size(
-    one: Examples, first: State, budget: int, points: int, more: int, where: str
-) -> int:
-    """Return how many examples to evaluate together so that a pass keeps to the budget.
-
-    Half of it goes to the data, the activations of a forward pass and the gradients kept of one
-    example, measured on ``one``; the rest is the training side's.
+    Attributes:
+        passed: Its data, and the activations of a forward pass.
+        found: Gradients kept of it.
+        waiting: Those of them that are outer products.
+        vector: A vector of the parameters' size.
     """
+
+    passed: int
+    found: int
+    waiting: int
+    vector: int
+
+    def together(self, budget: int, points: int, kept: int) -> int:
+        """Return how many examples to evaluate together so that a pass keeps to the budget.
+
+        Half of it goes to the data, the activations of a forward pass and the gradients kept of one
+        example; the rest is the training side's.
+        """
+        waits = WAITING * self.waiting if kept and self.vector else 0
+        each = 3 * self.passed + points * self.found + waits + kept * self.vector
+        return max(1, budget // 2 // max(1, each))
+
+
+def _measured(one: Examples, first: State, where: str) -> _Size:
     seen: dict[int, int] = {}
     own = one.storages()
 
@@ -201,9 +202,8 @@ def _chunk_size(
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         found = one.gradients(first, where)
     waits = sum(t.nbytes for form in found.forms.values() if form.factors for t in form.tensors)
-    kept = points * int(found.nbytes) + (WAITING * waits if more else 0)
-    each = 3 * (sum(seen.values()) + one.batches.nbytes) + kept + more
-    return max(1, budget // 2 // max(1, each))
+    vector = sum(max(4, w.element_size()) * w.numel() for w in first.parameters.values())
+    return _Size(sum(seen.values()) + one.batches.nbytes, int(found.nbytes), waits, vector)
 
 
 def placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:

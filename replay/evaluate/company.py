@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from replay.evaluate.binding import without_graph
+from replay.evaluate.state import State
 from replay.evaluate.test_side import Examples
 
 _NAMES = (
@@ -79,10 +80,10 @@ def _eager() -> AbstractContextManager[Any]:
     return torch.compiler.set_stance("force_eager") if loaded else nullcontext()
 
 
-def deciding(examples: Examples) -> set[str]:
+def deciding(examples: Examples, state: State) -> set[str]:
     """Return the operations that decide in a pass of all examples, where values are taken."""
     bound, columns = examples.models.value, list(range(len(examples)))
-    bound.eval_mode.renew()
+    bound.load_for_eval(state)
     batch = examples.batches.of(columns, bound.dtype)
     watch = _Watch([*bound.parameters.values(), *bound.module.buffers()])
     try:

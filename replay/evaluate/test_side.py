@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -16,10 +15,10 @@ from torch import Tensor
 from replay.evaluate.batches import Batches, Shelf
 from replay.evaluate.binding import BoundModel, Models, without_graph
 from replay.evaluate.checked import checked_losses, in_dtype
+from replay.evaluate.companies import Company, apart, are_same, some_alone
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
-from replay.gradients.proof.independence import differ, some_of
 from replay.losses import only_loss
 from replay.task import Task
 from tracer.errors import GradientError, TaskError
@@ -132,7 +131,7 @@ class Examples:
     def _compare(self, bound: BoundModel, found: Tensor, columns: list[int], where: str) -> None:
         """Raise GradientError if values in other company are not the same."""
         self._turn += 1
-        for some in _apart(len(columns), self._turn):
+        for some in apart(len(columns), self._turn):
             again = self.plain(bound, [columns[k] for k in some], where)
             if not bound.is_close(again, found[some]):
                 raise GradientError(
@@ -178,25 +177,26 @@ class Examples:
         with in_dtype(self.models.value.dtype, self.called, where):
             return job()
 
-    def agree(self, state: State, where: str, chosen: list[int]) -> bool:
-        """Return whether gradients of a few examples are the same alone, as finely as values."""
+    def agree(
+        self, state: State, where: str, chosen: list[int], company: Company | None = None
+    ) -> bool:
+        """Return whether values and gradients are the same in other company, as finely as values.
+
+        Args:
+            state: Where.
+            where: For messages.
+            chosen: Columns of the examples.
+            company: Who is together, by number among the chosen; None is a few of them alone.
+        """
         bound = self._at(self.models.value, state)
+        others = some_alone(len(chosen)) if company is None else company
+
+        def again(some: list[int]) -> Tensor:
+            return self.tracked(bound, [chosen[k] for k in some], where)
 
         def same() -> bool:
             found = run(bound.moving(), lambda: self.tracked(bound, chosen, where), None, where)
-            found = replace(found, once=True)  # a pass of its own for each of them
-            names, columns = list(found.parameters), some_of(len(chosen))
-            ours = [found.own(i, names) for i in columns]  # before the model is run again
-            return not differ(
-                found, ours, lambda i: self.tracked(bound, [chosen[i]], where), columns
-            )
+            return are_same(found, again, others, bound.is_close)
 
         with torch.enable_grad():
             return self.in_float64(where, same)
-
-
-def _apart(n: int, turn: int) -> list[list[int]]:
-    """Return n examples in other company: one alone, the others apart and in another order."""
-    alone = turn % n
-    rest = [k for k in reversed(range(n)) if k != alone]
-    return [some for some in ([alone], rest[::2], rest[1::2]) if some]

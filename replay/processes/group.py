@@ -10,12 +10,13 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, NoReturn
 
 from replay.processes.store import Store
+from tracer import errors
 from tracer.errors import InputError, TracinError
 
 Done = Callable[..., None]
@@ -59,6 +60,10 @@ class Alone:
 
     def told(self, name: str) -> Any:
         """Return None: nobody tells."""
+
+    def divided(self, name: str, jobs: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+        """Yield what jobs give, each done when it is asked for."""
+        yield from (job() for job in jobs)
 
 
 class Group:
@@ -141,6 +146,26 @@ class Group:
         """Return what was told under a name."""
         return json.loads(self._store.get(f"told/{name}"))
 
+    def divided(self, name: str, jobs: Sequence[Callable[[], Any]]) -> Iterator[Any]:
+        """Yield what jobs give, in their order: each is done by one process, and told to all.
+
+        Args:
+            name: Of all of them, the same on every process that has the same jobs.
+            jobs: They return what JSON has.
+
+        Raises:
+            TracinError: A job failed, on whatever process: as it failed there.
+        """
+        names = [f"{name}, {k}" for k in range(len(jobs))]
+        for one, job in zip(names, jobs, strict=True):
+            if self.claims(one):
+                self.tell(one, _outcome(job))
+        for one in names:
+            found = self.told(one)
+            if "error" in found:
+                raise getattr(errors, found["error"], TracinError)(found["text"])
+            yield found["value"]
+
     def _until_all_left(self, look: Done) -> None:
         missed = self._store.missed()
         while self._store.add("left", 0) < self.size:
@@ -173,6 +198,13 @@ class Group:
         if own is not None and int(os.environ.get("GROUP_WORLD_SIZE", "1")) == 1:
             raise own
         raise InputError(next(text for text in texts if text))
+
+
+def _outcome(job: Callable[[], Any]) -> dict[str, Any]:
+    try:
+        return {"value": job()}
+    except TracinError as error:
+        return {"error": type(error).__name__, "text": str(error)}
 
 
 def here() -> Group | Alone:

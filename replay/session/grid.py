@@ -58,7 +58,7 @@ class Grid:
         if _NAME not in parts:
             even = -(-len(self._question.test_ids) // _CHUNKS)
             most = _BLOCK if self._plain else min(_MOST, even)
-            parts.note(_NAME, {"most": np.array(min(self._holds, most))})
+            parts.note(_NAME, {"most": np.array(min(self.holds, most))})
 
     def adopt(self, parts: Parts) -> None:
         """Divide the work as it is on file.
@@ -71,7 +71,7 @@ class Grid:
                 f"{parts.path} does not show what another process of the job has put there; "
                 "every host must see the same folder (shared storage)."
             )
-        asked, most = int(parts[_NAME]["most"]), self._holds
+        asked, most = int(parts[_NAME]["most"]), self.holds
         self.chunks = self._cut(asked)
         if most < asked:
             raise InputError(
@@ -87,13 +87,13 @@ class Grid:
         Args:
             processes: Among how many the chunks are divided.
         """
-        held = max(1, self._holds // len(self.chunks[0][1]))
+        held = max(1, self.holds // len(self.chunks[0][1]))
         count = min(held, -(-len(self.chunks) // processes))
         return [self.chunks[k : k + count] for k in range(0, len(self.chunks), count)]
 
     @cached_property
-    def _holds(self) -> int:
-        """How many test examples the memory of a process holds at once."""
+    def holds(self) -> int:
+        """How many test examples the memory of this process holds at once."""
         return len(self._cut(None)[0][1])
 
     def _cut(self, most: int | None) -> list[tuple[slice, Examples]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 import zlib
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -74,21 +75,26 @@ class _Work:
         self.plain = not question.walking or self._tape(question.steps).plain
         self.grid = Grid(run, question, plain=self.plain)
         with group.agreeing():
-            if group.leads:
+            if self.grid.holds and group.leads:  # all look at the examples, each at some
                 self.grid.decide(parts)
         with group.agreeing():
             if not group.leads:
                 parts.refresh()
             self.grid.adopt(parts)
-            if group.leads:
-                self._recognise()
+            self._recognise()
 
     def _recognise(self) -> None:
         """Raise InputError if test examples do not measure what they did when the job began."""
         k = self._question.ends[0]
         state, name = self._run.states.at(k), f"snapshot {k}"
-        values = [chunk.values(state, name).cpu().numpy() for _, chunk in self.grid.chunks]
-        self._parts.recognise("set of test values", zlib.crc32(np.concatenate(values).tobytes()))
+
+        def measured(chunk: Examples) -> int:
+            return zlib.crc32(chunk.values(state, name).cpu().numpy().tobytes())
+
+        jobs = [partial(measured, chunk) for _, chunk in self.grid.chunks]
+        values = list(self._group.divided("test values", jobs))
+        if self._group.leads:
+            self._parts.recognise("set of test values", zlib.crc32(repr(values).encode()))
 
     @property
     def missing(self) -> int:

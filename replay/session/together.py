@@ -63,6 +63,7 @@ def influence_together(
         tables = ScoreTables(question, Room(run.budget, target.parent))
         with run.computing(), Progress(enabled=True) as bars:
             return answered(run, question, bars, tables)
+    run.chunks.group = group
     begin_together(run, group, target, partial(settle, run, question))
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
@@ -80,6 +81,7 @@ def self_influence_together(
     run = replay._run
     with group.agreeing():
         question = SelfQuestion.of(run.log, run.task, train_ids=None, **asked)
+    run.chunks.group = group
     begin_together(run, group, target, partial(settle_self, run, question))
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():

@@ -86,9 +86,12 @@ def usual_size(form: Form) -> float:
 
 
 def not_adding_up(
-    forms: dict[str, Form], total: dict[str, Tensor], tolerances: dict[str, float]
+    forms: dict[str, Form],
+    total: dict[str, Tensor],
+    tolerances: dict[str, float],
+    factors: Tensor | None = None,
 ) -> list[str]:
-    """Return the parameters whose parts seem not to add up to the plain gradient.
+    """Return the parameters whose parts, times factors, seem not to add up to plain gradients.
 
     Both are multiplied with one vector from either side, which costs less than the sum of parts:
     what differs anywhere differs there, but for a chance of about the tolerance.
@@ -99,6 +102,7 @@ def not_adding_up(
         whole = for_products(dense(total[name])).reshape(form.shape)
         left, right = _directions(form.shape, whole.dtype, whole.device)
         parts = form.sketch(left, right)
+        parts = parts if factors is None else parts * factors.to(parts)
         kinds.setdefault(parts.dtype, []).append((name, left @ (whole @ right), parts))
     return [name for some in kinds.values() for name in _off(some, tolerances)]
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from replay.gradients.forms.form import Form
@@ -14,7 +15,7 @@ from replay.gradients.proof.forward_pass import Pass, gradient
 from replay.gradients.proof.plan import row_of
 from tracer.errors import GradientError
 
-_SMALL = 1e-3  # what is smaller may be what rounding left of a difference of numbers about 1
+SMALL = 1e-3  # what is smaller may be what rounding left of a difference of numbers about 1
 
 
 @dataclass(frozen=True)
@@ -79,18 +80,20 @@ def differ(
         targets = [found.parameters[name] for name in mine]
         rows = gradient(loss, targets, retain=False) if targets else []
         own = dict(zip(mine, rows, strict=True))
-        gap = _norm({name: mine[name] - g for name, g in own.items()})
+        gap = norm(mine[name] - g for name, g in own.items())
         off.append((abs(loss.item() - found.losses[i].item()), gap))
-        sizes.append((abs(loss.item()), _norm(own)))
+        sizes.append((abs(loss.item()), norm(own.values())))
     allowed = coarsest(found) ** 0.5
     usual = [(sum(x * x for x in one) / len(one)) ** 0.5 for one in zip(*sizes, strict=True)]
     # what is not finite is reported elsewhere
     return any(
-        gap > allowed * (max(size, most) + _SMALL)
+        gap > allowed * (max(size, most) + SMALL)
         for gaps, own_sizes in zip(off, sizes, strict=True)
         for gap, size, most in zip(gaps, own_sizes, usual, strict=True)
     )
 
 
-def _norm(gradients: dict[str, Tensor]) -> float:
-    return math.sqrt(sum(float(g.double().square().sum()) for g in gradients.values()))
+def norm(gradients: Iterable[Tensor]) -> float:
+    """Return the norm of gradients of several parameters, as of one vector."""
+    some = (torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients)
+    return math.hypot(*map(float, some))

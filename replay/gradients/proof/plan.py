@@ -1,9 +1,10 @@
 r"""The proof of a plan: which parameters are read rightly, shown on a pass that was run.
 
 Three things are shown. The rows of a result that a reader takes are examples (see ``layout``). A
-parameter's gradients add up to its plain gradient. Those of two examples are what their own
-backward passes give. A parameter that fails takes the complete way, with the reason. What is zero
-shows nothing, and is marked as such.
+parameter's gradients add up to its plain gradient. So they do when each is multiplied with its own
+random number; where rounding hides that, those of two examples are what their own backward passes
+give. A parameter that fails takes the complete way, with the reason. What is zero shows nothing,
+and is marked as such.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from replay.gradients.proof.agreement import (
     agree,
     allowed,
     dense,
+    not_adding_up,
     repeats,
     usual_size,
 )
@@ -104,11 +106,14 @@ def prove_plan(found: Pass) -> Proof:
     nodes = list({reader.node: None for reader in readers})
     total, deltas = found.backward(names, nodes, found.weights, retain=True)
     rounded = any(is_half(delta.dtype) for delta in deltas.values())
-    layouts = _layouts(found, readers, deltas, rounded=rounded)
+    factors = random_factors(len(found.losses), found.losses, rounded=rounded)
+    factors *= 1.0 if rounded else _LOUD
+    layouts, mixed = _layouts(found, names, readers, deltas, factors)
     tried = {name: _read(found, name, candidates[name], deltas, layouts) for name in total}
     trials = {name: trial for name, trial in tried.items() if isinstance(trial, _Trial)}
     wrong = {name: why for name, why in tried.items() if isinstance(why, str)}
-    wrong |= _wrong(found, trials, total, 1.0 if rounded else _LOUD)
+    vague = list(trials) if rounded else _vague(trials, mixed, factors)
+    wrong |= _wrong(found, trials, total, vague, 1.0 if rounded else _LOUD)
     if wrong and not found.once and not repeats(found, total, list(wrong)):
         raise SpentGraph(found.where)
     right = {name: trial for name, trial in trials.items() if name not in wrong}
@@ -122,10 +127,13 @@ def prove_plan(found: Pass) -> Proof:
 
 
 def _layouts(
-    found: Pass, readers: list[Reader], deltas: dict[Node, Tensor], *, rounded: bool
-) -> _Layouts:
-    """Find layouts by one more backward, of which nothing is kept."""
-    factors = random_factors(len(found.losses), found.losses, rounded=rounded)
+    found: Pass,
+    names: list[str],
+    readers: list[Reader],
+    deltas: dict[Node, Tensor],
+    factors: Tensor,
+) -> tuple[_Layouts, dict[str, Tensor]]:
+    """Find layouts by one more backward, and plain gradients of ``Σ r_i c_i ℓ_i``."""
     by_node: dict[Node, set[tuple[Shape | None, int]]] = {}
     for one in readers:
         if one.node in deltas:
@@ -138,8 +146,8 @@ def _layouts(
             allowed = tolerance_of(delta.dtype)
             layouts[node, shape, leading] = prove(delta, probed, factors, leading, allowed)
 
-    found.watch((), list(by_node), found.weights * factors, seen, retain=True)
-    return layouts
+    mixed = found.watch(names, list(by_node), found.weights * factors, seen, retain=True)
+    return layouts, mixed
 
 
 def _read(
@@ -186,8 +194,19 @@ def _are_several(reader: Reader, layout: Layout, delta: Tensor, n: int) -> bool:
     return int(rows.any(1).sum()) >= min(n, 2)
 
 
+def _vague(trials: dict[str, _Trial], mixed: dict[str, Tensor], factors: Tensor) -> list[str]:
+    """Return the parameters whose parts, each times ``r_i``, do not clearly add up to ``mixed``."""
+    forms = {name: trial.form for name, trial in trials.items()}
+    finely = {name: trial.tolerance / len(factors) ** 0.5 for name, trial in trials.items()}
+    return not_adding_up(forms, mixed, finely, factors)
+
+
 def _wrong(
-    found: Pass, trials: dict[str, _Trial], total: dict[str, Tensor], loud: float
+    found: Pass,
+    trials: dict[str, _Trial],
+    total: dict[str, Tensor],
+    vague: list[str],
+    loud: float,
 ) -> dict[str, str]:
     """Return the parameters whose gradients are not what plain backward passes give, and why."""
     why = {}
@@ -195,7 +214,7 @@ def _wrong(
         whole = for_products(dense(total[name])).reshape(trial.form.shape)
         if not adds_up(trial.form, trial.summed, whole, trial.tolerance, trial.large):
             why[name] = COMPLETE + NO_SUM
-    rest = [name for name in trials if name not in why]
+    rest = [name for name in vague if name not in why]
     weighty = found.weights.nonzero()[:, 0].tolist() or [0]
     for i in sorted({weighty[0], weighty[len(weighty) // 2]}) if rest else ():
         own = found.own(i, rest, loud)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from datetime import timedelta
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,13 +15,14 @@ from replay import Influence, Replay, load_task
 from replay.command import program
 from replay.command.importing import say_interrupted
 from replay.processes import store
+from replay.processes.group import Alone
 from replay.processes.launch import BEGUN
 from replay.processes.store import Store
 from replay.session.together import influence_together
 from tests.helpers import killed_jobs
 from tests.helpers.command import run, started
 from tests.helpers.jobs import Solo
-from tracer.errors import InputError
+from tracer.errors import InputError, TaskError
 
 INSTALLED = "import sys; del sys.path[0]; from replay.command.entry import main; main()"
 JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
@@ -62,6 +64,30 @@ def test_what_fails_on_another_host_ends_the_job():
     found = pytest.raises(InputError, match="on node7, process 1: there is no run log")
     with found, job.agreeing():
         pass
+
+
+def test_jobs_are_done_once_and_told_to_all():
+    """What one process finds is everybody's error, as it was there."""
+    kept, done = HashStore(), []
+    job, other = Solo(2), Solo(2)
+    job._store = other._store = Store(kept)
+
+    def work(k):
+        done.append(k)
+        if k == 2:
+            raise TaskError("it is random.\n  1. Draw nothing.")
+        return {"same": k == 1}
+
+    def asked(one):
+        found = one.divided("look", [partial(work, k) for k in range(3)])
+        assert [next(found), next(found)] == [{"same": False}, {"same": True}]
+        with pytest.raises(TaskError, match=r"^it is random.\n  1. Draw nothing.$"):
+            next(found)
+
+    asked(job)
+    asked(other)
+    assert done == [0, 1, 2]
+    assert list(Alone().divided("look", [partial(work, 1)])) == [{"same": True}]
 
 
 def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):

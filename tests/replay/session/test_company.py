@@ -68,7 +68,7 @@ def test_experts_with_a_capacity(run, monkeypatch):
             ask(run())
     alone = drops(run(memory=1))
     assert np.allclose(alone, [drops(run(), [k])[0] for k in IDS], rtol=1e-12, atol=1e-14)
-    monkeypatch.setattr("replay.evaluate.chunks.deciding", lambda *_: set())
+    monkeypatch.setattr("replay.evaluate.looks.deciding", lambda *_: set())
     assert abs(drops(run()) - alone).max() == 0  # both ends are as they should be,
     steps = run().drops(IDS, progress=False)  # and what is between them is wrong
     assert abs(steps - run(memory=1).drops(IDS, progress=False)).max() > 0.01
@@ -78,11 +78,11 @@ def test_nothing_is_compared_again_where_nothing_decides(tmp_path, monkeypatch):
     """Of ordinary models: no more passes than there were."""
     found = {}
 
-    def watched(examples):
-        found[case.name] = found.get(case.name, set()) | deciding(examples)
+    def watched(examples, state):
+        found[case.name] = found.get(case.name, set()) | deciding(examples, state)
         return found[case.name]
 
-    monkeypatch.setattr("replay.evaluate.chunks.deciding", watched)
+    monkeypatch.setattr("replay.evaluate.looks.deciding", watched)
     for case in CASES:
         if case.name in ("mlp", "convolutional-groupnorm", "transformer-tied", "bare-parameter"):
             task = case.trace(tmp_path / f"{case.name}.h5")

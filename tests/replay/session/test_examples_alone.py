@@ -12,10 +12,13 @@ from torch.nn import functional as F
 
 from replay import Replay, Task
 from replay.evaluate.certainty import are_independent
+from replay.evaluate.looks import independent
 from replay.evaluate.nested import fresh
+from replay.evaluate.test_side import Examples
 from tests.helpers import reference
 from tests.helpers.alone import CHOSEN, squared, trace
 from tracer import open_log
+from tracer.errors import NonFiniteError
 
 METHODS = ("tracin", "ideal", "tracincp")
 
@@ -246,20 +249,63 @@ def test_coupling_that_does_not_show_at_the_first_state(tmp_path, kind):
     check(tmp_path / "run.h5", task, [0, 1, 2, 4], [0, 1, 5, 7], audit=1)
 
 
-@pytest.mark.parametrize("where", ["gradients", "later state"])
-def test_either_look_finds_it(tmp_path, monkeypatch, where):
-    """By gradients at the first state, else by values at a later one."""
+@pytest.fixture
+def gated(tmp_path):
+    """A run whose gate is closed at first, and three of its examples."""
     data = [(torch.randn(4).double(), torch.tensor(1.0).double()) for _ in range(12)]
     task = Task(lambda: Gated().double(), squared, data, data[:5])
     trace(tmp_path / "run.h5", task)
-    if where == "later state":
-        monkeypatch.setattr("replay.evaluate.test_side.differ", lambda *_: False)
+    run = Replay(tmp_path / "run.h5", task)._run
+    return run, Examples(task, [0, 1, 2], "test", run.models)
+
+
+@pytest.mark.parametrize(
+    ("state", "alone", "blind", "found"),
+    [
+        (0, False, "nothing", False),
+        (0, True, "nothing", False),  # by gradients
+        (0, True, "are_same", True),
+        (5, True, "are_same", False),  # by values of each alone
+        (5, False, "nothing", False),
+        (5, False, "are_same", True),
+    ],
+)
+def test_either_look_finds_it(gated, monkeypatch, state, alone, blind, found):
+    run, examples = gated
+    monkeypatch.setattr(f"replay.evaluate.test_side.{blind}", lambda *_: True, raising=False)
+    assert are_independent(examples, run.states.at(state), "here", 1, alone=alone) is found
+
+
+def test_each_is_alone_at_the_last_state_that_is_finite(gated, monkeypatch):
+    run, examples = gated
     looked = []
 
-    def look(examples, state, name):
-        looked.append((name, are_independent(examples, state, name)))
-        return looked[-1][1]
+    def look(_, state, where, turn, *, alone):
+        looked.append((where.split()[-1], alone))
+        if state is run.states.at(5) or len(looked) == 1:
+            raise NonFiniteError("diverged")
+        return True
 
-    monkeypatch.setattr("replay.evaluate.chunks.are_independent", look)
-    Replay(tmp_path / "run.h5", task).drops([0, 1, 2], progress=False)
-    assert looked[-1] == (f"test set, step {0 if where == 'gradients' else 2}", False)
+    monkeypatch.setattr("replay.evaluate.looks.are_independent", look)
+    assert independent([examples], "test", run.states, run.chunks.group) == (True, False)
+    assert looked == [("5", True), ("2", False), ("2", True), ("0", False)]
+
+
+@pytest.mark.parametrize("share", [1e-6, 1e-3])
+def test_company_that_only_gradients_show(gated, share):
+    """A function whose gradient alone depends on the others."""
+
+    class Mixed(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient + share * gradient.roll(1, 0)
+
+    run, examples = gated
+    examples.function = lambda model, batch: squared(lambda x: Mixed.apply(model(x)), batch)
+    for alone in (True, False):
+        found = are_independent(examples, run.states.at(5), "here", 0, alone=alone)
+        assert not found
