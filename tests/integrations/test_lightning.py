@@ -171,12 +171,6 @@ class _Iterating(m.Plain):
         return self.losses(next(dataloader_iter)[0]).mean()
 
 
-class _Two(m.Manual):
-    def configure_optimizers(self):
-        parts = self.net[0].parameters(), self.net[4].parameters()
-        return [torch.optim.SGD(part, lr=0.1) for part in parts]
-
-
 class _Bare(m.Plain):
     def configure_optimizers(self):
         return None
@@ -199,7 +193,6 @@ LATER = {
     "own iter": (m.Usual, lambda t: _Own(t.train, 4), {}, "a _Own with an __iter__ of its own"),
     "no batches": (m.Usual, lambda t: DataLoader(t.train, None), {}, r"batches \(batch_size=None"),
     "iterator": (_Iterating, m.loader, {}, "takes its batches itself"),
-    "two optimizers": (_Two, m.loader, {}, r"several optimizers \(SGD, SGD\)"),
     "none": (_Bare, m.loader, {}, "has no optimizer"),
     "items": (m.Manual, m.loader, {"items": len}, "divides its loss by itself"),
     "IDs": (m.Usual, m.loader, {"ids": [1]}, "got 1 IDs for 22 examples"),

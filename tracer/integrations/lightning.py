@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tracer.errors import TracingError, shown
 from tracer.integrations.carried_ids import Carried, carrying, check_rows
@@ -17,8 +17,13 @@ from tracer.integrations.checkpoints import check_checkpoint, check_new
 from tracer.integrations.lightning_limits import check_fit, check_trainer, package_of
 from tracer.integrations.loss_weights import items_of, mean_weights
 from tracer.integrations.replacing import Replaced
+from tracer.integrations.training_step import TrainingStep
+from tracer.joined import members
 from tracer.records import ID
 from tracer.wrapper.optimizer import TracingOptimizer
+from tracer.wrapper.traced import Traced
+
+STEP = "tracin_step"  # in a checkpoint, where its own count is another
 
 
 def trace(
@@ -76,21 +81,6 @@ def trace(
     trainer.callbacks.insert(0, tracing)  # before those that change parameters at the end
 
 
-class TrainingStep(nn.Module):
-    """What a step's forward is: the ``training_step`` of a module, which its forward is not."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self._orig_mod = module  # as torch.compile's, which is looked into
-        compiled = getattr(module, "_compiler_ctx", None)
-        if compiled:  # by Lightning, each method on its own
-            self.get_compiler_config = compiled["dynamo_ctx"].get_compiler_config
-
-    def forward(self, step: Callable[..., Any], *arguments: Any) -> Any:
-        """Take what the Trainer calls for a batch."""
-        return step(*arguments)
-
-
 class _Tracing:
     """A callback, and what stands in a Trainer where there is none, until it has trained."""
 
@@ -110,6 +100,7 @@ class _Tracing:
         self._here: list[ID] = []  # of the batch that is trained with
         self._batch: Any = None
         self._announced = False  # whether the step has a micro-batch
+        self._going_on: int | None = None  # the step of a checkpoint, if it says that
 
     def put_on(self) -> None:
         """Replace what is needed besides the events."""
@@ -143,24 +134,27 @@ class _Tracing:
     def on_train_start(self, trainer: Any, module: Any) -> None:
         """Wrap the optimizer: module, optimizer and checkpoint are what training begins with."""
         check_fit(trainer, module, self._items)
-        step = int(trainer.global_step) if trainer.ckpt_path else 0
+        known = trainer.global_step if self._going_on is None else self._going_on
+        step = int(known) if trainer.ckpt_path else 0
         if step:
             check_checkpoint(self._log, step, module, "ckpt_path")
         else:
             check_new(self._log, "fit(ckpt_path=...)", overwrite=self._how["overwrite"])
         how = {**self._how, "resume": step, "overwrite": False} if step else self._how
-        left = trainer.estimated_stepping_batches - step
-        steps = max(1, int(left)) if math.isfinite(left) else None
+        count = len(trainer.optimizers)
+        given = trainer.optimizers if count > 1 else trainer.optimizers[0]
+        steps = _left(trainer, step) if module.automatic_optimization else None
         self._step = TrainingStep(module)
         with torch.random.fork_rng():
-            traced = TracingOptimizer(
-                trainer.optimizers[0], self._step, self._log, steps=steps, **how
-            )
+            traced = TracingOptimizer(given, self._step, self._log, steps=steps, **how)
         self._traced = traced
+        if not module.automatic_optimization:
+            self._step.turns = traced.turns()
+            self._replaced.put(trainer.strategy, "optimizer_step", self._step.optimizer_step)
         if step:
             traced.flush(state=True)  # again from here, if the run is killed before it saves
         traced.epoch = trainer.current_epoch
-        trainer.strategy.optimizers = [traced]
+        trainer.strategy.optimizers = [traced[k] for k in range(count)] if count > 1 else [traced]
 
     def on_train_epoch_start(self, trainer: Any, module: Any) -> None:
         """Tell the log which epoch it is."""
@@ -169,7 +163,11 @@ class _Tracing:
 
     def on_before_backward(self, trainer: Any, module: Any, loss: Tensor) -> None:
         """Announce the micro-batch that a loss is of."""
-        self._announce(self._weights(module, len(self._here)))
+        turns = None if self._step is None else self._step.turns
+        if turns is None:
+            self._announce(self._weights(module, len(self._here)))
+        else:
+            turns.backward(loss, self._here, self._recorded())
 
     def on_before_optimizer_step(self, trainer: Any, module: Any, optimizer: Any) -> None:
         """Announce a batch without a loss, if there is no other in the step."""
@@ -181,6 +179,13 @@ class _Tracing:
         """Put a full state into the log where the Trainer has a checkpoint."""
         if self._traced is not None:
             self._traced.flush(state=True)
+            step = self._traced.position[0]
+            if step != trainer.global_step:  # Lightning counts steps of each optimizer
+                checkpoint[STEP] = step
+
+    def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: Any) -> None:
+        """Note the step of the log at which a run goes on."""
+        self._going_on = checkpoint.get(STEP)
 
     def on_train_end(self, trainer: Any, module: Any) -> None:
         """Close the log with what the last step led to, and leave the Trainer as it was."""
@@ -195,16 +200,16 @@ class _Tracing:
         if stage == "fit":
             self._end()
 
-    def _announce(self, weights: Tensor | None) -> None:
+    def _announce(self, weights: Tensor) -> None:
         self._announced = True
         if self._traced is not None:
-            batch = self._batch if self._how["record"] == "batches" else None
-            self._traced.observe(self._here, weights, batch)
+            self._traced.observe(self._here, weights, self._recorded())
 
-    def _weights(self, module: Any, count: int) -> Tensor | None:
-        """Return what each example's loss counts; None is what the wrapper takes without."""
-        if not module.automatic_optimization:
-            return None
+    def _recorded(self) -> Any:
+        return self._batch if self._how["record"] == "batches" else None
+
+    def _weights(self, module: Any, count: int) -> Tensor:
+        """Return what each example's loss counts."""
         parts, batch = int(self._trainer.accumulate_grad_batches), self._batch
         items: Tensor = self._items(batch) if self._items else items_of(module, batch, count)
         if self._how["reduction"] == "sum":
@@ -215,7 +220,9 @@ class _Tracing:
         if self._traced is None:
             before(optimizer, limit)
         else:
-            self._traced.clip_grad_norm_(limit)
+            known = optimizer, getattr(optimizer, "optimizer", None)  # Lightning has it wrapped
+            own = next((one for one in known if isinstance(one, Traced)), self._traced)
+            own.clip_grad_norm_(limit)
 
     def _end(self, error: type[BaseException] | None = None) -> None:
         """Close the log, and give the Trainer its optimizer back."""
@@ -223,5 +230,11 @@ class _Tracing:
         if self._traced is None:
             return
         traced, self._traced, self._step = self._traced, None, None
-        self._trainer.strategy.optimizers = [traced.optimizer]
+        self._trainer.strategy.optimizers = members(traced.optimizer)
         traced.__exit__(error)
+
+
+def _left(trainer: Any, step: int) -> int | None:
+    """Return how many steps a Trainer will take from one on; None if it does not know."""
+    left = trainer.estimated_stepping_batches - step
+    return max(1, int(left)) if math.isfinite(left) else None

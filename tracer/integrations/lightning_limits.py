@@ -102,10 +102,4 @@ def _of_fit(trainer: Any, module: Any) -> list[Case]:
             "has no optimizer",
             "Return one from configure_optimizers",
         ),
-        (
-            len(optimizers) > 1,
-            f"has several optimizers ({names})",
-            "Return one optimizer, with a group of parameters for each; or wrap them yourself, as "
-            "docs/how-to/lightning.md#several-optimizers shows",
-        ),
     ]

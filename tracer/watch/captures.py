@@ -14,7 +14,10 @@ from weakref import ReferenceType
 from torch import Tensor
 from torch.autograd import Variable
 
+from tracer.joined import Key
 from tracer.records import RandomState
+
+ALL: Key = ""  # of the optimizers
 
 _Seen = tuple[ReferenceType[Tensor], int] | None  # a gradient and its version
 
@@ -27,7 +30,7 @@ class Capture:
         random_state: Of torch's generators.
         buffers: Copies of the model's; None if an earlier forward's begin the step.
         passes: Backward passes that were over by then.
-        flowed: Which gradients flowed through it, counted by how often they were thrown away.
+        flowed: How often gradients had been thrown away when one flowed through it.
         graph: Dead once nobody holds the forward's graph; None if it has none.
     """
 
@@ -63,6 +66,7 @@ class Captures:
         announced_first: Whether the micro-batch of the forwards to come is announced already.
         keeps_zeros: Whether gradients were zeroed last, and not made None.
         marks: Whether any forward of the run was ever marked as used: the model is seen.
+        keys: Of the optimizers, if there are several.
     """
 
     def __init__(self, parameters: Iterable[Tensor]) -> None:
@@ -70,8 +74,10 @@ class Captures:
         self._all: list[Capture] = []  # since the last micro-batch
         self._first: Capture | None = None  # of the step, if its micro-batch has ended
         self.announced_first = False
-        self._dropped = self._passes = 0  # gradients thrown away, backward passes that are over
-        self._turns: set[int] = set()  # numbers of passes before the forwards of these gradients
+        self._drops = self._passes = 0  # gradients thrown away, backward passes that are over
+        self._dropped: dict[Key, int] = {}  # the last of the drops of an optimizer's gradients
+        self.keys: tuple[Key, ...] = ()
+        self._turns: dict[int, int] = {}  # drops, by passes before the forwards of these gradients
         self.marks = self.keeps_zeros = False
         self._gradients = self._seen_gradients()
 
@@ -85,10 +91,9 @@ class Captures:
         """The forward that the step begins with, as far as that is known."""
         return first_used([self._first, *self._all])
 
-    @property
-    def turns(self) -> int:
-        """How often forwards and then a backward pass made the gradients that are there."""
-        return len(self._turns)
+    def turns(self, key: Key = ALL) -> int:
+        """Return how often forwards and then a backward pass made gradients that are there."""
+        return sum(drops >= self._last_drop(key) for drops in self._turns.values())
 
     def add(self, state: RandomState, buffers: dict[str, Tensor] | None) -> None:
         """Add what is there when a forward begins."""
@@ -100,13 +105,13 @@ class Captures:
 
     def use(self, capture: Capture) -> None:
         """Note that a gradient flows through it; inside the backward pass."""
-        capture.flowed, self.marks = self._dropped, True
+        capture.flowed, self.marks = self._drops, True
         before = self._seen_gradients()
 
         def over() -> None:
             self._passes += 1
             if self._differ_from(before):  # not of an input, nor of other tensors in their place
-                self._turns.add(capture.passes)
+                self._turns[capture.passes] = self._drops
 
         Variable._execution_engine.queue_callback(over)
 
@@ -137,13 +142,20 @@ class Captures:
         if all(c.is_over for c in self._all) and (self.marks or not self._any_gradient()):
             self._all = []
 
-    def gradients_dropped(self) -> None:
-        """Forget forwards whose gradients were thrown away."""
-        self._dropped += 1
-        self._turns.clear()
+    def forget_idle(self) -> None:
+        """Forget forwards since the last micro-batch: no gradient comes from them."""
+        self._all, self.announced_first = [], False
+
+    def gradients_dropped(self, key: Key = ALL) -> None:
+        """Forget forwards whose gradients were thrown away, those of one optimizer or of all."""
+        self._drops += 1
+        self._dropped[key] = self._drops
+        last = self._last_drop(ALL)
+        self._turns = {k: drops for k, drops in self._turns.items() if drops >= last}
         if not self.announced_first or self.is_out(self._all):
-            self._all, self.announced_first = [c for c in self._all if not c.used], False
-        if self._first is not None and self._first.used:
+            self._all = [c for c in self._all if not c.used or self.is_in([c])]
+            self.announced_first = False
+        if self._first is not None and self._first.used and not self.is_in([self._first]):
             self._first = None
 
     def forget_dropped(self) -> None:
@@ -161,9 +173,15 @@ class Captures:
             )
         self._gradients = [] if self.marks else self._seen_gradients()
 
-    def is_in(self, forwards: Sequence[Capture]) -> bool:
-        """Return whether a micro-batch of these forwards led to the gradients that are there."""
-        return any(capture.flowed == self._dropped for capture in forwards)
+    def is_in(self, forwards: Sequence[Capture], key: Key = ALL) -> bool:
+        """Return whether a micro-batch of these forwards led to gradients that are there.
+
+        Args:
+            forwards: Of the micro-batch.
+            key: Whose gradients; ``ALL``: anybody's.
+        """
+        last = self._last_drop(key)
+        return any(one.flowed is not None and one.flowed >= last for one in forwards)
 
     def is_out(self, forwards: Sequence[Capture]) -> bool:
         """Return whether no gradient that is there, or comes, is of a micro-batch."""
@@ -173,6 +191,13 @@ class Captures:
         if known:
             return not any(capture.may_be_used for capture in known)
         return not self.marks and self._differ_from(self._gradients)
+
+    def _last_drop(self, key: Key) -> int:
+        """Return the drop after which gradients of an optimizer, or of any of them, are there."""
+        whole, found = self._dropped.get(ALL, 0), self._dropped.get
+        if key != ALL:
+            return max(whole, found(key, 0))
+        return max(whole, min((found(one, 0) for one in self.keys), default=0))
 
     def _any_gradient(self) -> bool:
         return any(p.grad is not None for p in self._parameters)

@@ -37,8 +37,8 @@ SAME_MOMENT = (
     "optimizer {key!r} took step {step}, and no gradient was seen to come from the model since the "
     "step before, which another one took. A replay computes this step's gradients at the "
     "parameters before it, which that one had moved already.\n"
-    "1. If both step on gradients of one moment, call optimizer.step(batch_ids=ids) of the wrapper "
-    "once: it takes both steps;\n"
+    "1. If both step on gradients of one moment, give both the same IDs, or call "
+    "optimizer.step(batch_ids=ids) of the wrapper once;\n"
     "2. else call the model that the wrapper was given, so that its forward is seen."
 )
 UNANNOUNCED = (

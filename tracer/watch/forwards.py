@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from tracer.distributed.coupled import DRAWN
 from tracer.distributed.data_parallel import is_coupled
 from tracer.errors import warn
+from tracer.joined import Key
 from tracer.records import RandomState
-from tracer.watch.captures import Capture, Captures, first_used
+from tracer.watch.captures import ALL, Capture, Captures, first_used
 from tracer.watch.forward_warnings import (
     BY_METHOD,
     COMPILED,
@@ -26,8 +27,6 @@ from tracer.watch.model_layout import ModelLayout
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.watch.state_capture import random_state
 from tracer.watch.unseen import Unseen
-
-ALL = ""  # of the optimizers
 
 
 class ForwardWatch:
@@ -50,7 +49,7 @@ class ForwardWatch:
         self.captures = Captures(inner.parameters())
         self._begun: dict[str, Tensor] | None = None  # as the first forward since a step found them
         self.step = 0
-        self._factors: dict[str | int, float] = {}  # of clipping, of all or one of the optimizers
+        self._factors: dict[Key, float] = {}  # of clipping, of all or one of the optimizers
         self.before_load: Callable[[], None] = lambda: None
         self._hooks = Hooks(self, model)
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
@@ -73,20 +72,25 @@ class ForwardWatch:
             self._complained = True
             warn(COMPILED if compiled else BY_METHOD)
 
-    def require_announced(self, count: int) -> None:
-        """Warn once if gradients of more micro-batches are there than were announced."""
-        turns = self.captures.turns
+    def require_announced(self, count: int, key: Key) -> None:
+        """Warn once if gradients of more micro-batches are there than were announced.
+
+        Args:
+            count: Of those.
+            key: Whose step it is.
+        """
+        turns = self.captures.turns(key)
         if turns > count and not self._complained_of_turns:
             self._complained_of_turns = True
             warn(UNANNOUNCED.format(turns=turns, step=self.step, announced=count))
 
-    def require_own_gradients(self, key: str | int) -> None:
+    def require_own_gradients(self, key: Key) -> None:
         """Warn once if one of several optimizers stepped on gradients from before another's step.
 
         Args:
             key: Which of them; ``ALL``: all together.
         """
-        seen = self.captures.turns or not self.captures.marks
+        seen = self.captures.turns() or not self.captures.marks
         if key != ALL and self.step and not (seen or self._complained_of_age):
             self._complained_of_age = True
             warn(SAME_MOMENT.format(key=key, step=self.step))
@@ -168,12 +172,16 @@ class ForwardWatch:
         first = first_used(forwards)
         return None if first is None else first.random_state, forwards
 
-    def gradients_dropped(self) -> None:
-        """Forget forwards whose gradients ``zero_grad`` throws away."""
-        self.captures.gradients_dropped()
-        self._factors = {}
+    def gradients_dropped(self, key: Key) -> None:
+        """Forget forwards whose gradients ``zero_grad`` throws away.
 
-    def clipped(self, limit: float, norm: Tensor, key: str | int) -> None:
+        Args:
+            key: Whose gradients.
+        """
+        self.captures.gradients_dropped(key)
+        self._factors = {} if key == ALL else {k: f for k, f in self._factors.items() if k != key}
+
+    def clipped(self, limit: float, norm: Tensor, key: Key) -> None:
         """Note that a gradient was clipped; the factor is as torch rounds it, to the bit.
 
         Args:
@@ -185,7 +193,7 @@ class ForwardWatch:
         factor = float(torch.clamp(limit / (norm + 1e-6), max=1.0))
         self._factors[key] = self._factors.get(key, 1.0) * factor
 
-    def clip_factor(self, key: str | int) -> float:
+    def clip_factor(self, key: Key) -> float:
         """Return what the gradient of a step was multiplied with, as far as that is recorded.
 
         Args:

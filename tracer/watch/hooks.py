@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from tracer.unwrapping import unwrapped
-from tracer.watch.captures import Captures
+from tracer.watch.captures import Capture, Captures
 
 
 class Watch(Protocol):
@@ -155,19 +155,7 @@ class _Marker:
         capture = watch.captures.last
         if capture is None or capture.used:
             return
-        captures = watch.captures
-
-        def mark(_: Tensor) -> None:
-            captures.use(capture)
-
-        for tensor in _tensors(output):
-            if tensor.requires_grad:
-                capture.graph = weakref.ref(mark)
-                node = tensor.grad_fn
-                if node is None:
-                    tensor.register_hook(mark)  # type: ignore[no-untyped-call]
-                else:  # half the time of the tensor's own
-                    node.register_prehook(mark)
+        mark(watch.captures, capture, output)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Marker:
         return _Marker(_Hook(None, None))
@@ -189,6 +177,28 @@ class _Compiled:
         output = self.inner(*arguments, **named)
         self._marker(model, arguments, output)
         return output
+
+
+def mark(captures: Captures, capture: Capture, output: Any) -> None:
+    """Have a capture marked as used when a gradient reaches what its forward led to.
+
+    Args:
+        captures: Whose it is.
+        capture: Of a forward.
+        output: A tensor, or several.
+    """
+
+    def use(_: Tensor) -> None:
+        captures.use(capture)
+
+    for tensor in _tensors(output):
+        if tensor.requires_grad:
+            capture.graph = weakref.ref(use)
+            node = tensor.grad_fn
+            if node is None:
+                tensor.register_hook(use)  # type: ignore[no-untyped-call]
+            else:  # half the time of the tensor's own
+                node.register_prehook(use)
 
 
 def _draws_otherwise(compiled: Any) -> bool:

@@ -122,7 +122,9 @@ class LastStep:
             return moved.without_step("since tracing began")
         if ending and not self._usual:
             return moved.after(self._state.steps - 1, kept=self.pending is None)
-        return moved.without_step("since the last step") if self._forwards.captures.turns else None
+        return (
+            moved.without_step("since the last step") if self._forwards.captures.turns() else None
+        )
 
     def settle(self, buffers: Row, state: bytes | None = None) -> None:
         """Write the pending step, which led to where we are; begin the log if there is none."""

@@ -79,6 +79,18 @@ class Logger(ABC):
         """
 
     @abstractmethod
+    def step_along(self, call: Call, clip_factor: float) -> Any:
+        """Take the step of one more optimizer on the gradients of the last step, as a part of it.
+
+        Args:
+            call: What its ``step`` is given.
+            clip_factor: What all optimizers' gradients were multiplied with before that one.
+
+        Returns:
+            What the optimizer returned.
+        """
+
+    @abstractmethod
     def keep(
         self,
         measured: Any,

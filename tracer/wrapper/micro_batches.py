@@ -12,9 +12,11 @@ from torch import Tensor
 from tracer.codec.nested import NestedError, encode
 from tracer.codec.objects import flattened
 from tracer.errors import TracingError, warn
+from tracer.joined import Key
 from tracer.log.parts import micro_batches
 from tracer.log.read.run_log import RunLog
 from tracer.records import ID, MicroBatch
+from tracer.watch.captures import ALL
 from tracer.watch.forwards import ForwardWatch
 from tracer.wrapper.batch_ids import plain_ids
 from tracer.wrapper.epochs import Draws
@@ -45,11 +47,13 @@ class Observations:
         self._given: Observed | None = None  # to the step that is being taken
         self._records: list[MicroBatch] | None = None  # of that step
         self._step = forwards.step  # which they are of
+        self._key = ALL  # of the optimizer that takes it
         self._type: type | None = None
         self._alike: dict[tuple[int, int], Tensor] = {}  # coefficients by batches and size
         self._complained = False
         self._bytes = self._steps = 0  # of recorded batches, in how many steps
         self._announced = 0  # bytes of the step that is being taken
+        self._last: list[ID] = []  # of the last step
 
     def resume(self, path: Path, step: int) -> None:
         """Take IDs of the type that a log has, if it is resumed at a step."""
@@ -67,9 +71,9 @@ class Observations:
             return 0
         return self._bytes // self._steps if self._steps else None
 
-    def gradients_zeroed(self) -> None:
-        """Forget what was announced of gradients that are zeroed now."""
-        self._pending.gradients_zeroed()
+    def gradients_zeroed(self, key: Key) -> None:
+        """Forget what was announced of gradients that are zeroed now, those of one optimizer."""
+        self._pending.gradients_zeroed(key)
 
     def observe(self, batch_ids: Any, weights: Any, batch: Any) -> None:
         """Announce a micro-batch; raises TracingError if it cannot be one."""
@@ -81,15 +85,15 @@ class Observations:
         checked.random_state, checked.forwards = self._forwards.observed()
         self._pending.add(checked)
 
-    def step_begins(self, batch_ids: Any, batch: Any, *, closure: bool) -> None:
+    def step_begins(self, batch_ids: Any, batch: Any, key: Key, *, closure: bool) -> None:
         """Take what ``step`` was given; a closure may yet announce micro-batches.
 
         Raises:
             TracingError: There are no IDs, they are wrong, or were given in both ways.
         """
         self._drop_old()
-        self._given = self._records = None
-        observed = bool(self._pending.in_step())
+        self._given, self._records, self._key = None, None, key
+        observed = bool(self._pending.in_step(key))
         if batch_ids is not None or not (closure or observed):
             self._given = self._checked(batch_ids, None, batch)
         if self._given is not None or not closure:
@@ -106,14 +110,20 @@ class Observations:
         if self._records is None:
             found = self._require_right()
             self._forwards.require_seen()
-            self._forwards.require_announced(len(found))
+            self._forwards.require_announced(len(found), self._key)
             self._draws.check(found)
             self._records = [self._record(one, len(found)) for one in found]
             self._announced = sum(len(one.payload or b"") for one in found)
         return self._records
 
+    def are_of_last_step(self, batch_ids: Any, key: Key) -> bool:
+        """Return whether a step was given no other IDs than the last one, and none announced."""
+        alike = batch_ids is None or list(plain_ids(batch_ids)) == self._last
+        return alike and bool(self._last) and not self._pending.in_step(key)
+
     def step_ended(self, *, taken: bool) -> None:
         """Begin anew after a step; ``taken`` unless it was skipped."""
+        self._last = [i for one in self._records or () for i in one.ids] if taken else []
         if taken:
             self._steps, self._bytes = self._steps + 1, self._bytes + self._announced
         self._pending.clear()
@@ -121,7 +131,7 @@ class Observations:
 
     def _require_right(self) -> list[Observed]:
         """Return what was announced; raises TracingError if it is none, or cannot be of a step."""
-        found = self._pending.in_step()
+        found = self._pending.in_step(self._key)
         if self._given is not None and found:
             raise TracingError(
                 "step() got batch_ids and micro-batches were observed: use one way, "

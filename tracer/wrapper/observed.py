@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from tracer.joined import Key
 from tracer.records import ID, RandomState
-from tracer.watch.captures import Capture, Captures
+from tracer.watch.captures import ALL, Capture, Captures
 
 
 @dataclass(eq=False)
@@ -60,9 +61,15 @@ class Pending:
         """Forget all."""
         self._all = []
 
-    def gradients_zeroed(self) -> None:
-        """Keep those whose backward pass comes later; before gradients are zeroed."""
+    def gradients_zeroed(self, key: Key) -> None:
+        """Keep those whose backward pass comes later; before gradients are zeroed.
+
+        Args:
+            key: Whose gradients; those of other optimizers stay, and what led to them.
+        """
         seen = self._captures
+        if key != ALL and seen.marks:
+            return
         self._all = [
             one
             for one in self._all
@@ -71,17 +78,21 @@ class Pending:
         for one in self._all:
             one.zeroed = not one.forwards
 
-    def in_step(self) -> list[Observed]:
-        """Return those whose gradients are there; all of them if nobody can know."""
+    def in_step(self, key: Key) -> list[Observed]:
+        """Return those whose gradients are there; all of them if nobody can know.
+
+        Args:
+            key: Whose step it is.
+        """
         self._captures.forget_dropped()
         self._forget_unbegun()
-        if any(self._captures.is_in(one.forwards or []) for one in self._all):
-            return [one for one in self._all if self._may_be_in(one.forwards or [])]
+        if any(self._captures.is_in(one.forwards or [], key) for one in self._all):
+            return [one for one in self._all if self._may_be_in(one.forwards or [], key)]
         return list(self._all)
 
-    def _may_be_in(self, forwards: list[Capture]) -> bool:
+    def _may_be_in(self, forwards: list[Capture], key: Key) -> bool:
         known = any(one.used or one.graph is not None for one in forwards)
-        return not known or self._captures.is_in(forwards)
+        return not known or self._captures.is_in(forwards, key)
 
     def _forget_unbegun(self) -> None:
         if self._captures.marks:

@@ -30,6 +30,7 @@ from tracer.wrapper.log_path import checked_path
 from tracer.wrapper.logger import Logger
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.traced import Traced
+from tracer.wrapper.turns import Turns
 
 
 class TracingOptimizer(Traced):
@@ -160,6 +161,10 @@ class TracingOptimizer(Traced):
             TracingWarning: It will not fit.
         """
         return self._tracing.forecasts.forecast(steps)
+
+    def turns(self) -> Turns:
+        """Return whom to tell of steps that are taken inside one call of the model."""
+        return Turns(self.observe, self._tracing.forwards, self._tracing.moment)
 
     def flush(self, *, state: bool = False) -> None:
         """Return when every step so far is on file, with ``state`` a full state of here, too."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tracer.codec.layout import Row
 from tracer.errors import TracingError
@@ -47,6 +47,17 @@ class PendingStep:
     clip_factor: float
     frozen: frozenset[str]
     whole: Callable[[int, Sequence[MicroBatch]], tuple[MicroBatch, ...]]
+
+    def with_part(self, seen: Seen, clip_factor: float) -> PendingStep:
+        """Return the step of one more optimizer, on gradients of the same moment.
+
+        Args:
+            seen: Of that one.
+            clip_factor: What the gradients of all were multiplied with; norms tell the rest.
+        """
+        parts = sorted((*self.measured.seen, seen), key=lambda one: one.groups[0].optimizer)
+        measured = replace(self.measured, seen=tuple(parts))
+        return replace(self, measured=measured, clip_factor=clip_factor)
 
     def record(self) -> Step:
         """Return the step's record; waits for the device, so not in the training thread.

@@ -21,6 +21,7 @@ from tracer.records import together
 from tracer.rules.table import momentum_of
 from tracer.unwrapping import unwrapped
 from tracer.watch.forwards import ForwardWatch
+from tracer.watch.moment import Moment
 from tracer.watch.skipped_steps import SkippedSteps
 from tracer.wrapper.arguments import check_numbers, checked_compression, qualified, rule
 from tracer.wrapper.epochs import Draws, Epochs
@@ -62,6 +63,7 @@ class Tracing:
         log: Steps the optimizer and logs it.
         epochs: Knows the epoch.
         forecasts: Says what the log will take.
+        moment: Knows which steps are taken together.
     """
 
     skips: SkippedSteps
@@ -70,6 +72,7 @@ class Tracing:
     log: Logger
     epochs: Epochs
     forecasts: ForecastLines
+    moment: Moment
 
 
 def begin(
@@ -89,6 +92,8 @@ def begin(
     forwards, draws = ForwardWatch(model, inner, skips), Draws(settings.data)
     kinds = settings.reduction, settings.record, draws, ranks.size
     observations = Observations(forwards, *kinds)
+    parts = optimizer.parts if isinstance(optimizer, Joined) else {}
+    forwards.captures.keys = tuple(parts)
     file = _log_file(path, optimizer, inner, forwards.devices, settings, ranks.size)
     check_numbers(steps=settings.steps)
     ranks.meet(_alike(file, settings, len(forwards.devices)))
@@ -107,7 +112,8 @@ def begin(
     except BaseException:
         log.give_up()
         raise
-    return Tracing(skips, forwards, observations, log, epochs, forecasts)
+    moment = Moment(parts, forwards.captures)
+    return Tracing(skips, forwards, observations, log, epochs, forecasts, moment)
 
 
 def _alike(file: LogFile, settings: Settings, devices: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from tracer.wrapper.pending_step import MeasuredStep, PendingStep
 from tracer.wrapper.snapshot_choice import EPOCH
 from tracer.wrapper.step_look import StepLook
 from tracer.wrapper.stepping import Call
-from tracer.wrapper.taking import Taking
+from tracer.wrapper.taking import Taking, TakingPart
 
 Seen = TypeVar("Seen")
 _NO_EPOCH = (
@@ -139,6 +139,21 @@ class StepLogger(Logger):
             self._last.keep(None)
             return result, None
         return result, measured
+
+    def step_along(self, call: Call, clip_factor: float) -> Any:
+        """Take one more optimizer's part of the last step; see ``Logger``."""
+        self.channel.report()
+        pending = self._last.pending
+        if pending is None and not self.channel.stopped:
+            self.channel.stop(f"the optimizers of one step of {self.path} were parted by flush()")
+        if pending is None or self.channel.stopped:
+            return call.make()
+        self._last.busy = True
+        result, seen = TakingPart(call, self._look, self._attempt).take()
+        if seen is not None and not self._skips.skipped_inside(call.optimizer):
+            pending = pending.with_part(seen, clip_factor)
+        self._last.keep(None if self.channel.stopped else pending)
+        return result
 
     def keep(
         self,

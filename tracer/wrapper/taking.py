@@ -65,3 +65,32 @@ class Taking:
     def look_at(self, optimizer: Optimizer) -> None:
         """See ``Looking``."""
         self._seen.append(self._attempt(partial(self._look.of, optimizer)))
+
+
+class TakingPart:
+    """Takes one more optimizer's part of the last step, and looks at what it applies.
+
+    Args:
+        call: Of its ``step``.
+        look: Looks at it.
+        attempt: Calls what looks.
+    """
+
+    def __init__(self, call: Call, look: StepLook, attempt: Attempt) -> None:
+        self._call, self._look, self._attempt = call, look, attempt
+        self._seen: Seen | None = None
+
+    def take(self) -> tuple[Any, Seen | None]:
+        """Return what the optimizer returned, and what was seen; None if that was nothing."""
+        return take_step(self._call, self), self._seen
+
+    def begins(self) -> None:
+        """See ``Looking``; the step has begun."""
+
+    def evaluate(self, closure: Callable[[], Any]) -> Any:
+        """See ``Looking``; it computes no gradient."""
+        return closure()
+
+    def look_at(self, optimizer: Optimizer) -> None:
+        """See ``Looking``."""
+        self._seen = self._attempt(partial(self._look.of, optimizer))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.joined import Joined, Key
-from tracer.watch.forwards import ALL
+from tracer.watch.captures import ALL
 from tracer.wrapper.arguments import check_group
 from tracer.wrapper.delegation import Delegating, extending
 from tracer.wrapper.first_steps import FirstSteps
@@ -69,7 +69,9 @@ class Traced(Delegating):
         now, call = self._tracing, Call(self.optimizer, arguments, named)
         epoch = now.epochs.now()
         now.log.require_open()
-        now.observations.step_begins(batch_ids, batch, closure=call.closure is not None)
+        if self._takes_part(call, batch_ids):
+            return self._step_along(call)
+        now.observations.step_begins(batch_ids, batch, self._key, closure=call.closure is not None)
         now.skips.step_begins()
         result, measured = now.log.step(call, now.observations.announced)
         now.forwards.require_own_gradients(self._key)
@@ -77,9 +79,24 @@ class Traced(Delegating):
             batches, factor = now.observations.announced(), now.forwards.clip_factor(self._key)
             now.log.keep(measured, batches, epoch=epoch, clip_factor=factor)
         now.observations.step_ended(taken=measured is not None)
+        now.moment.step_ends(self._key, now.forwards.clip_factor(ALL))
         now.forwards.step_ended()
         now.forecasts.step_taken()
         self._first.step_taken()
+        return result
+
+    def _takes_part(self, call: Call, batch_ids: Any) -> bool:
+        """Return whether a step is a part of the last one: on gradients that were there then."""
+        now = self._tracing
+        ready = call.closure is None or now.moment.idle_closures
+        here = ready and now.moment.is_here(self._key)
+        return here and now.observations.are_of_last_step(batch_ids, self._key)
+
+    def _step_along(self, call: Call) -> Any:
+        now = self._tracing
+        now.skips.step_begins()
+        result = now.log.step_along(call, now.moment.clip_factor)
+        now.moment.taken_part(self._key)
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:
@@ -102,8 +119,8 @@ class Traced(Delegating):
     @extending
     def zero_grad(self, *arguments: Any, **named: Any) -> None:
         """Reset gradients and drop observations whose gradients they are; all is passed on."""
-        self._tracing.observations.gradients_zeroed()
-        self._tracing.forwards.gradients_dropped()
+        self._tracing.observations.gradients_zeroed(self._key)
+        self._tracing.forwards.gradients_dropped(self._key)
         self.optimizer.zero_grad(*arguments, **named)
         self._tracing.forwards.captures.note_gradients(zeroed=True)
 

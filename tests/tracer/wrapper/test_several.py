@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+from replay import Replay
 from tests.helpers.mixed import MUON_ADAMW, SGD_ADAM
 from tests.helpers.rules import task
 from tracer import TracingOptimizer, TracingSGD, open_log
@@ -169,7 +170,41 @@ def test_a_scaler_scales_both(tmp_path):
         assert log.step(0).gradient_norm < 5
 
 
-def test_steps_of_one_moment_are_no_turns(tmp_path):
+PARTED = {
+    "together": None,
+    "one after the other": (0, 1),
+    "the other first": (1, 0),
+    "each told the IDs": (1, 0),
+}
+
+
+@pytest.mark.parametrize(("how", "order"), PARTED.items(), ids=PARTED)
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_optimizers_that_step_on_gradients_of_one_moment_take_one_step(tmp_path, how, order, clip):
+    model = TASK.model()
+    parts = MUON_ADAMW.made(model.parameters()).parts
+    with TracingOptimizer(parts, model, tmp_path / "run.h5") as optimizer:
+        for t in range(3):
+            ids = [t, t + 1, t + 2]
+            optimizer[0].zero_grad(), optimizer[1].zero_grad()
+            TASK.loss(model, TASK.collate([TASK.train[i] for i in ids])).mean().backward()
+            given = {"batch_ids": ids}
+            for k in order or ():
+                if clip:
+                    optimizer[k].clip_grad_norm_(clip)
+                optimizer[k].step(**given)
+                given = given if "IDs" in how else {}
+            if order is None:
+                if clip:
+                    optimizer[0].clip_grad_norm_(clip), optimizer[1].clip_grad_norm_(clip)
+                optimizer.step(batch_ids=ids)
+    run = Replay(tmp_path / "run.h5", TASK)
+    found = run.verify(progress=False)
+    assert (found.steps, found.unsplit) == (range(3), None)
+    assert all(len(set(run.log.step(t).optimizers.values())) == 2 for t in range(3))
+
+
+def test_steps_of_one_moment_and_other_examples_are_said(tmp_path):
     model = TASK.model()
     parts = MUON_ADAMW.made(model.parameters()).parts
     with TracingOptimizer(parts, model, tmp_path / "run.h5") as optimizer:
@@ -180,9 +215,9 @@ def test_steps_of_one_moment_are_no_turns(tmp_path):
             if not len(optimizer[1].state):
                 said = r"(?s)optimizer 1 took step 1, and no gradient .*\n1\. If both .*\n2\. else"
                 with pytest.warns(TracingWarning, match=said):
-                    optimizer[1].step(batch_ids=[0, 1, 2])
+                    optimizer[1].step(batch_ids=[2, 3])
             else:
-                optimizer[1].step(batch_ids=[0, 1, 2])  # once is enough
+                optimizer[1].step(batch_ids=[2, 3])  # once is enough
     assert len(open_log(tmp_path / "run.h5")) == 4
 
 
