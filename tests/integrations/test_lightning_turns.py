@@ -169,6 +169,7 @@ def test_the_same_bits_and_every_step_is_proved(tmp_path, name):
     run = Replay(tmp_path / "run.h5", task)
     assert run.verify(progress=False).steps == range(steps)
     assert {step.epoch for step in run.log.steps()} == {0, 1}
+    assert {len(step.micro_batches) for step in run.log.steps()} == {1 + (name == "at once")}
     assert run.influence([0], methods=["tracin"], progress=False).scores["tracin"].any()
 
 

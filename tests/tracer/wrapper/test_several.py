@@ -204,6 +204,21 @@ def test_optimizers_that_step_on_gradients_of_one_moment_take_one_step(tmp_path,
     assert all(len(set(run.log.step(t).optimizers.values())) == 2 for t in range(3))
 
 
+@pytest.mark.parametrize(("key", "ids"), [(0, [0, 1, 2, 3]), (1, [2, 3])])
+def test_an_optimizer_zeroes_its_own_gradients(tmp_path, key, ids):
+    model = TASK.model()
+    parts = SGD_ADAM.made(model.parameters()).parts
+    with TracingOptimizer(parts, model, tmp_path / "run.h5") as optimizer:
+        for batch in ([0, 1], [2, 3]):
+            TASK.loss(model, TASK.collate([TASK.train[i] for i in batch])).mean().backward()
+            optimizer.observe(batch)
+            if batch == [0, 1]:
+                optimizer[1].zero_grad()
+        optimizer[key].step()
+    with open_log(tmp_path / "run.h5") as log:
+        assert log.batch_ids(0) == ids
+
+
 def test_steps_of_one_moment_and_other_examples_are_said(tmp_path):
     model = TASK.model()
     parts = MUON_ADAMW.made(model.parameters()).parts
