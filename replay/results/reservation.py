@@ -17,21 +17,26 @@ from tracer.errors import InputError
 _OURS = b"tracin-replay "  # how a lock file begins
 _LONGEST = 200  # bytes of it
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # the file system has none
+_ELSEWHERE = "Choose another path for this one: --out other.h5."
 _NO_FILE = (errno.ELOOP, errno.EISDIR, errno.ENXIO, errno.EMLINK)  # a link, a folder, a socket
 
 
 @contextmanager
-def reserved(target: Path) -> Iterator[None]:
+def reserved(target: Path, instead: str = _ELSEWHERE) -> Iterator[None]:
     """Hold the place of a result until the work ends, in whatever way.
 
     A lock file stands beside it. The lock belongs to the process: a killed one has none, and the
     file that it left is taken over.
 
+    Args:
+        target: The place.
+        instead: What else whoever comes second can do than wait.
+
     Raises:
         InputError: Another program computes a result for the same place.
     """
     path = target.with_name(f"{target.name}.lock")
-    descriptor = _acquired(path, target)
+    descriptor = _acquired(path, target, instead)
     try:
         yield
     finally:
@@ -40,12 +45,12 @@ def reserved(target: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquired(path: Path, target: Path) -> int:
+def _acquired(path: Path, target: Path, instead: str) -> int:
     """Open and lock the lock file; nothing is written before it is known to be one."""
     while True:
         descriptor = _opened(path, target)
         try:
-            _lock(descriptor, path, target)
+            _lock(descriptor, path, target, instead)
             if _is_file(descriptor, path):
                 began = time.strftime("%Y-%m-%d %H:%M:%S")
                 holder = f"process {os.getpid()} on {socket.gethostname()} since {began}"
@@ -70,7 +75,7 @@ def _opened(path: Path, target: Path) -> int:
         ) from error
 
 
-def _lock(descriptor: int, path: Path, target: Path) -> None:
+def _lock(descriptor: int, path: Path, target: Path, instead: str) -> None:
     """Lock a file of ours, or say whose it is."""
     status, text = os.fstat(descriptor), b""
     if stat.S_ISREG(status.st_mode):
@@ -85,8 +90,7 @@ def _lock(descriptor: int, path: Path, target: Path) -> None:
         who = "".join(filter(str.isprintable, holder)) or "it has just begun"
         raise InputError(
             f"another program computes the result {target}: {who}.\n"
-            "1. Wait until it is done.\n"
-            "2. Choose another path for this one: --out other.h5."
+            f"1. Wait until it is done.\n2. {instead}"
         ) from error
     except OSError as error:
         if error.errno not in _NO_LOCKS:

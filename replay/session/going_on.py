@@ -1,12 +1,17 @@
-"""A job that goes on, or has several processes: one number of threads for all of its parts."""
+"""A job that goes on, or has several processes: one number of threads, one task for all parts."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from replay.processes.group import Alone, Group
-from replay.results.parts import begun_with, parts_of, remove_unbegun
+from replay.results.parts import Parts, begun_with, parts_of, remove_unbegun
 from replay.session.bound_run import BoundRun
 
 THREADS = "number of threads"  # in the question of finished parts, whose bits depend on it
@@ -37,3 +42,14 @@ def begin_together(
         choose()
         group.tell(THREADS, threads.number)
     threads.keep(threads.number if group.leads else int(group.told(THREADS)))
+
+
+def recognise(parts: Parts, what: str, *values: NDArray[Any]) -> None:
+    """Raise InputError if the task does not give what it gave when the job began.
+
+    Args:
+        parts: What is finished.
+        what: What the task gives, for messages.
+        *values: That, at the beginning of what is asked.
+    """
+    parts.recognise(what, zlib.crc32(np.concatenate([one.ravel() for one in values]).tobytes()))

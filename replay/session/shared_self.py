@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
+from replay.evaluate.train_side import losses_at
 from replay.methods.self_influence import Sums, visits
 from replay.processes.group import Done, Group
 from replay.progress import Progress
 from replay.results.parts import Parts
 from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
+from replay.session.going_on import recognise
 from replay.session.grid import segments
 from replay.session.self_influence import SelfQuestion, at_checkpoint, finished
 
@@ -29,6 +31,9 @@ def self_influence_together(
         bars: Where the process that leads shows how far all are.
     """
     steps, points = question.steps, question.checkpoints
+    with group.agreeing():
+        if group.leads:
+            _recognise(run, parts, steps.start)
     missing = [name for name in (*map(_step, steps), *map(_point, points)) if name not in parts]
     done = group.shows(bars.task(f"{group.size} processes", len(missing)))
     for some in segments(run.states, steps, group.size):
@@ -43,6 +48,13 @@ def self_influence_together(
         return None
     parts.refresh()
     return _added_up(run, question, parts)
+
+
+def _recognise(run: BoundRun, parts: Parts, t: int) -> None:
+    """Raise InputError if a step's examples do not have the losses with which the job began."""
+    step, state = run.log.step(t), run.states.at(t)
+    losses = losses_at(run.task, step, state, run.models.value, device=run.models.device)
+    recognise(parts, "set of training losses", *(one.cpu().numpy() for one in losses))
 
 
 def _walk(run: BoundRun, question: SelfQuestion, steps: range, parts: Parts, done: Done) -> None:

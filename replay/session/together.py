@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack  # typing has it from Python 3.11 on
 
 _INFLUENCE, _SELF = "tracin-influence-parts 1", "tracin-self-influence-parts 1"
+_VERIFICATION = "tracin-verification-parts 1"
 
 
 def influence_together(
@@ -86,20 +87,29 @@ def self_influence_together(
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
             facts = {f"choice of {name}": value for name, value in question.facts.items()}
-            parts = Parts(parts_of(target), {"format": _SELF, **facts, **_surroundings(run)})
+            facts |= {"number of steps": len(run.log), **_surroundings(run)}
+            parts = Parts(parts_of(target), {"format": _SELF, **facts})
         with parts:
             return shared_self.self_influence_together(run, question, group, parts, bars)
 
 
 def verified_together(
-    replay: Replay, group: Group | Alone, *, steps: Window | None, sample: int | None
+    replay: Replay, group: Group | Alone, target: Path, *, steps: Window | None, sample: int | None
 ) -> Verification | None:
-    """Compare steps with the log likewise, as ``Replay.verify`` does; nothing is kept on file."""
+    """Compare steps with the log likewise, as ``Replay.verify`` does.
+
+    Steps that reproduce are kept until all are compared: they are parts of a result ``target``,
+    which nobody writes.
+    """
     if isinstance(group, Alone):
         return replay.verify(steps=steps, sample=sample)
     run = replay._run
     with run.computing.again(), Progress(group.leads) as bars:
-        return compared_together(run, window(steps, len(run.log)), sample, group, bars)
+        with group.agreeing():
+            asked = window(steps, len(run.log))
+            parts = Parts(parts_of(target), {"format": _VERIFICATION, **_surroundings(run)})
+        with parts:
+            return compared_together(run, asked, sample, group, parts, bars)
 
 
 def _question(run: BoundRun, question: Question) -> dict[str, Any]:
@@ -110,6 +120,7 @@ def _question(run: BoundRun, question: Question) -> dict[str, Any]:
         "list of test examples": question.test_ids,
         "list of training examples": zlib.crc32(repr(question.train_ids).encode()),
         **{f"choice of {name}": value for name, value in choices.items() if name != "claims"},
+        "number of steps": len(run.log),
         **_surroundings(run),
     }
 
@@ -118,7 +129,6 @@ def _surroundings(run: BoundRun) -> dict[str, Any]:
     """Return what bits depend on, whatever is asked."""
     return {
         "run": str(run.log.metadata["run_uuid"]),
-        "number of steps": len(run.log),
         "dtype of gradients": str(run.models.test.dtype),
         "dtype of values": str(run.models.value.dtype),
         "version of torch": str(torch.__version__),

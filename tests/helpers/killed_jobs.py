@@ -3,8 +3,9 @@
     python -m tests.helpers.killed_jobs 50
 
 Each job shares one question among two processes and is killed some times: one of them, both, or
-all of it. Then the same is asked again, until it ends. Its file must be that of a job that nobody
-disturbed, byte for byte, and no part may be on file twice.
+all of it. ``--workers`` and torchrun's ``--max-restarts`` take turns in starting them again. Then
+the same is asked again, until it ends. Its file must be that of a job that nobody disturbed, byte
+for byte, and no part may be on file twice.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import suppress
+from itertools import cycle
 from pathlib import Path
 
 from replay.results.part_file import records
@@ -24,10 +27,23 @@ BUSY = TASK.replace("time.sleep(0.2)", "time.sleep(0.02)").replace("slow_task", 
 METHODS = ("--method", "tracin", "--method", "tracincp")
 
 
-def job(out):
+ELASTIC = "--nproc-per-node 2 --max-restarts 3 --monitor-interval 0.1 -m -- replay".split()
+
+
+def asked(out):
+    """Return what is asked."""
+    named = ("--test", "all", "--task", "work.py:busy", "--out", out)
+    return ["influence", "run.h5", *named, *METHODS]
+
+
+def by_workers(out):
     """Start a job on two processes."""
-    asked = ["influence", "run.h5", "--test", "all", "--task", "work.py:busy", "--out", out]
-    return started(["-m", "replay", *asked, *METHODS, "--workers", "2"])
+    return started(["-m", "replay", *asked(out), "--workers", "2"])
+
+
+def by_torchrun(out):
+    """Start it by torchrun, which starts all processes again when one dies."""
+    return started(["-m", "torch.distributed.run", *ELASTIC, *asked(out)])
 
 
 def workers(launcher):
@@ -42,9 +58,10 @@ def workers(launcher):
 def parts(folder, out):
     """Return the names of the parts on file."""
     found = []
-    for path in (folder / f"{out}.parts").glob("*.parts"):
-        if ".state" not in path.name:
-            found += [r.header["part"] for r in records(path) if "part" in r.header]
+    with suppress(FileNotFoundError):  # the job has ended meanwhile
+        for path in (folder / f"{out}.parts").glob("*.parts"):
+            if ".state" not in path.name:
+                found += [r.header["part"] for r in records(path) if "part" in r.header]
     return found
 
 
@@ -64,18 +81,19 @@ def kill(process, folder, out, rng, *, more):
     return True
 
 
-def disturbed(folder, out, rng, kills):
+def disturbed(folder, out, rng, kills, begin):
     """Run a job, killed so many times; return how many were."""
     done = 0
     while not (folder / out).exists():
-        process = job(out)
+        process = begin(out)
         while done < kills and kill(process, folder, out, rng, more=rng.randint(1, 4)):
             done += 1
             assert len(names := parts(folder, out)) == len(set(names)), names
             if process.poll() is not None:
                 break
         _, err = process.communicate()
-        assert process.returncode in (0, -signal.SIGKILL, 128 + signal.SIGKILL), err
+        codes = (0, -signal.SIGKILL, 128 + signal.SIGKILL, *([1] if begin is by_torchrun else []))
+        assert process.returncode in codes, err
     return done
 
 
@@ -85,9 +103,10 @@ def main(kills):
     os.chdir(folder)
     (folder / "work.py").write_text(BUSY)
     trace(folder / "run.h5", "work.py:busy")
-    job("whole.h5").communicate()
+    by_workers("whole.h5").communicate()
+    ways = cycle([by_workers, by_torchrun])
     while count < kills:
-        count += disturbed(folder, f"{count}.h5", rng, 3)
+        count += disturbed(folder, f"{count}.h5", rng, 3, next(ways))
         found = next(iter(sorted(folder.glob("[0-9]*.h5"), key=os.path.getmtime, reverse=True)))
         assert found.read_bytes() == (folder / "whole.h5").read_bytes(), found
         print(f"{count} kills, every result the same", flush=True)

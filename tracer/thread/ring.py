@@ -1,13 +1,14 @@
 """A ring of rows: the training thread copies parameters into one, a writer thread empties it.
 
 The rows lie one after the other in memory and are used in turn, so that those of successive steps
-can be written in one call.
+can be written in one call; no more of them than the writer needs.
 """
 
 from __future__ import annotations
 
 import queue
 from collections.abc import Sequence
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -81,11 +82,14 @@ class Ring:
         return 2 * (self.size - self._made + self._free.qsize()) <= self.size
 
     def take(self) -> Slot:
-        """Return the next slot; waits for the writer if it is in use."""
-        if self._made < self.size:
-            self._made += 1
-            return Slot(self._memory[self._made - 1], self._layout)
-        return self._free.get()
+        """Return the next slot; waits for the writer if all are in use.
+
+        A new one only where none is free: its pages are not there yet, nor in any cache.
+        """
+        with suppress(queue.Empty):
+            return self._free.get(block=self._made == self.size)
+        self._made += 1
+        return Slot(self._memory[self._made - 1], self._layout)
 
     def give(self, slot: Slot) -> None:
         """Take a slot back; they come in the order that they were taken in."""

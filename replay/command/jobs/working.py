@@ -14,10 +14,10 @@ from replay.results.reservation import reserved
 
 
 @contextmanager
-def job(group: Group | Alone, target: Path) -> Iterator[None]:
+def job(group: Group | Alone, target: Path, **how: str) -> Iterator[None]:
     """Hold the place of a result; its parts are removed at the end, and kept at Ctrl-C."""
     try:
-        with reserved(target) if group.leads else nullcontext():
+        with reserved(target, **how) if group.leads else nullcontext():
             yield
             if group.leads:
                 remove_parts(target)

@@ -54,6 +54,7 @@ def inspection(log: RunLog, advance: Callable[[], None] = lambda: None) -> dict[
         "segments": [{"step": step, "began": began} for step, began in log.segments()],
         "device": metadata["device"],
         "threads": metadata["num_threads"],
+        "ranks": metadata["ranks"],
         "versions": {k: metadata[k] for k in ("python", "torch", "numpy", "h5py", "hdf5")},
     }
 
@@ -80,9 +81,14 @@ def inspection_table(facts: dict[str, Any]) -> RenderableType:
         "batches": f"{facts['recorded_batches']} recorded, the others by their IDs",
         "full states": f"before {states}; a killed run resumes from them",
         "written": "; ".join(f"from step {s['step']} on {s['began']}" for s in facts["segments"]),
-        "made with": f"{facts['device']}, {counted_threads(facts['threads'])}, "
+        "made with": f"{facts['device']}, {_processors(facts['ranks'], facts['threads'])}, "
         + ", ".join(f"{k} {v}" for k, v in facts["versions"].items()),
     }
     for name, text in rows.items():
         table.add_row(name, literal(text))
     return table
+
+
+def _processors(ranks: int, threads: int) -> str:
+    """Return "2 threads", or "4 ranks of 2 threads" for a run of several processes."""
+    return f"{ranks} ranks of {counted_threads(threads)}" if ranks > 1 else counted_threads(threads)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from replay import Replay
+from replay.command.jobs import verify as job
 from replay.command.program import run as program
+from replay.results.reservation import reserved
 from replay.steps.verify import NotVerified
+from tests.helpers.jobs import Solo
 from tests.helpers.sparse import STEPS, task, trace
 from tracer.errors import InputError
 
@@ -64,6 +69,37 @@ def test_beyond_tolerance(folder, capsys):
     assert f"The first step that is not the run's to the last bit is step {first}: " in err
     code, out, _ = verify(capsys, "--task", "tasks.py:label")
     assert (code, f"first that differs  step {first}\n" in out) == (1, True)
+
+
+@pytest.mark.parametrize("name", ["task", "order", "label"])
+def test_several_processes_say_the_same(folder, capsys, monkeypatch, name):
+    asked = ("--task", f"tasks.py:{name}", "--json")
+    code, out, err = verify(capsys, *asked)
+    monkeypatch.setattr(job, "here", lambda: Solo(2))
+    told = verify(capsys, *asked)
+    assert (told[0], told[2]) == (code, err)
+    found, expected = json.loads(told[1]), json.loads(out)
+    if name == "label":  # what comes after the first that differs may be known, too
+        del found["proof"], expected["proof"]
+    assert found == expected
+    assert not [path for path in folder.iterdir() if ".verify" in path.name]
+    with reserved(folder / "run.verify"):
+        told = "computes the result run.verify: .*\n1. Wait .*\n2. Take one process: leave out"
+        assert re.search(told, verify(capsys, *asked)[2])
+
+
+def test_several_processes_need_a_place(folder, capsys, monkeypatch):
+    """A link to a log that lies where nothing can be written is one."""
+    monkeypatch.setattr(job, "here", Solo)
+    with monkeypatch.context() as patch:
+        patch.setattr(job.tempfile, "TemporaryFile", Mock(side_effect=OSError(30, "Read-only")))
+        code, _, err = verify(capsys)
+    told = "run.h5 which steps reproduce, and nothing can be written there: Read-only.\n1. Take one"
+    assert (code, told in err) == (2, True)
+    (folder / "own").mkdir()
+    (folder / "own" / "run.h5").symlink_to(folder / "run.h5")
+    monkeypatch.chdir(folder / "own")
+    assert verify(capsys, "--task", "../tasks.py:task")[0] == 0
 
 
 def test_what_moved_parameters_beside_the_step(tmp_path):

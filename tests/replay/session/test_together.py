@@ -103,7 +103,7 @@ class Killed(Exception):
     """In place of a signal."""
 
 
-def interrupted(monkeypatch, after, log, out, **asked):
+def interrupted(monkeypatch, after, log, out, do=together, **asked):
     """Return how many parts a job put on file before it was killed, and its result, if any."""
     added, add = [], Parts.add
 
@@ -117,7 +117,7 @@ def interrupted(monkeypatch, after, log, out, **asked):
     with monkeypatch.context() as patch:
         patch.setattr(Parts, "add", some)
         try:
-            return added, together(log, out, **asked)
+            return added, do(log, out, **asked)
         except Killed:
             return added, None
 
@@ -201,6 +201,32 @@ def test_a_full_disk_is_said(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+def selves(log, out):
+    asked = {"checkpoints": 2, "by": 3, "steps": None, "allow_mismatch": False}
+    found = self_influence_together(Replay(log, TASK), Solo(), out, **asked)
+    return {name: scores.tolist() for name, scores in found.scores.items()}
+
+
+def verification(log, out, **asked):
+    return str(verified_together(Replay(log, TASK), Solo(), out, steps=None, sample=None, **asked))
+
+
+@pytest.mark.parametrize(
+    ("do", "what"), [(selves, "training losses"), (verification, "gradients")]
+)
+def test_they_go_on_likewise(logs, tmp_path, monkeypatch, do, what):
+    asked = logs / "adamw-sparse", tmp_path / "out"
+    expected = do(asked[0], tmp_path / "whole")
+    first, _ = interrupted(monkeypatch, 4, *asked, do)
+    with monkeypatch.context() as patch:
+        changed = replace(TASK, loss=lambda model, batch: cross_entropy(model, batch) * 1.000001)
+        patch.setitem(globals(), "TASK", changed)
+        with pytest.raises(InputError, match=f"another question: its set of {what} is not"):
+            do(*asked)
+    second, found = interrupted(monkeypatch, None, *asked, do)
+    assert (len(first), len(second), found) == (4, 2 + 2 * (do is selves), expected)
+
+
 @pytest.mark.parametrize("name", RUNS)
 def test_self_influence_and_verify(logs, tmp_path, name):
     run = Replay(logs / name, TASK)
@@ -213,5 +239,5 @@ def test_self_influence_and_verify(logs, tmp_path, name):
         np.testing.assert_array_equal(found.by_period[key], expected.by_period[key], err_msg=key)
     for sample in (None, 4):
         one = Replay(logs / name, TASK).verify(sample=sample, progress=False)
-        several = verified_together(Replay(logs / name, TASK), Solo(2), steps=None, sample=sample)
+        several = verified_together(Replay(logs / name, TASK), Solo(2), tmp_path / f"{sample}", steps=None, sample=sample)
         assert str(several) == str(one)

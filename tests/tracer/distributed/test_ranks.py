@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ import torch
 from replay import Replay
 from replay.counterfactual import stacks
 from replay.counterfactual.runs import Runs
+from tests.helpers.command import run
 from tests.helpers.ranks import SIZE, STORIES, X, Y, batches_of, losses, task
 from tracer import open_log
 
@@ -69,6 +72,12 @@ def test_the_log_has_the_examples_and_coefficients_of_all_ranks(runs, name):
             ):
                 assert (micro.rank, list(micro.ids)) == (rank, ids)
                 np.testing.assert_allclose(micro.coefficients, c, rtol=1e-15)
+
+
+def test_inspect_shows_how_many_ranks_there_were(runs, capsys):
+    assert "cpu, 2 ranks of " in run(capsys, "inspect", runs[0] / "uneven.h5")[1]
+    code, out, _ = run(capsys, "inspect", runs[0] / "uneven.h5", "--json")
+    assert (code, json.loads(out)["ranks"]) == (0, 2)
 
 
 @pytest.mark.parametrize("name", BY_HAND)
