@@ -37,7 +37,8 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from replay import Replay, Task
-from replay.processes.group import Alone, here
+from replay.processes.alone import Alone
+from replay.processes.group import here
 from replay.results.parts import remove_parts
 from replay.session.together import influence_together
 from tracer import TracingOptimizer

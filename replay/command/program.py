@@ -23,6 +23,7 @@ from replay.command.several import Several
 from replay.command.verify import verify
 from replay.processes.group import here
 from replay.processes.launch import on_several
+from replay.processes.notes import Notes
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
 COMMANDS = (
@@ -113,8 +114,8 @@ for _command in COMMANDS:
     cli.add_command(_command)
 
 
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"Note: {message}", err=True)
+def _show(text: str) -> None:
+    click.echo(f"Note: {text}", err=True)
 
 
 def run(arguments: list[str] | None = None) -> int:
@@ -122,13 +123,12 @@ def run(arguments: list[str] | None = None) -> int:
 
     0 done, 1 a check failed, 2 bad input, 3 internal, 141 the reader of its output went away.
     """
+    notes = Notes(here(), _show)
     try:
         with warnings.catch_warnings():
             for kind in (InputWarning, LogWarning):
                 warnings.simplefilter("always", kind)
-            warnings.showwarning = _show_warning
-            if not here().leads:  # the first process of a job says what all find
-                warnings.simplefilter("ignore")
+            warnings.showwarning = notes.take
             return cli(arguments, prog_name="tracin-replay", standalone_mode=False) or 0
     except Several as wanted:
         return on_several(wanted.workers, sys.argv[1:] if arguments is None else arguments)
@@ -140,6 +140,9 @@ def run(arguments: list[str] | None = None) -> int:
         if isinstance(error, GradientError | MismatchError):
             return 1
         return 2 if isinstance(error, TracinError | click.ClickException) else 3
+    finally:
+        if here().leads:
+            notes.show_others()
 
 
 def _say(error: Exception) -> None:

@@ -23,7 +23,8 @@ from replay.evaluate.looks import are_alike, independent
 from replay.evaluate.nested import storages
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from replay.task import Task
 from tracer.errors import InputError, NonFiniteError, shown
 from tracer.records import ID, Seeds

@@ -15,7 +15,8 @@ from replay.evaluate.certainty import are_independent, require_same_data
 from replay.evaluate.company import deciding
 from replay.evaluate.state import States
 from replay.evaluate.test_side import Examples
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from tracer.errors import NonFiniteError
 
 _FINITE, _SAME, _DECIDES, _ALONE = "finite", "same", "decides", "alone"

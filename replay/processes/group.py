@@ -10,60 +10,20 @@ import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NoReturn
 
+from replay.processes.alone import Alone, Done
 from replay.processes.store import Store
 from tracer import errors
 from tracer.errors import InputError, TracinError
 
-Done = Callable[..., None]
 _NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_ADVANCED = "advanced"
+_ADVANCED, _WARNED = "advanced", "warned"
 _EVERY = 0.1  # seconds between looks at the others
-
-
-class Alone:
-    """A job of this process alone."""
-
-    size, leads = 1, True
-
-    def device(self, named: str) -> str:
-        """Return the device that is named."""
-        return named
-
-    @contextmanager
-    def agreeing(self) -> Iterator[None]:
-        """Do something."""
-        yield
-
-    def claims(self, part: str) -> bool:
-        """Return True: all is to be done here."""
-        return bool(part)
-
-    def speaks(self) -> bool:
-        """Return True: nobody else says what went wrong."""
-        return True
-
-    def shows(self, advance: Callable[[], None]) -> Done:
-        """Return what advances the bar."""
-        return advance
-
-    def ended(self, look: Done) -> bool:
-        """Return True: nobody is waited for."""
-        return callable(look)
-
-    def tell(self, name: str, value: Any) -> None:
-        """Tell nobody."""
-
-    def told(self, name: str) -> Any:
-        """Return None: nobody tells."""
-
-    def divided(self, name: str, jobs: Sequence[Callable[[], Any]]) -> Iterator[Any]:
-        """Yield what jobs give, each done when it is asked for."""
-        yield from (job() for job in jobs)
 
 
 class Group:
@@ -166,6 +126,16 @@ class Group:
                 raise getattr(errors, found["error"], TracinError)(found["text"])
             yield found["value"]
 
+    def warn(self, text: str) -> None:
+        """Tell the process that leads a warning of this one; each text once."""
+        number = self._store.add(_WARNED, 1)
+        self._store.set(f"{_WARNED}/{number}", text)
+
+    def warnings(self) -> Mapping[str, int]:
+        """Return what the others have warned of so far, and how many of them."""
+        count = self._store.add(_WARNED, 0) if "_store" in vars(self) else 0  # else never met
+        return Counter(self._store.get(f"{_WARNED}/{k + 1}") for k in range(count))
+
     def _until_all_left(self, look: Done) -> None:
         missed = self._store.missed()
         while self._store.add("left", 0) < self.size:
@@ -209,7 +179,14 @@ def _outcome(job: Callable[[], Any]) -> dict[str, Any]:
 
 def here() -> Group | Alone:
     """Return the job of this process: a group, if torchrun (or what says as much) began it."""
-    return Group() if all(name in os.environ for name in _NAMED) else Alone()
+    found = [os.environ.get(name) for name in _NAMED]
+    return Alone() if None in found else _group(*found)
+
+
+@cache
+def _group(*_: str | None) -> Group:
+    """Return the one group of an environment: a process is one voice of its job."""
+    return Group()
 
 
 def _wait_for_the_end() -> NoReturn:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from tracer.errors import InputError
 
 

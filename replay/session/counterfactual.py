@@ -14,7 +14,8 @@ import torch
 from replay.counterfactual.runs import Runs, Table
 from replay.counterfactual.stacks import seconds, stacked
 from replay.counterfactual.stacks import taken as taken_runs
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of

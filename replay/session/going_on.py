@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from replay.results.parts import Parts, begun_with, parts_of, remove_unbegun
 from replay.session.bound_run import BoundRun
 

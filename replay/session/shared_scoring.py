@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from replay.evaluate.test_side import Examples
-from replay.processes.group import Done, Group
+from replay.processes.alone import Done
+from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts

@@ -6,7 +6,8 @@ import numpy as np
 
 from replay.evaluate.train_side import losses_at
 from replay.methods.self_influence import Sums, visits
-from replay.processes.group import Done, Group
+from replay.processes.alone import Done
+from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.parts import Parts
 from replay.results.self_influence import SelfInfluence

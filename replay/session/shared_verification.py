@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from replay.processes.group import Done, Group
+from replay.processes.alone import Done
+from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun

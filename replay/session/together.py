@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts, parts_of

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from replay.arguments import flag, place, whole
-from replay.processes.group import Alone, here
+from replay.processes.alone import Alone
+from replay.processes.group import here
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.session.alternatives import (

@@ -15,7 +15,8 @@ from replay.command.jobs.working import job
 from replay.command.options import Settings, beside
 from replay.command.show.verify import verify_json, verify_table
 from replay.command.terminal import Terminal
-from replay.processes.group import Alone, Group, here
+from replay.processes.alone import Alone
+from replay.processes.group import Group, here
 from replay.session.together import verified_together
 from replay.steps.verify import NotVerified, Verification
 from tracer.errors import InputError

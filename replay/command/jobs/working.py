@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 
-from replay.processes.group import Alone, Group
+from replay.processes.alone import Alone
+from replay.processes.group import Group
 from replay.results.parts import parts_of, remove_parts
 from replay.results.reservation import reserved
 

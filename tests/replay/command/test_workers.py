@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import threading
+import warnings
 from datetime import timedelta
+<<<<<<< HEAD
 from functools import partial
+=======
+from types import SimpleNamespace
+>>>>>>> 354cbb6 (processes: what others warn of is shown once, with how many said it)
 
 import numpy as np
 import pytest
 from torch.distributed import DistNetworkError, HashStore
 
 from replay import Influence, Replay, load_task
-from replay.command import program
+from replay.command import importing, program
 from replay.command.importing import say_interrupted
 from replay.processes import store
-from replay.processes.group import Alone
+from replay.processes.alone import Alone
 from replay.processes.launch import BEGUN
 from replay.processes.store import Store
 from replay.session.together import influence_together
 from tests.helpers import killed_jobs
 from tests.helpers.command import run, started
 from tests.helpers.jobs import Solo
+<<<<<<< HEAD
 from tracer.errors import InputError, TaskError
+=======
+from tracer.errors import InputError, InputWarning
+>>>>>>> 354cbb6 (processes: what others warn of is shown once, with how many said it)
 
 INSTALLED = "import sys; del sys.path[0]; from replay.command.entry import main; main()"
 JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
@@ -156,6 +166,25 @@ def test_the_first_of_a_job_that_fails_says_why(capsys, monkeypatch, folder, own
     asked = ("--test", "all", *own)
     said = [run(capsys, *asked) for _ in range(2)]
     assert [(code, bool(err)) for code, _, err in said] == [(2, True), (2, False)]
+
+
+def test_what_others_warn_of_is_shown_once(folder, capsys, monkeypatch):
+    """With how many said it, unless the first process did, too."""
+    job = Solo(4)
+    others = [copy.copy(job) for _ in range(3)]
+
+    def inspects(**_):
+        for text in said:
+            warnings.warn(text, InputWarning, stacklevel=1)
+
+    monkeypatch.setattr(program, "here", lambda: now)
+    monkeypatch.setattr(importing, "import_module", lambda _: SimpleNamespace(inspect=inspects))
+    shown = []
+    for now, said in [*zip(others, ["BC", "BD", "BA"], strict=True), (job, "AA")]:
+        now.rank = 0 if now is job else 1
+        shown.append(run(capsys, "inspect", "run.h5")[2].splitlines())
+    only = [f"Note: ({n} of 4 processes) {text}" for n, text in ((3, "B"), (1, "C"), (1, "D"))]
+    assert shown == [[], [], [], ["Note: A", *only]]
 
 
 def test_one_of_a_job_estimates(folder, capsys, monkeypatch):
