@@ -27,7 +27,17 @@ BUSY = TASK.replace("time.sleep(0.2)", "time.sleep(0.02)").replace("slow_task", 
 METHODS = ("--method", "tracin", "--method", "tracincp")
 
 
-ELASTIC = "--nproc-per-node 2 --max-restarts 3 --monitor-interval 0.1 -m -- replay".split()
+ELASTIC = [
+    "--nproc-per-node",
+    "2",
+    "--max-restarts",
+    "3",
+    "--monitor-interval",
+    "0.1",
+    "-m",
+    "--",
+    "replay",
+]
 
 
 def asked(out):
@@ -43,7 +53,7 @@ def by_workers(out):
 
 def by_torchrun(out):
     """Start it by torchrun, which starts all processes again when one dies."""
-    return started(["-m", "torch.distributed.run", *ELASTIC, *asked(out)])
+    return started(["-m", "torch.distributed.run", *ELASTIC, "-m", "--", "replay", *asked(out)])
 
 
 def workers(launcher):

@@ -7,11 +7,9 @@ import random
 import threading
 import warnings
 from datetime import timedelta
-<<<<<<< HEAD
 from functools import partial
-=======
 from types import SimpleNamespace
->>>>>>> 354cbb6 (processes: what others warn of is shown once, with how many said it)
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -20,7 +18,7 @@ from torch.distributed import DistNetworkError, HashStore
 from replay import Influence, Replay, load_task
 from replay.command import importing, program
 from replay.command.importing import say_interrupted
-from replay.processes import store
+from replay.processes import launch, store
 from replay.processes.alone import Alone
 from replay.processes.launch import BEGUN
 from replay.processes.store import Store
@@ -28,18 +26,14 @@ from replay.session.together import influence_together
 from tests.helpers import killed_jobs
 from tests.helpers.command import run, started
 from tests.helpers.jobs import Solo
-<<<<<<< HEAD
-from tracer.errors import InputError, TaskError
-=======
-from tracer.errors import InputError, InputWarning
->>>>>>> 354cbb6 (processes: what others warn of is shown once, with how many said it)
+from tracer.errors import InputError, InputWarning, TaskError
 
 INSTALLED = "import sys; del sys.path[0]; from replay.command.entry import main; main()"
 JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
 def test_a_killed_worker_loses_nothing(folder):
-    """torchrun starts its processes again: it is given the command once."""
+    """Torchrun starts its processes again: it is given the command once."""
     (folder / "work.py").write_text(killed_jobs.BUSY)
     begin = killed_jobs.by_torchrun
     assert killed_jobs.disturbed(folder, "killed.h5", random.Random(2), 1, begin) == 1
@@ -51,6 +45,18 @@ def test_a_killed_worker_loses_nothing(folder):
     )
     for name, scores in whole.scores.items():
         assert np.array_equal(found.scores[name], scores)
+
+
+@pytest.mark.parametrize(
+    ("ends", "code", "times"), [([-9, -9, 0], 0, 3), ([-9, 2], 2, 2), ([-9] * 5, 137, 4)]
+)
+def test_workers_start_again_when_one_is_killed(monkeypatch, ends, code, times):
+    begun = Mock(side_effect=ends)
+    monkeypatch.setattr(launch, "_launched", begun)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv(BEGUN, raising=False)
+    assert (launch.on_several(2, ["verify", "run.h5"]), begun.call_count) == (code, times)
+    monkeypatch.delenv(BEGUN)
 
 
 def test_errors_are_said_once(folder):
@@ -174,13 +180,14 @@ def test_what_others_warn_of_is_shown_once(folder, capsys, monkeypatch):
     others = [copy.copy(job) for _ in range(3)]
 
     def inspects(**_):
-        for text in said:
+        for text in said[now]:
             warnings.warn(text, InputWarning, stacklevel=1)
 
     monkeypatch.setattr(program, "here", lambda: now)
     monkeypatch.setattr(importing, "import_module", lambda _: SimpleNamespace(inspect=inspects))
     shown = []
-    for now, said in [*zip(others, ["BC", "BD", "BA"], strict=True), (job, "AA")]:
+    said = dict(zip([*others, job], ["BC", "BD", "BA", "AA"], strict=True))
+    for now in said:
         now.rank = 0 if now is job else 1
         shown.append(run(capsys, "inspect", "run.h5")[2].splitlines())
     only = [f"Note: ({n} of 4 processes) {text}" for n, text in ((3, "B"), (1, "C"), (1, "D"))]

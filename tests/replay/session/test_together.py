@@ -211,9 +211,7 @@ def verification(log, out, **asked):
     return str(verified_together(Replay(log, TASK), Solo(), out, steps=None, sample=None, **asked))
 
 
-@pytest.mark.parametrize(
-    ("do", "what"), [(selves, "training losses"), (verification, "gradients")]
-)
+@pytest.mark.parametrize(("do", "what"), [(selves, "training losses"), (verification, "gradients")])
 def test_they_go_on_likewise(logs, tmp_path, monkeypatch, do, what):
     asked = logs / "adamw-sparse", tmp_path / "out"
     expected = do(asked[0], tmp_path / "whole")
@@ -239,5 +237,7 @@ def test_self_influence_and_verify(logs, tmp_path, name):
         np.testing.assert_array_equal(found.by_period[key], expected.by_period[key], err_msg=key)
     for sample in (None, 4):
         one = Replay(logs / name, TASK).verify(sample=sample, progress=False)
-        several = verified_together(Replay(logs / name, TASK), Solo(2), tmp_path / f"{sample}", steps=None, sample=sample)
+        several = verified_together(
+            Replay(logs / name, TASK), Solo(2), tmp_path / f"{sample}", steps=None, sample=sample
+        )
         assert str(several) == str(one)
