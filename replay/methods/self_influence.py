@@ -92,7 +92,7 @@ def _immediate(replayed: ReplayedStep) -> Tensor:
 
 
 def _turned(rule: Filter, factor: float, rows: Tensor) -> Tensor:
-    return rule.turned(rows) * factor
+    return rule.turned(rows if rule.pre is None else rows * rule.pre.flatten()) * factor
 
 
 def _own_losses(replayed: ReplayedStep, task: Task, models: Models) -> tuple[Tensor, Tensor]:

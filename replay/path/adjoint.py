@@ -200,7 +200,7 @@ class Adjoint:
 
         Two products of their factors cost less than one of what they are when written out.
         """
-        if not (rule.adds_plainly or rule.is_matrix):
+        if not (rule.adds_plainly or rule.turns_factors):
             return None
         found = [part.outer(name, self._count) for part in mean if name in part.gradients]
         outers = [outer for outer in found if outer is not None]
@@ -208,7 +208,8 @@ class Adjoint:
             return None
         if not rule.is_matrix:
             return outers
-        turned = (rule.turned_back(outer.deltas, outer.inputs) for outer in outers)
+        assert rule.outer is not None
+        turned = (rule.outer.of_factors(outer.deltas, outer.inputs) for outer in outers)
         return [OuterProducts(a, deltas, 0, deltas.shape[2]) for deltas, a in turned]
 
     def _added(self, name: str, rule: Filter, outers: Sequence[OuterProducts]) -> bool:

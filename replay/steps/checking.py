@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +83,7 @@ class Checks:
             w, moved = transition.before.parameters[name], transition.after.parameters[name]
             share, rule = tolerance(w.dtype, self.same_dtype), filters.get(name)
             move: Tensor | float = 0.0
-            post = None if rule is None else rule.post
+            post = None if rule is None or rule.is_matrix else rule.post
             if rule is not None:
                 size = share * found.norm
                 unit = max(unit, size)
@@ -189,14 +190,27 @@ def _least(move: Tensor | float, post: Tensor | None) -> float:
 def _carried(
     rule: Filter, size: float, noise: Tensor | float
 ) -> tuple[Tensor | float, Tensor | float]:
-    """Return how far a gradient off by ``size`` puts off the move, before ``E``, and the buffer."""
+    """Return how far a gradient off by ``size`` puts off the move, and the buffer.
+
+    That is the move before a diagonal ``E``; matrices are part of it already. A buffer that was
+    ``rounded`` is the run's own again.
+    """
     each = size if rule.pre is None else rule.pre * size
-    later = abs(rule.keep) * noise + abs(rule.gain) * each
+    later = abs(rule.gain) * each
+    if rule.rounded is None:
+        later = abs(rule.keep) * noise + later
     if rule.still is not None:
         later = rule.still * noise + (1 - rule.still) * later
     move = abs(rule.direct) * each + abs(rule.through) * later
-    for matrix in (rule.left, rule.right):
-        if matrix is not None:  # at least its spectral norm
-            sizes = matrix.abs()
-            move = move * float((sizes.sum(0).amax() * sizes.sum(1).amax()).sqrt())
-    return move, later
+    return _by_matrices(rule, move) if rule.is_matrix else move, later
+
+
+def _by_matrices(rule: Filter, move: Tensor | float) -> Tensor | float:
+    """Return a bound on what ``E`` makes of a bound on elements, or on all of them together."""
+    if rule.post is None:
+        sides = [side for side in (rule.inner, rule.outer) if side is not None]
+        return move * math.prod(side.bound() for side in sides)
+    if isinstance(move, Tensor) and rule.inner is not None:
+        move = rule.inner.sizes.times(move)
+    move = rule.post * move
+    return move if rule.outer is None else rule.outer.sizes.times(move)

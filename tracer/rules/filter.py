@@ -5,10 +5,11 @@ parameter is linear in ``u``, the signed and clipped gradient plus coupled decay
 
     b' = keep b + gain D u,      w − w' = E (direct D u + through b') + decoupled w,
 
-``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal; or ``E`` multiplies by a
-matrix from the left or from the right. ``keep`` is 1 where the step leaves the buffer as it is
-(``still``). ``forward`` splits steps. ``backward``, its transpose,
-carries gradients of later steps to earlier ones.
+``b`` the momentum buffer, ``D`` (``pre``) and ``E`` (``post``) diagonal; or ``E`` multiplies by
+matrices from the sides, before a diagonal, after it or both: ``E x = outer (post ∘ (inner x))``.
+``keep`` is 1 where the step leaves the buffer as it is (``still``), and there is a factor for each
+element beside it where the buffer was rounded when it was put away (``rounded``). ``forward``
+splits steps. ``backward``, its transpose, carries gradients of later steps to earlier ones.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
+from tracer.rules.sides import Sides
 
 Place = Callable[[], Tensor | None]
 
@@ -39,10 +42,11 @@ class Filter:
         post: ``E``, likewise.
         decoupled: Weight decay that is no part of ``u`` (AdamW).
         behind: Weight decay that is added to ``D u``.
-        left: ``E`` of a parameter ``(p, d)`` that multiplies it from the left, ``(p, p)``.
-        right: Likewise from the right, ``(d, d)``.
+        inner: Matrices of ``E`` that multiply before ``post``.
+        outer: Likewise after it.
         beyond: What the step moved besides, which is linear in nothing: the run's own rounding.
         still: 1 for each element whose buffer the step leaves as it is, 0 for the others; float64.
+        rounded: What each element of the buffer is multiplied by before the step; float64.
 
     >>> step = Filter(through=0.1, keep=0.5, gain=1.0)
     >>> step.forward(torch.tensor(4.0), torch.tensor(2.0))  # b' = 0.5 · 2 + 4, then 0.1 b'
@@ -56,11 +60,12 @@ class Filter:
     pre: Tensor | None = None
     post: Tensor | None = None
     decoupled: float = 0.0
-    left: Tensor | None = None
-    right: Tensor | None = None
+    inner: Sides | None = None
+    outer: Sides | None = None
     beyond: Tensor | None = None
     behind: float = 0.0
     still: Tensor | None = None
+    rounded: Tensor | None = None
 
     def forward(
         self,
@@ -82,34 +87,35 @@ class Filter:
         u = u if u is None or self.pre is None else u * self.pre
         if self.behind and w is not None:
             u = w * self.behind if u is None else u.add(w, alpha=self.behind)
-        if b is not None and self.still is not None:
-            b = _sum(1.0, b * self.kept, self.gain, u, buffer)
+        kept = self.kept
+        if b is not None and isinstance(kept, Tensor):
+            b = _sum(1.0, b * kept, self.gain, u, buffer)
         else:
             b = _sum(self.keep, b, self.gain, u, buffer)
         moved = _sum(self.direct, u, self.through, b, move)
-        if moved is not None and self.is_matrix:
-            moved = _turned(moved, 1, self.left, self.right)
-        return moved if moved is None or self.post is None else moved.mul_(self.post), b
+        if moved is None or self.is_matrix:
+            return None if moved is None else self.turned(moved), b
+        return moved if self.post is None else moved.mul_(self.post), b
 
     @property
     def kept(self) -> Tensor | float:
         """Share of the buffer that stays, of each element where they differ."""
-        return self.keep if self.still is None else self.still * (1 - self.keep) + self.keep
+        share = self.keep if self.still is None else self.still * (1 - self.keep) + self.keep
+        return share if self.rounded is None else self.rounded * share
 
     @property
     def is_matrix(self) -> bool:
         """Whether ``E`` mixes elements."""
-        return self.left is not None or self.right is not None
+        return self.inner is not None or self.outer is not None
 
-    def turned(self, rows: Tensor) -> Tensor:
-        """Return ``E`` times each of n vectors ``(n, numel)``, if it is a matrix."""
-        return _turned(rows, len(rows), self.left, self.right)
+    def turned(self, x: Tensor) -> Tensor:
+        """Return ``E`` times a vector, or each of n ones ``(n, numel)``, if it is a matrix."""
+        return _turned(x, self.inner, self.post, self.outer)
 
-    def turned_back(self, deltas: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the factors of ``Eᵀ (δ aᵀ)``, ``(..., p)`` and ``(..., d)``, if it is a matrix."""
-        left, right = (None if x is None else x.to(deltas.dtype) for x in (self.left, self.right))
-        deltas = deltas if left is None else deltas @ left
-        return deltas, inputs if right is None else inputs @ right.mT
+    @property
+    def turns_factors(self) -> bool:
+        """Whether ``Eᵀ`` of an outer product is one: it is no more than a matrix."""
+        return self.outer is not None and self.inner is None and self.post is None
 
     @property
     def adds_plainly(self) -> bool:
@@ -131,32 +137,33 @@ class Filter:
         Returns:
             A tensor, which may be ``adjoint`` itself, and a number; ``λ`` is their product.
         """
+        post = self.post
         if q is not None and self.is_matrix:
-            left, right = (None if x is None else x.T for x in (self.left, self.right))
-            q = _turned(q, len(q), left, right)
+            back = [None if side is None else side.transposed for side in (self.outer, self.inner)]
+            q, post = _turned(q, back[0], post, back[1]), None
         ahead: Tensor | None = None
         if adjoint is not None and self.direct and self.gain:  # gain (m + direct / gain E q)
             assert q is not None
-            ahead = _plus(adjoint, q, self.post, self.through + self.direct / self.gain, None)
+            ahead = _plus(adjoint, q, post, self.through + self.direct / self.gain, None)
         if adjoint is not None and self.through and q is not None:
-            _plus(adjoint, q, self.post, self.through, adjoint)
+            _plus(adjoint, q, post, self.through, adjoint)
         if ahead is not None:
             return (ahead if self.pre is None else ahead.mul_(self.pre)), self.gain
         if adjoint is not None and not self.direct:
             return (adjoint, self.gain) if self.pre is None else (adjoint * self.pre, self.gain)
         assert q is not None
-        result = q * self.direct if self.post is None else q * self.post * self.direct
+        result = q * self.direct if post is None else q * post * self.direct
         return (result if self.pre is None else result.mul_(self.pre)), 1.0
 
     def without_matrix(self) -> Filter:
         """Return the filter for gradients that were turned back."""
-        return replace(self, left=None, right=None, beyond=None) if self.is_matrix else self
+        return replace(self, inner=None, outer=None, beyond=None) if self.is_matrix else self
 
     def flat(self, dtype: torch.dtype) -> Filter:
         """Return the filter for flattened vectors of a dtype."""
         diagonals = [None if d is None else d.flatten().to(dtype) for d in self.diagonals]
-        left, right = (None if d is None else d.to(dtype) for d in (self.left, self.right))
-        return replace(self.with_diagonals(*diagonals), left=left, right=right, beyond=None)
+        inner, outer = (None if d is None else d.to(dtype) for d in (self.inner, self.outer))
+        return replace(self.with_diagonals(*diagonals), inner=inner, outer=outer, beyond=None)
 
     def rescaled(self, scale: float) -> Filter:
         """Return the filter whose ``backward`` takes ``1 / scale`` times the adjoint."""
@@ -165,21 +172,25 @@ class Filter:
     @property
     def tensors(self) -> list[Tensor]:
         """All that it holds."""
-        held = (*self.diagonals, self.left, self.right, self.beyond)
-        return [x for x in held if x is not None]
+        held = [x for x in (*self.diagonals, self.beyond) if x is not None]
+        return held + [x for side in (self.inner, self.outer) if side for x in side.tensors]
 
     @property
-    def diagonals(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """All that has a number for each element: ``D``, ``E`` and ``still``."""
-        return self.pre, self.post, self.still
+    def diagonals(self) -> tuple[Tensor | None, ...]:
+        """All that has a number for each element: ``D``, ``E``, ``still`` and ``rounded``."""
+        return self.pre, self.post, self.still, self.rounded
 
     def with_diagonals(
-        self, pre: Tensor | None, post: Tensor | None, still: Tensor | None
+        self,
+        pre: Tensor | None,
+        post: Tensor | None,
+        still: Tensor | None,
+        rounded: Tensor | None,
     ) -> Filter:
         """Return the filter for other elements, by their ``diagonals``."""
-        if pre is None and post is None and still is None:
+        if pre is None and post is None and still is None and rounded is None:
             return self
-        return replace(self, pre=pre, post=post, still=still)
+        return replace(self, pre=pre, post=post, still=still, rounded=rounded)
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -200,14 +211,11 @@ def _plus(x: Tensor, y: Tensor, diagonal: Tensor | None, a: float, out: Tensor |
     return torch.addcmul(x, y, diagonal, value=a, out=out)
 
 
-def _turned(x: Tensor, count: int, left: Tensor | None, right: Tensor | None) -> Tensor:
-    """Return so many matrices, each flat or not, multiplied from either side."""
-    found = x
-    if left is not None:
-        found = left @ found.reshape(count, len(left), -1)
-    if right is not None:
-        found = found.reshape(count, -1, len(right)) @ right
-    return found.reshape(x.shape)
+def _turned(x: Tensor, first: Sides | None, post: Tensor | None, last: Sides | None) -> Tensor:
+    """Return vectors times matrices, a diagonal and matrices."""
+    x = x if first is None else first.times(x)
+    x = x if post is None else (x.reshape(-1, post.numel()) * post.flatten()).reshape(x.shape)
+    return x if last is None else last.times(x)
 
 
 def _sum(a: float, x: Tensor | None, b: float, y: Tensor | None, place: Place) -> Tensor | None:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from tracer.rules.filter import Filter
 from tracer.rules.rule import Now, Numbers, State, UpdateRule, is_on, shrinkage
+from tracer.rules.sides import Sides
 
 _UNIT = 2.0**-8  # of bfloat16
 
@@ -45,14 +46,14 @@ class Muon(UpdateRule):
         wide = m.T if m.shape[0] > m.shape[1] else m
         left, rest = orthogonalising(wide, numbers)
         rest = size * (rest.T if wide is not m else rest)
+        matrices = (left.double(), None) if wide is m else (None, left.double())
         move = Filter(
             direct=size * (1 - ahead),
             through=size * ahead,
             keep=mu,
             gain=1 - mu,
             decoupled=shrinkage(numbers),
-            left=left.double() if wide is m else None,
-            right=None if wide is m else left.mT.double().contiguous(),
+            outer=Sides(tuple(m.shape), matrices),
             beyond=rest.double().contiguous(),
         )
         return move, {}
