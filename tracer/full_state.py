@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from tracer.codec.layout import pack
+from tracer.codec.wrapped import rewrapped, unwrapped
 from tracer.errors import TracingError
 from tracer.joined import apart, members
 
@@ -18,6 +20,11 @@ from tracer.joined import apart, members
 def digest(parameters: Mapping[str, Tensor]) -> int:
     """Return the CRC-32 of parameters as a log's byte row."""
     return zlib.crc32(pack(parameters).data)
+
+
+def copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state, copied; of tensors that wrap others their parts."""
+    return copy.deepcopy(dict(unwrapped(dict(state))))
 
 
 @torch.no_grad()
@@ -57,7 +64,8 @@ def restore(state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer) ->
         torch.cuda.set_rng_state(cuda, device)
 
 
-def _restore_optimizer(optimizer: Optimizer, stored: Mapping[str, Any]) -> None:
+def _restore_optimizer(optimizer: Optimizer, known: Mapping[str, Any]) -> None:
+    stored = rewrapped(dict(known))
     try:
         found = apart(optimizer, stored)
         for one, own in found:

@@ -164,6 +164,10 @@ class States(Protocol):
         """
         ...
 
+    def recorded(self, t: int) -> Optimizer | None:
+        """Return the same where its last bit counts: gradients have to be the run's own, too."""
+        ...
+
 
 def step_name(step: Step) -> str:
     """Return how messages call a step."""

@@ -6,7 +6,6 @@ did is seen from each step's digest.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,7 +30,7 @@ from replay.states.optimizer_again import (
 from replay.states.rank_gradients import RankGradients, last_ones
 from replay.task import Task
 from tracer.errors import TaskError
-from tracer.full_state import digest, restore
+from tracer.full_state import copied, digest, restore
 from tracer.log.read.run_log import RunLog
 from tracer.records import MicroBatch, Step, each
 
@@ -102,17 +101,17 @@ class Execution:
         own = [parameters[name] for name in members(stored, step.groups)]
         self._optimizer = made_again(self._log.path, self._kinds, stored, own)
         # copied: an optimizer works on the tensors that it is given
-        point = {**point, "optimizer": copy.deepcopy(stored)}
+        point = {**point, "optimizer": copied(stored)}
         restore(point, self._bound.module, self._optimizer)
 
     def point(self) -> Point:
         """Return where it stands, to come back to."""
         assert self._optimizer is not None
-        module = self._bound.module
+        module, held = self._bound.module, named_state(self._optimizer, self._bound.parameters)
         return {
             "parameters": {n: p.detach().clone() for n, p in module.named_parameters()},
             "buffers": {n: b.detach().clone() for n, b in module.named_buffers()},
-            "optimizer": copy.deepcopy(named_state(self._optimizer, self._bound.parameters)),
+            "optimizer": copied(held),
             "random": {"cpu": torch.get_rng_state(), "cuda": {}},
             "epoch": None,
         }

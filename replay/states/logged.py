@@ -30,6 +30,7 @@ class LoggedStates:
 
     def __init__(self, log: RunLog, again: Callable[[], States] | None = None) -> None:
         self.log, self._again = log, again
+        self._taken: States | None = None
         self._stored: tuple[int, frozenset[int]] = -1, frozenset()  # as the log was that long
         self._kept: dict[int, State] = {}  # both ends of what was last asked for
         self._step: Step | None = None  # the last one that was read
@@ -99,3 +100,11 @@ class LoggedStates:
         if t in self.stored:
             return self.optimizer(t)
         return None if self._again is None else self._again().optimizer_again(t)
+
+    def recorded(self, t: int) -> Optimizer | None:
+        """Return the optimizer before step ``t`` to the bit, on file or taken again."""
+        if t in self.stored:
+            return self.optimizer(t)
+        if self._taken is None and self._again is not None:
+            self._taken = self._again()
+        return None if self._taken is None else self._taken.recorded(t)

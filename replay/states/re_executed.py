@@ -50,6 +50,7 @@ class ReExecutedStates(Findings):
         self._logged = LoggedStates(log)
         self._joinings: dict[int, Joining] = {}  # that are right, by number of micro-batches
         self._tries = _TRIES
+        self._norms = False  # whether a step's gradients have to have the run's norms
         self._shares: bool | None = None  # whether the replay's gradients are the run's to the bit
         self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
@@ -85,6 +86,17 @@ class ReExecutedStates(Findings):
         if not self.proved.issuperset(range(start, t)):
             return None
         return Optimizer.of(self._execution.point()["optimizer"], self.step(t - 1).groups)
+
+    def recorded(self, t: int) -> Optimizer | None:
+        """Return the optimizer before step ``t`` to the bit; None where steps differ.
+
+        Parameters that are the run's do not prove its state, nor does a gradient that comes near:
+        from now on gradients are the run's own, and so are their norms.
+        """
+        if not self._norms:
+            self._norms, self._shares, self._now = True, False, None
+            self._points.clear()
+        return self.optimizer_again(t)
 
     def proof(self) -> Proof:
         """Return what was found so far."""
@@ -161,7 +173,7 @@ class ReExecutedStates(Findings):
         run.joining = self._joinings.get(count := len(step.micro_batches), JOININGS[0])
         start = run.point() if count not in self._joinings and self._tries else None
         run.take(step, buffers)
-        met = run.digest() == digest
+        met = self._met(digest)
         if start is not None and not met:
             met = self._other_joinings(step, start, digest)
         if met:
@@ -204,10 +216,15 @@ class ReExecutedStates(Findings):
             run.joining = joining
             run.restore(step, start)
             run.take(step, self.log.buffers(step.index))
-            if run.digest() == digest:
+            if self._met(digest):
                 return True
         self._tries -= 1
         return False
+
+    def _met(self, digest: int | None) -> bool:
+        """Return whether the step that was taken is the run's."""
+        run = self._execution
+        return run.digest() == digest and (not self._norms or run.applied.met)
 
     def _resynchronise(self, t: int) -> None:
         """Measure how far the execution is from a snapshot, and go on from that."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from replay.evaluate.state import Optimizer, States
 from replay.steps.checking import Checks
+from replay.steps.recorded import recorded_state
 from replay.vectors.blocks import Parts, total
 from tracer.errors import LogError
 from tracer.records import OPTIMIZER, Step
@@ -106,13 +107,31 @@ class StoredOptimizer:
         states, buffers = self._held(t, optimizer)
         for name, stored in states.items():
             rule, buffer = self._rule_of(optimizer.groups[name]), buffers.get(name)
-            if stored and name in moments:
+            if stored and name in moments and not rule.recorded:
                 self._compare_moments(t, name, stored, known, checks, rule)
                 if checks.allow_mismatch:
                     moments[name] = stored
-            if buffer is not None and name in known.buffers:
+            if buffer is not None and name in known.buffers and rule.buffer not in stored:
                 self._compare_buffer(t, name, buffer, known, checks, rule)
         return replace(known, moments=moments, tensors=_tensors(optimizer.groups))
+
+    def as_in_run(self, known: OptimizerState, t: int) -> OptimizerState:
+        """Return what is known before step ``t``, with the run's own state where a rule needs it.
+
+        Raises:
+            LogError: It is not on file, and steps taken again do not lead to it.
+        """
+        if not self._rule.recorded:
+            return known
+        optimizer = recorded_state(self._states, t)
+        own = [n for n, group in optimizer.groups.items() if self._rule_of(group).recorded]
+        stored = {n: optimizer.states.get(n, {}) for n in own}
+        states, _ = self._held(t, optimizer._replace(states=stored))
+        return replace(known, moments={**known.moments, **states})
+
+    def after(self, t: int, name: str) -> State:
+        """Return a parameter's state after step ``t``, if its rule needs the run's own."""
+        return self.as_in_run(OptimizerState(), t + 1).moments.get(name, {})
 
     def later(self, step: Step) -> dict[str, Numbers]:
         """Return the hyperparameters that a rule needs as they were after a step.

@@ -20,16 +20,16 @@ from replay.steps.diagnosis.case import Case, added
 from replay.steps.diagnosis.table import cause_of
 from replay.steps.displacement import Displacement, Division, split
 from replay.steps.divisible import require_sparse
-from replay.steps.effective_gradient import EffectiveGradient, effective_gradients
+from replay.steps.effective_gradient import effective_gradients
+from replay.steps.filters import filters_of
 from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
 from replay.steps.replayed_step import ReplayedStep, settings
 from replay.task import Task
-from replay.vectors.blocks import total
 from tracer.errors import MismatchError
 from tracer.records import Step
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, UpdateRule
+from tracer.rules.rule import Numbers, UpdateRule
 from tracer.rules.rule import State as Moments
 
 
@@ -88,6 +88,8 @@ class Replayer:
             MismatchError: It is not the step that was logged.
         """
         optimizer = self.checked(optimizer, t)
+        if self.stored is not None:
+            optimizer = self.stored.as_in_run(optimizer, t)
         how = replay_step if keep else replay_gradient
         trained = self._run(how, self._states.step(t), self._states.at(t))
         now = self._states.transition(t, None if trained.penalty else trained.applied)
@@ -143,10 +145,13 @@ class Replayer:
         gradients = effective_gradients(now.before, trained, decays, factors, device)
         for name in trained.sparse:
             require_sparse(step_name(now.step), name, rules[name])
-        filters, moments = self._filters(rules, numbers, gradients, trained.sparse, optimizer)
+        after = partial(self._after, now.step.index)
+        known = gradients, trained.sparse, optimizer, after
+        where = f"step {now.step.index} of {self._states.log.path}"
+        filters, moments = filters_of(where, rules, numbers, *known)
         for name in rules.keys() - numbers.keys():  # without a gradient
-            known = rules[name].idle(now.before.parameters[name], moments.get(name, {}))
-            moments |= {name: known} if known else {}
+            left = rules[name].idle(now.before.parameters[name], moments.get(name, {}))
+            moments |= {name: left} if left else {}
         return filters, moments, split(now, gradients, filters, optimizer.buffers, device, dtype)
 
     def checked(self, optimizer: OptimizerState, t: int) -> OptimizerState:
@@ -195,26 +200,8 @@ class Replayer:
         """Compute the gradients of a step's examples at a state."""
         return self._run(replay_step, step, state)
 
-    def _filters(
-        self,
-        rules: dict[str, UpdateRule],
-        numbers: dict[str, Numbers],
-        gradients: dict[str, EffectiveGradient],
-        sparse: dict[str, Tensor],
-        optimizer: OptimizerState,
-    ) -> tuple[dict[str, Filter], dict[str, Moments]]:
-        """Return how the step moves each parameter, and the second moments after it."""
-        moments, filters = dict(optimizer.moments), {}
-        for name, n in numbers.items():
-            gradient, rule = gradients[name], rules[name]
-            known = moments.get(name) or rule.initial(gradient.w, n)
-            buffer = optimizer.buffers.get(name)
-            held = None if buffer is None else partial(total, buffer)
-            given = Now(gradient.w, gradient.whole, known, n, held, sparse.get(name))
-            filters[name], after = rule.step(given)
-            if after:
-                moments[name] = after
-        return filters, moments
+    def _after(self, t: int, name: str) -> Moments:
+        return {} if self.stored is None else self.stored.after(t, name)
 
     def _run(self, replay: Callable[..., TrainedStep], step: Step, state: State) -> TrainedStep:
         models = self._models

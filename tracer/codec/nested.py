@@ -1,7 +1,9 @@
 """Nested tuples, lists and dicts of tensors and plain values as bytes: data, never code.
 
 The bytes are the length of a JSON header (8 bytes, little-endian), the header, zeros up to a
-multiple of 8, then the tensors. In the header a tensor is its dtype, shape and offset.
+multiple of 8, then the tensors. In the header a tensor is its dtype, shape and offset, and the
+order in which its dimensions lie in memory if that is another: products of the same numbers differ
+in their last bit where it does.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from torch import Tensor
 
 from tracer.codec.dense import kind
 from tracer.codec.layout import dtype_name, torch_dtype
+from tracer.codec.wrapped import Wrapped, wrapped
 
 _ALIGN = 8
 _LARGEST = 1 << 22  # values in a header: of each comes an object
@@ -32,7 +35,8 @@ def encode(value: Any, called: str) -> bytes:
     """Return a nested value as bytes.
 
     Args:
-        value: Tensors, numpy arrays, None, bool, int, float, str in dicts, lists and tuples.
+        value: Tensors, numpy arrays, dtypes, None, bool, int, float, str in dicts, lists and
+            tuples. Tensors that wrap dense ones come back as ``Wrapped``.
         called: What messages call it.
 
     Raises:
@@ -67,12 +71,20 @@ def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> An
         node = _describe(torch.from_numpy(native), where, arrays, end)
         return {"array": node["tensor"]}
     if isinstance(value, Tensor) and kind(value) == "dense":
-        flat = value.detach().cpu().resolve_conj().resolve_neg().contiguous().flatten()
+        order = _order(value)
+        plain = value.detach().cpu().resolve_conj().resolve_neg().permute(order)
+        flat = plain.contiguous().flatten()
         data = flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
-        node = {"tensor": [dtype_name(value.dtype), list(value.shape), end[0]]}
+        turned = [] if order == sorted(order) else [order]
+        node = {"tensor": [dtype_name(value.dtype), list(plain.shape), end[0], *turned]}
         arrays.append(data + bytes(-len(data) % _ALIGN))
         end[0] += len(arrays[-1])
         return node
+    if isinstance(value, torch.dtype):
+        return {"dtype": dtype_name(value)}
+    if (found := wrapped(value)) is not None:
+        inner = [_describe(v, where, arrays, end) for v in (found.tensors, found.context)]
+        return {"wrapped": [found.kind, *inner]}
     if type(value) in (list, tuple):
         nodes = [_describe(v, f"{where}[{k}]", arrays, end) for k, v in enumerate(value)]
         return {type(value).__name__: nodes}
@@ -83,6 +95,14 @@ def _describe(value: Any, where: str, arrays: list[bytes], end: list[int]) -> An
         f"{where} is {_called(value)}; a log stores dense tensors, arrays, numbers, text and None, "
         "in dicts (keys int or str), lists and tuples."
     )
+
+
+def _order(value: Tensor) -> list[int]:
+    """Return how dimensions lie in memory, outermost first, if they do so without gaps."""
+    usual = list(range(value.dim()))
+    found = sorted(usual, key=value.stride, reverse=True)
+    gapless = not value.is_contiguous() and value.permute(found).is_contiguous()
+    return found if gapless else usual
 
 
 def _called(value: Any) -> str:
@@ -130,6 +150,11 @@ def _build(node: Any, data: memoryview, end: list[int]) -> Any:
         return _tensor(inner, data, end)
     if kind == "array":
         return _tensor(inner, data, end).numpy()
+    if kind == "dtype":
+        return torch_dtype(inner)
+    if kind == "wrapped":
+        tensors, context = (_build(one, data, end) for one in inner[1:])
+        return Wrapped(str(inner[0]), dict(tensors), tuple(context))
     if kind == "dict":
         return {key: _build(value, data, end) for key, value in inner}
     if kind not in ("list", "tuple"):
@@ -139,7 +164,7 @@ def _build(node: Any, data: memoryview, end: list[int]) -> Any:
 
 
 def _tensor(described: Any, data: memoryview, end: list[int]) -> Tensor:
-    name, shape, offset = described
+    name, shape, offset, *order = described
     dtype = torch_dtype(name)
     size = math.prod(shape) * dtype.itemsize
     if min((*shape, offset), default=0) < 0 or offset + size > len(data):
@@ -147,7 +172,7 @@ def _tensor(described: Any, data: memoryview, end: list[int]) -> Tensor:
     if offset < end[0]:  # what is named twice would be in memory twice
         raise NestedError("two tensors share bytes")
     end[0] = offset + size
-    if not size:
-        return torch.empty(shape, dtype=dtype, device="cpu")
     raw = bytearray(data[offset : offset + size])
-    return torch.frombuffer(raw, dtype=torch.uint8).view(dtype).reshape(shape)
+    bytes_ = torch.frombuffer(raw, dtype=torch.uint8) if size else torch.empty(0, device="cpu")
+    found = bytes_.view(dtype).reshape(shape) if size else bytes_.to(dtype).reshape(shape)
+    return found.permute([list(order[0]).index(k) for k in range(len(shape))]) if order else found

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import no_steps
 from tracer.rules.filter import Filter
 from tracer.rules.group_steps import GroupSteps, steps_of
-from tracer.rules.rule import Now, Numbers, State, no_steps
+from tracer.rules.rule import Now, Numbers, State
 from tracer.rules.weight_decouple import coupled, decoupled
 
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import coupled, no_steps
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, coupled, no_steps
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class Adadelta(UpdateRule):

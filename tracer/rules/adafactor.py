@@ -13,8 +13,9 @@ import math
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import no_steps, shrinkage
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps, shrinkage
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class Adafactor(UpdateRule):

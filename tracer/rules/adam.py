@@ -14,19 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import coupled, decoupled, is_on, no_steps, root, used
 from tracer.rules.filter import Filter
-from tracer.rules.rule import (
-    Now,
-    Numbers,
-    State,
-    UpdateRule,
-    coupled,
-    decoupled,
-    is_on,
-    no_steps,
-    root,
-    used,
-)
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class Adam(UpdateRule):

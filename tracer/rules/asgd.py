@@ -12,18 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import coupled, in_foreach, is_on, no_steps, scalar
 from tracer.rules.filter import Filter
-from tracer.rules.rule import (
-    Now,
-    Numbers,
-    State,
-    UpdateRule,
-    coupled,
-    in_foreach,
-    is_on,
-    no_steps,
-    scalar,
-)
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class ASGD(UpdateRule):

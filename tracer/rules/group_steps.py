@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from tracer.rules.rule import State, UpdateRule, no_steps
+from tracer.rules.arithmetic import no_steps
+from tracer.rules.rule import State, UpdateRule
 
 
 class GroupSteps(UpdateRule):

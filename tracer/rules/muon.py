@@ -25,8 +25,9 @@ import math
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import is_on, shrinkage
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, is_on, shrinkage
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 from tracer.rules.sides import Sides
 
 _UNIT = 2.0**-8  # of bfloat16

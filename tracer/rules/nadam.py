@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from tracer.rules.adam import second_moment
-from tracer.rules.filter import Filter
-from tracer.rules.rule import (
-    Now,
-    Numbers,
-    State,
-    UpdateRule,
+from tracer.rules.arithmetic import (
     coupled,
     decoupled,
     in_foreach,
@@ -28,6 +23,8 @@ from tracer.rules.rule import (
     root,
     scalar,
 )
+from tracer.rules.filter import Filter
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class NAdam(UpdateRule):

@@ -15,20 +15,9 @@ import torch
 from torch import Tensor
 
 from tracer.rules.adam import second_moment
+from tracer.rules.arithmetic import coupled, decoupled, in_foreach, is_on, no_steps, read, root
 from tracer.rules.filter import Filter
-from tracer.rules.rule import (
-    Now,
-    Numbers,
-    State,
-    UpdateRule,
-    coupled,
-    decoupled,
-    in_foreach,
-    is_on,
-    no_steps,
-    read,
-    root,
-)
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class RAdam(UpdateRule):

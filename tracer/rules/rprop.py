@@ -11,8 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracer.rules.arithmetic import no_steps, over_size
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Now, Numbers, State, UpdateRule, no_steps, over_size
+from tracer.rules.rule import Now, Numbers, State, UpdateRule
 
 
 class Rprop(UpdateRule):

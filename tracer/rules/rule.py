@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -17,72 +16,6 @@ Numbers: TypeAlias = Mapping[str, Any]
 State: TypeAlias = dict[str, Tensor]  # of one parameter, by torch.optim's names
 
 
-def no_steps() -> Tensor:
-    """Return a count of steps, as torch.optim begins one whatever the default dtype and device."""
-    return torch.zeros((), dtype=torch.float32, device="cpu")
-
-
-def is_on(numbers: Numbers, option: str) -> bool:
-    """Return whether an option is on; None, for which torch decides, is NaN in a log."""
-    return bool(numbers.get(option) == 1)
-
-
-def used(numbers: Numbers, name: str) -> Any:
-    """Return a number, by default 0, as torch computes with it: fused kernels take float64."""
-    value = numbers.get(name, 0.0)
-    return float(value) if is_on(numbers, "fused") else value
-
-
-def rate(now: Now) -> Any:
-    """Return the rate of a step as torch computes with it: a tensor stays one, but in foreach."""
-    lr = now.numbers["lr"]
-    return float(lr) if in_foreach(now) else lr
-
-
-def read(number: Tensor, numbers: Numbers) -> Any:
-    """Return a number of a state as torch computes with it: a tensor where ``capturable``."""
-    return number if is_on(numbers, "capturable") else float(number)
-
-
-def in_foreach(now: Now) -> bool:
-    """Return whether torch took the step with ``foreach``: off a CPU that is its default."""
-    asked = now.numbers.get("foreach", 0.0)
-    return now.w.device.type != "cpu" if math.isnan(asked) else asked == 1
-
-
-def scalar(value: float) -> Tensor:
-    """Return a number of a state as torch.optim begins one: float32 unless float64 is default."""
-    wide = torch.get_default_dtype() == torch.float64
-    return torch.tensor(value, dtype=torch.float64 if wide else torch.float32, device="cpu")
-
-
-def over_size(x: Tensor) -> Tensor:
-    """Return ``1 / |x|``, float64, and 0 where ``x`` is 0: times ``x`` it is ``sign(x)``."""
-    size = x.double().abs()
-    return torch.where(size < torch.finfo(size.dtype).tiny, 0.0, size.reciprocal())
-
-
-class _Root(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, v: Tensor) -> Tensor:
-        ctx.save_for_backward(v)
-        return v.sqrt()
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (v,) = ctx.saved_tensors
-        return torch.where(v == 0, 0.0, gradients[0] / (2 * v.sqrt()))
-
-
-def root(v: Tensor) -> Tensor:
-    """Return the root of a second moment, which can be differentiated.
-
-    Where it is 0, so is the buffer that is divided by it: then the quotient is the buffer over
-    ``ε`` to first order, and the root has no part in it.
-    """
-    return _Root.apply(v) if v.requires_grad else v.sqrt()  # type: ignore[no-untyped-call]
-
-
 class Now:
     """What one step of one parameter is given.
 
@@ -92,6 +25,7 @@ class Now:
         numbers: The group's hyperparameters at the step; of a tuple ``betas``, ``betas.0`` and so
             on. None is NaN.
         first: There is no momentum buffer yet.
+        after: Gives its state after the step, if the rule is ``recorded``.
     """
 
     def __init__(
@@ -102,9 +36,10 @@ class Now:
         numbers: Numbers,
         buffer: Callable[[], Tensor | None] | None,
         sparse: Tensor | None = None,
+        after: Callable[[], State] = dict,
     ) -> None:
         self.w, self.state, self.numbers = w, state, numbers
-        self.first = buffer is None
+        self.first, self.after = buffer is None, after
         self._u, self._buffer, self._sparse = u, buffer, sparse
 
     @cached_property
@@ -113,10 +48,15 @@ class Now:
         return self._u()
 
     @cached_property
-    def buffer(self) -> Tensor:
-        """The momentum buffer before the step; zero if there is none yet."""
+    def total(self) -> Tensor:
+        """The momentum buffer before the step as its parts add up to it; zero if there is none."""
         found = None if self._buffer is None else self._buffer()
-        return torch.zeros_like(self.w) if found is None else found.to(self.w)
+        return torch.zeros_like(self.w) if found is None else found
+
+    @cached_property
+    def buffer(self) -> Tensor:
+        """The momentum buffer before the step, in the parameter's dtype."""
+        return self.total.to(self.w)
 
     @cached_property
     def rows(self) -> Tensor | None:
@@ -149,6 +89,10 @@ class UpdateRule:
         refuses: Options with which it is another rule, that is not split.
         after: Hyperparameters that a step changes and needs as they are after it: ``now.numbers``
             has them once more, as ``d after`` for ``d``.
+        recorded: Whether ``now.state`` is the run's own before each step, from the log or by steps
+            taken again, because it cannot be found from gradients to within their rounding.
+            One that rounds its buffer when it puts it away has it in that state, too, as the step
+            found it; ``now.total`` is what was put away.
     """
 
     buffer: str | None = None
@@ -161,6 +105,7 @@ class UpdateRule:
     frozen: str = "its factors"
     refuses: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    recorded: bool = False
 
     def remembers(self, used: Callable[[str], bool]) -> bool:
         """Return whether its steps depend on earlier ones.
@@ -211,20 +156,3 @@ class UpdateRule:
             now: What the step is given.
         """
         raise NotImplementedError
-
-
-def coupled(numbers: Numbers) -> float:
-    """Return the weight decay that is added to the gradient, unless it is decoupled."""
-    decoupled = is_on(numbers, "decoupled_weight_decay")
-    return 0.0 if decoupled else float(numbers.get("weight_decay", 0.0))
-
-
-def decoupled(numbers: Numbers) -> float:
-    """Return what share of a parameter its decay takes where an option decouples it."""
-    return shrinkage(numbers) if is_on(numbers, "decoupled_weight_decay") else 0.0
-
-
-def shrinkage(numbers: Numbers) -> float:
-    """Return what share of a parameter its decoupled decay takes."""
-    pull = used(numbers, "lr") * used(numbers, "weight_decay")
-    return 1 - float(1 - pull) if isinstance(pull, Tensor) else float(pull)

@@ -19,6 +19,7 @@ class Several(UpdateRule):
         self.adapts = any(rule.adapts for rule in self._rules)
         self.smooth = all(rule.smooth for rule in self._rules)
         self.buffer = next((rule.buffer for rule in self._rules if rule.buffer), None)
+        self.recorded = any(rule.recorded for rule in self._rules)
         self.after = tuple({key: None for rule in self._rules for key in rule.after})
         self.frozen = "; ".join(f"{name}: {rule.frozen}" for name, rule in rules if rule.frozen)
 

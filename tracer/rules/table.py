@@ -18,6 +18,7 @@ from tracer.rules.asgd import ASGD
 from tracer.rules.lamb import Lamb
 from tracer.rules.lars import LARS
 from tracer.rules.lion import Lion
+from tracer.rules.low_bit import LowBitAdam, LowBitAdamW
 from tracer.rules.muon import Muon
 from tracer.rules.nadam import NAdam
 from tracer.rules.prodigy import Prodigy
@@ -28,6 +29,7 @@ from tracer.rules.rule import UpdateRule
 from tracer.rules.schedule_free import ScheduleFreeAdamW, ScheduleFreeSGD
 from tracer.rules.several import Several
 from tracer.rules.sgd import SGD
+from tracer.rules.soap import SOAP
 from tracer.rules.sparse_adam import SparseAdam
 
 RULES: dict[str, UpdateRule] = {  # by exact type: AdamW subclasses Adam
@@ -52,10 +54,14 @@ OUTSIDE: dict[str, UpdateRule] = {  # of other packages, which are not imported
     "pytorch_optimizer.optimizer.adabelief.AdaBelief": AdaBelief(),
     "pytorch_optimizer.optimizer.lamb.Lamb": Lamb(),
     "pytorch_optimizer.optimizer.lars.LARS": LARS(),
+    "pytorch_optimizer.optimizer.soap.SOAP": SOAP(),
     "prodigyopt.prodigy.Prodigy": Prodigy(),
     "schedulefree.sgd_schedulefree.SGDScheduleFree": ScheduleFreeSGD(),
     "schedulefree.adamw_schedulefree.AdamWScheduleFree": ScheduleFreeAdamW(),
 }
+for _bits in ("8bit", "4bit", "Fp8"):
+    OUTSIDE[f"torchao.optim.adam.Adam{_bits}"] = LowBitAdam()
+    OUTSIDE[f"torchao.optim.adam.AdamW{_bits}"] = LowBitAdamW()
 KNOWN = RULES | OUTSIDE
 _GUESSED = ("betas.0", "momentum")  # what rules without a row are likely to call theirs
 

@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 _ELSEWHERE = "takes gradients at other weights than those that it moves"
-_LOW = (
-    "rounds its momentum to a few bits after each step, by 1 to 16 % of it, which is linear in no "
-    "gradient"
-)
-_BASIS = (
-    "steps along eigenvectors of its own state, and a gradient that is off in its last bit puts a "
-    "step off by half"
-)
+_LOW = "rounds its momentum to a few bits after each step; of such ones torchao's are split"
+_ROOTS = "multiplies by roots of sums of products of gradients, for which there is no rule"
 _REASONS = {
     "LBFGS": "searches along a line, with several gradients a step",
     "Lookahead": "puts an average with earlier weights in place every few steps",
-    "SOAP": _BASIS,
-    "Shampoo": _BASIS,
-    "ScalableShampoo": _BASIS,
+    "SOAP": "steps along eigenvectors of its own state; of such ones pytorch_optimizer's is split",
+    "Shampoo": _ROOTS,
+    "ScalableShampoo": _ROOTS,
     **dict.fromkeys(("SAM", "GSAM", "WSAM", "BSAM", "LookSAM"), _ELSEWHERE),
     **{f"Adam{w}{bits}": _LOW for w in ("", "W") for bits in ("8bit", "4bit", "Fp8")},
 }

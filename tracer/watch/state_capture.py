@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from tracer.codec.dense import kind
 from tracer.codec.nested import NestedError, encode
+from tracer.codec.wrapped import wrapped
 from tracer.errors import warn
 from tracer.full_state import restore
 from tracer.joined import NAMES, Joined, combined, members
@@ -184,6 +185,8 @@ def _nested(state: RandomState) -> dict[str, Any]:
 
 
 def _bytes(value: Any) -> int:
+    if (found := wrapped(value)) is not None:
+        return _bytes(found.tensors)
     if isinstance(value, Tensor):
         return value.nbytes if kind(value) == "dense" else 0
     if isinstance(value, Mapping):

@@ -61,7 +61,7 @@ class WSAM(SAM):
 
 
 class AdamW8bit(O.AdamW):
-    """Stands in for torchao's, whose states are no plain tensors."""
+    """Stands in for those that are not torchao's."""
 
 
 def train(path, task, make, *, closure=False, after=None):

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 
+from replay import Replay
 from tests.helpers import rules
 from tests.helpers.comparing import compare
 from tests.helpers.outside import ROWS
-from tests.helpers.rules import Rule, trace
+from tests.helpers.rules import Rule, trace, untraced
+from tracer.errors import LogError, UnsupportedRuleError
 
 LOOPS = list(itertools.product([False, True], [None, 0.3], [False, True], [0, 4]))
 
@@ -21,7 +24,7 @@ def test_a_rule_from_outside_equals_the_reference(
 ):
     run = trace(
         tmp_path / "run.h5", Rule("", kind, options), scheduled=scheduled, clip=clip,
-        accumulate=accumulate, before=before, steps=3,
+        accumulate=accumulate, before=before, steps=3 + kind.rule.recorded, state_every=1,
     )  # fmt: skip
     how = {"methods": ("tracin",), "rules": {kind.__name__: kind.rule}}
     found = compare(run, rules.clip_factors(run, clip), **how)
@@ -37,10 +40,53 @@ def pause(t, optimizer, model):
     model[0].bias.requires_grad_(t not in {1, 4})
 
 
-@pytest.mark.parametrize(("kind", "options"), [ROWS[k] for k in (0, 1, -1)], ids=str)
+@pytest.mark.parametrize(("kind", "options"), [ROWS[k] for k in (0, 1, 6, 7)], ids=str)
 def test_steps_without_a_rate_or_a_gradient(tmp_path, kind, options):
     """pytorch_optimizer counts steps of the group; Prodigy without a rate looks at nothing."""
-    run = trace(tmp_path / "run.h5", Rule("", kind, options), settle=pause)
+    run = trace(tmp_path / "run.h5", Rule("", kind, options), settle=pause, state_every=1)
     how = {"methods": ("tracin",), "rules": {kind.__name__: kind.rule}}
     for window in (None, range(2, 6)):
         compare(run, rules.clip_factors(run, None), window=window, **how)
+
+
+def frozen_until(first):
+    """Return what gives a parameter no gradient before a step."""
+    return lambda t, _optimizer, model: model[2].weight.requires_grad_(t >= first)
+
+
+def test_a_parameter_whose_first_gradient_comes_late(tmp_path):
+    """SOAP moves it in a basis that the same step made; one that renewed it, too, left no trace.
+
+    ``eps`` keeps shares small where gradients of the only batch so far cancel.
+    """
+    kind, options = ROWS[7]
+    rule, how = Rule("", kind, {**options, "eps": 1e-3}), {"rules": {"SOAP": kind.rule}}
+    run = trace(tmp_path / "run.h5", rule, settle=frozen_until(1), state_every=1)
+    compare(run, rules.clip_factors(run, None), methods=("tracin",), **how)
+    late = trace(tmp_path / "late.h5", rule, settle=frozen_until(2), state_every=1)
+    with pytest.raises(
+        UnsupportedRuleError, match=r"(?s)step 2 of .*'2.weight': a parameter \(3, 5\).*1\. Begin"
+    ):
+        Replay(late.path, late.task, **how).influence([0], methods=("tracin",), progress=False)
+    compare(late, rules.clip_factors(late, None), window=range(3, 6), methods=("tracin",), **how)
+
+
+def test_a_state_that_is_neither_on_file_nor_found_again(tmp_path):
+    """SOAP's eigenbases are those of the last bit: another order of a batch is another run."""
+    rule, how = Rule("", *ROWS[7]), {"rules": {"SOAP": ROWS[7][0].rule}}
+
+    def in_the_last_bit(_t, _optimizer, model):
+        for p in model.parameters():
+            p.grad = torch.nextafter(p.grad, p.grad + torch.sign(p.detach()))
+
+    loop = {"steps": 4, "hook": in_the_last_bit}
+    run = trace(tmp_path / "run.h5", rule, **loop)
+    ends = [untraced(run, **{**loop, "hook": hook})[0] for hook in (None, in_the_last_bit)]
+    off = sum(float((ends[0][n] - ends[1][n]).square().sum()) for n in ends[0]) ** 0.5
+    begun = run.task.model().state_dict()
+    assert off > 0.05 * sum(float((ends[0][n] - begun[n]).square().sum()) for n in begun) ** 0.5
+    message = r"(?s)no full state before step \d.*did not lead to it.*1\. Trace .*state_every=1"
+    with pytest.raises(LogError, match=message):
+        Replay(run.path, run.task, **how).influence([0], methods=("tracin",), progress=False)
+    run = trace(tmp_path / "on-file.h5", rule, **loop, state_every=1)
+    compare(run, rules.clip_factors(run, None), methods=("tracin",), **how)

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from tests.helpers.wrappers import Halves
 from tracer.codec import nested
 from tracer.codec.nested import NestedError, decode, encode
+from tracer.codec.wrapped import Wrapped, rewrapped, unwrapped
+from tracer.errors import TracingError
 
 NESTED = {"a": [torch.arange(3), (1.5, None, True)], 7: "text", "e": torch.zeros(0, 2)}
 
@@ -35,6 +38,64 @@ def test_nested_round_trip():
     assert isinstance(number, np.ndarray)
     assert number.shape == ()
     assert number == 3
+
+
+def test_dimensions_keep_their_order_in_memory():
+    """So that products of what is read have the bits that products of what was stored had."""
+    whole = torch.arange(120.0).reshape(2, 3, 4, 5)
+    for value in (whole, whole.permute(3, 0, 2, 1), whole.to(memory_format=torch.channels_last)):
+        again = decode(encode([value], "it"))[0]
+        assert torch.equal(again, value)
+        assert again.stride() == value.stride()
+    for value in (
+        whole[:, ::2].mT,
+        whole[:1].expand(2, 3, 4, 5),
+    ):  # with gaps: as if they were none
+        assert torch.equal(decode(encode(value, "it")), value)
+    for order in (b"[0, 0]", b"[2, 1]", b"[0]", b"7"):
+        with pytest.raises(NestedError):
+            decode(described(b'{"tensor": ["float32", [2, 2], 0, %s]}' % order, bytes(16)))
+
+
+def test_tensors_that_wrap_others():
+    """They come back without their class, and become tensors of it where it is imported."""
+    value = {"state": [Packed(torch.arange(3), 0.5), 1]}
+    found = decode(encode(value, "it"))
+    assert found["state"][0].kind == f"{__name__}:Packed"
+    assert found["state"][0].context == (0.5, torch.float32)
+    assert torch.equal(found["state"][0].tensors["codes"], torch.arange(3))
+    again = rewrapped(found)["state"][0]
+    assert type(again) is Packed
+    assert again.scale == 0.5
+    same = unwrapped({"state": (again,)})["state"][0]
+    assert torch.equal(same.tensors["codes"], torch.arange(3))
+    hidden = Wrapped("no.such:Packed", {}, ())
+    with pytest.raises(TracingError, match=r"holds a Packed, whose class .*\n  1\. Import no.such"):
+        rewrapped(hidden)
+    with pytest.raises(NestedError, match=r"it\['p'\] is a Packed of torch.float32; a log stores"):
+        encode({"p": Packed(torch.arange(3), object())}, "it")
+    for kind in ("os:getcwd", "builtins:dict", "tests:nothing"):
+        with pytest.raises(TracingError, match="whose class is not imported here"):
+            rewrapped(Wrapped(kind, {}, ()))
+
+
+class Packed(Halves):
+    """Numbers with a scale, as quantised states are."""
+
+    def __init__(self, codes, scale):
+        super().__init__(codes)
+        self.codes, self.scale = codes, scale
+
+    @staticmethod
+    def __new__(cls, codes, scale):
+        return Halves.__new__(cls, codes)
+
+    def __tensor_flatten__(self):
+        return ["codes"], [self.scale, self.dtype]
+
+    @classmethod
+    def __tensor_unflatten__(cls, tensors, context, size, stride):
+        return cls(tensors["codes"], context[0])
 
 
 def test_nested_views():

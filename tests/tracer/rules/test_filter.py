@@ -28,8 +28,8 @@ def test_backward_is_the_transpose_of_forward(pre, post, weights):
 
 @pytest.mark.parametrize("rounded", [False, True], ids=["", "rounded"])
 @pytest.mark.parametrize("post", [False, True], ids=["", "post"])
-@pytest.mark.parametrize("inner", ["", "a", "bc", "abc"])
-@pytest.mark.parametrize("outer", ["c", "ab", ""])
+@pytest.mark.parametrize("inner", ["", "bc", "abc"])
+@pytest.mark.parametrize("outer", ["c", "ab"])
 @pytest.mark.parametrize("weights", [(0.0, 0.7, 0.9, 0.1), (1.1, 0.4, 0.5, 2), (0.3, 0, 1, 0)])
 def test_so_it_is_with_matrices_from_the_sides(inner, outer, post, rounded, weights):
     generator = torch.Generator().manual_seed(1)
