@@ -29,6 +29,7 @@ class BoundModel:
         parameters: By the log's names, in the log's dtypes or all in ``dtype``.
         engine: Computes per-example gradients of them.
         eval_mode: Puts the copy into eval mode.
+        coarsest: The dtype to which the training loss casts (autocast), once one was computed.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class BoundModel:
         self.module = built.to(device)
         self.eval_mode = EvalMode(self.module)
         self.dtype = dtype
+        self.coarsest: torch.dtype | None = None
         self.parameters: dict[str, Tensor] = dict(self.module.named_parameters())
         self._buffers = buffers = dict(self.module.named_buffers())
         self._tables = [

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from replay.evaluate.binding import BoundModel, set_random_state, without_graph
+from replay.evaluate.casts import coarsest
 from replay.evaluate.checked import checked_losses, in_dtype, require_finite
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, step_name
@@ -131,6 +132,8 @@ def forward_pass(
             put_back(bound.module, before)
         set_random_state(micro.random_state)
         losses = loss(bound.module, fresh(batch))  # the data set's own, maybe
+        if bound.coarsest is None and isinstance(losses, Tensor):
+            bound.coarsest = coarsest(losses)
         return checked_losses(losses, micro.ids, function="task.loss", where=where)
 
     return forward

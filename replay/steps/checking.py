@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from replay.evaluate.binding import BoundModel
 from replay.evaluate.proof import Proof
 from replay.evaluate.state import Transition
 from replay.steps.displacement import Division
@@ -34,11 +35,13 @@ class Checks:
         path: The log, for messages.
         same_dtype: Whether the replay computes in the run's dtype.
         allow_mismatch: Go on where a step does not reproduce.
+        model: In which steps are replayed.
     """
 
     path: str
     same_dtype: bool
     allow_mismatch: bool
+    model: BoundModel
 
     def at_drift(self, drift: float) -> Checks:
         """Return the checks of a state that was missed by so much: none that it cannot meet.
@@ -62,8 +65,9 @@ class Checks:
 
         Allowed, of the norm of the whole gradient (or, where that does not do, of a tenth of the
         sum of its examples' norms, which may cancel): 1e-9 in float64, 1e-4 in float32, 5e-2 in
-        half precision (1e-2 more where the replay runs in another dtype than the run), carried
-        on as the optimizer carries gradients; and 4 units in the last place of the parameter.
+        half precision, 2e-3 where the loss casts to bfloat16 (1e-2 more where the replay runs in
+        another dtype than the run), carried on as the optimizer carries gradients; and 4 units in
+        the last place of the parameter.
 
         Args:
             transition: The logged step.
@@ -81,7 +85,7 @@ class Checks:
         later, unit = dict(noise), 0.0
         for name, left in found.largest.items():
             w, moved = transition.before.parameters[name], transition.after.parameters[name]
-            share, rule = tolerance(w.dtype, self.same_dtype), filters.get(name)
+            share, rule = self._share(w.dtype), filters.get(name)
             move: Tensor | float = 0.0
             post = None if rule is None or rule.is_matrix else rule.post
             if rule is not None:
@@ -122,7 +126,7 @@ class Checks:
             MismatchError: Names step, parameter and tensor.
         """
         gap = (found.double() - stored.double()).abs()
-        own = tolerance(stored.dtype, self.same_dtype) * stored.double().abs()
+        own = self._share(stored.dtype) * stored.double().abs()
         if self.allow_mismatch or bool((gap <= own + allowed.double().to(gap.device)).all()):
             return
         size = max(float(stored.double().norm()), 1e-300)
@@ -131,6 +135,9 @@ class Checks:
             f"from the one in the log by {float(gap.norm()) / size:.2g} of its norm"
         )
         raise MismatchError(explained(finding, state_causes(self.same_dtype)))
+
+    def _share(self, dtype: torch.dtype) -> float:
+        return tolerance(dtype, self.same_dtype, self.model.coarsest)
 
     def _finding(
         self,

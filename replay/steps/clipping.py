@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from replay.evaluate.binding import BoundModel
 from replay.evaluate.trained_step import TrainedStep
 from replay.steps.mismatch import Mismatch, differently, tolerance
 from tracer.records import Step
@@ -50,6 +51,7 @@ class ClipFactors:
         path: The log, for messages.
         same_dtype: Whether the replay computes in the run's dtype.
         allow_mismatch: Go on where a step does not reproduce.
+        model: In which steps are replayed.
         inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
         deviation: The largest gap between a parameter's norm and the logged one, of the whole norm.
     """
@@ -57,6 +59,7 @@ class ClipFactors:
     path: str
     same_dtype: bool
     allow_mismatch: bool
+    model: BoundModel
     inferred: dict[int, float] = field(default_factory=dict)
     deviation: float = 0.0
 
@@ -91,11 +94,14 @@ class ClipFactors:
             for name in group.names:
                 parts = [s[name] for s in (trained.gradient, trained.penalty) if name in s]
                 if parts and name not in step.without_gradient:
-                    share = max(share, tolerance(parts[0].dtype, self.same_dtype) / 10)
+                    share = max(share, self._share(parts[0].dtype) / 10)
                     replayed[name] = parts[0] if len(parts) == 1 else parts[0].double() + parts[1]
             groups.append(none | _norms(replayed))
         whole = math.hypot(*(norm for group in groups for norm in group.values()))
         return _Replayed(groups, whole, share, added)
+
+    def _share(self, dtype: torch.dtype) -> float:
+        return tolerance(dtype, self.same_dtype, self.model.coarsest)
 
     def _factor(self, step: Step, g: int, found: _Replayed) -> float:
         known, applied = step.clip_factor, step.groups[g].gradient_norm

@@ -66,7 +66,7 @@ class Replayer:
         self._whole = whole
         self._states, self._task, self._models, self._rule = states, task, models, rule
         self._audited, self._budget = audited, budget
-        known = str(states.log.path), models.test.dtype is None, allow_mismatch
+        known = str(states.log.path), models.test.dtype is None, allow_mismatch, models.train
         self._checks, self.factors = Checks(*known), ClipFactors(*known)
         self.stored = None if rule is None else StoredOptimizer(states, rule, models.device)
         self._added: dict[int, float] = {}

@@ -18,6 +18,7 @@ from replay.task import Task
 from tracer.records import Step
 
 Vectors = dict[str, Tensor]
+_BETTER = 3  # times closer than without it is a gradient that a cause explains
 _VECTOR = 0.05  # of a gradient that a move tells, what may be rounding
 
 
@@ -65,7 +66,7 @@ class Case:
     def share(self) -> float:
         """How much of the gradient's norm may be rounding."""
         dtypes = [g.dtype for g in self.plain.values()] or [torch.float64]
-        return 3 * max(tolerance(dtype, self.same_dtype) for dtype in dtypes)
+        return 3 * max(tolerance(dtype, self.same_dtype, self.bound.coarsest) for dtype in dtypes)
 
     def replayed(self, task: Task | None = None, step: Step | None = None) -> Vectors:
         """Return the gradient of another task or step at this step's state; empty if it fails."""
@@ -89,7 +90,9 @@ class Case:
 
     def fits(self, gradient: Vectors) -> bool:
         """Return whether a gradient is the run's: its norms and, where it is known, itself."""
-        if not gradient or not self.gap(norms(gradient)) <= self.share:
+        gap = self.gap(norms(gradient)) if gradient else math.inf
+        best = self.share if self.rest else min(self.share, self.gap(norms(self.plain)) / _BETTER)
+        if not gap <= best:
             return False
         off = [
             (self.applied[n] - g.double().cpu()).norm()
