@@ -6,47 +6,50 @@ computes something else, and where a model keeps what it made of earlier weights
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from replay.evaluate.binding import BoundModel
-from replay.evaluate.companies import apart, some_alone
+from replay.evaluate.companies import Company
 from replay.evaluate.state import State
 from replay.evaluate.test_side import Examples
 from replay.gradients.proof.layout import tolerance_of
 from tracer.errors import TaskError, shown
 
+_FEW = 5  # examples whose gradients are compared
 _AGAIN = 4  # times that an example is loaded, collated, evaluated again
 
 
-def are_independent(
-    examples: Examples, state: State, where: str, turn: int, *, alone: bool
-) -> bool:
-    """Return whether values and gradients of all examples are the same in other company.
-
-    Args:
-        examples: Two or more, or one of which the rest is asked.
-        state: Where.
-        where: For messages.
-        turn: Which other company.
-        alone: Look at the values of each of them alone, too, and at gradients of a few.
+def have_same_values(examples: Examples, state: State, where: str, company: Company) -> bool:
+    """Return whether values of all examples are the same in other company.
 
     Raises:
-        TaskError: Values are random, or gradients are those of another function.
+        TaskError: They are random, or those of another function where gradients are taken.
     """
-    columns = list(range(len(examples)))
     joint, bound = examples.values(state, where), examples.models.value
-    first = examples.plain(bound, [0], where)
-    require_same_value(examples, bound, first, where)
-    examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where))
+    require_same_value(examples, bound, examples.plain(bound, [0], where), where)
     if len(examples) == 1:
+        examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where))
         return True
-    if alone:
-        rest = (examples.plain(bound, [j], where) for j in columns[1:])
-        if not bound.is_close(joint, torch.cat([first, *rest])):
-            return False
-    company = some_alone(len(columns)) if alone else apart(len(columns), turn)
-    return examples.agree(state, where, columns, company)
+    found = ((some, examples.plain(bound, some, where)) for some in company)
+    return all(bound.is_close(values, joint[some]) for some, values in found)
+
+
+def have_same_gradients(examples: Examples, state: State, where: str) -> bool:
+    """Return whether gradients of a few examples, and values there, are the same in other company.
+
+    Raises:
+        TaskError: They are gradients of another function.
+    """
+    n = len(examples)
+    few = sorted({k * (n - 1) // (_FEW - 1) for k in range(_FEW)})
+    joint, bound = examples.values(state, where, few), examples.models.value
+    if examples.agree(state, where, few, joint):
+        return True
+    examples.in_float64(where, lambda: require_same_pass(examples, bound, joint, where, few))
+    return False
 
 
 def _require_own(examples: Examples, bound: BoundModel, where: str) -> None:
@@ -80,15 +83,22 @@ def require_same_value(examples: Examples, bound: BoundModel, alone: Tensor, whe
         )
 
 
-def require_same_pass(examples: Examples, bound: BoundModel, values: Tensor, where: str) -> None:
+def require_same_pass(
+    examples: Examples,
+    bound: BoundModel,
+    values: Tensor,
+    where: str,
+    columns: Sequence[int] | None = None,
+) -> None:
     """Raise TaskError if the pass whose gradients are taken has other values than without them."""
+    chosen = list(range(len(examples)) if columns is None else columns)
     with torch.enable_grad():
-        losses = examples.tracked(bound, list(range(len(values))), where)
+        losses = examples.tracked(bound, chosen, where)
     found = losses.detach().double()
     if not bound.is_close(found, values):
         j = int((found - values).abs().argmax())
         raise TaskError(
-            f"{where}: {examples.called} of example {shown(examples.ids[j])} is "
+            f"{where}: {examples.called} of example {shown(examples.ids[chosen[j]])} is "
             f"{found[j].item():.9g} where gradients are taken and {values[j].item():.9g} without "
             "them: they are gradients of another function.\n"
             "  1. Let the forward not depend on torch.is_grad_enabled() or "

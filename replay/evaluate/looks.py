@@ -1,8 +1,9 @@
 """Whether examples may share a pass: looked at in other company, at three states of the run.
 
-The last one is where each example is evaluated alone, since a gate may be closed at first. So it is
-wherever lengths differ, or something decides by numbers (see ``company``): there the company may
-matter to few examples only. The processes of a job divide the looks, and all find the same.
+The last one is where each example is evaluated alone, since a gate may be closed at first, which
+gradients show there. So it is wherever lengths differ, or something decides by numbers (see
+``company``): there the company may matter to few examples only. The processes of a job divide the
+looks, and all find the same.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import zlib
 from collections.abc import Sequence
 from functools import partial
 
-from replay.evaluate.certainty import are_independent, require_same_data
+from replay.evaluate.certainty import have_same_gradients, have_same_values, require_same_data
+from replay.evaluate.companies import apart
 from replay.evaluate.company import deciding
-from replay.evaluate.state import States
+from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
 from replay.processes.alone import Alone
 from replay.processes.group import Group
@@ -76,9 +78,17 @@ def _look(
     try:
         decides = len(chunks[0]) > 1 and bool(deciding(chunks[0], now))
         each = decides or alone
-        same = all(are_independent(chunk, now, where, turn, alone=each) for chunk in chunks)
+        same = all(_is_same(one, now, where, turn, alone=each) for one in chunks)
+        if same and (each or t == 0) and len(chunks[0]) > 1:
+            same = all(have_same_gradients(one, now, where) for one in chunks)
     except NonFiniteError:
         if t == 0:
             raise
         return {_FINITE: False, _SAME: True, _DECIDES: False, _ALONE: False}
     return {_FINITE: True, _SAME: same, _DECIDES: decides, _ALONE: each}
+
+
+def _is_same(chunk: Examples, now: State, where: str, turn: int, *, alone: bool) -> bool:
+    n = len(chunk)
+    company = [[j] for j in range(n)] if alone else apart(n, turn)
+    return have_same_values(chunk, now, where, company)

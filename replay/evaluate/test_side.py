@@ -1,7 +1,7 @@
 """The test side: gradients and float64 values of ``φ`` for one chunk of test examples.
 
 ``φ`` is defined for each example alone, in eval mode. Examples are evaluated together only where
-``are_independent`` found that the other examples change nothing.
+``looks`` found that the other examples change nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from replay.evaluate.batches import Batches, Shelf
 from replay.evaluate.binding import BoundModel, Models, without_graph
 from replay.evaluate.checked import checked_losses, in_dtype
-from replay.evaluate.companies import Company, apart, are_same, some_alone
+from replay.evaluate.companies import apart, are_same, some_alone
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
@@ -178,25 +178,31 @@ class Examples:
             return job()
 
     def agree(
-        self, state: State, where: str, chosen: list[int], company: Company | None = None
+        self, state: State, where: str, chosen: list[int], values: Tensor | None = None
     ) -> bool:
         """Return whether values and gradients are the same in other company, as finely as values.
+
+        A few of the examples are alone there, and the others apart.
 
         Args:
             state: Where.
             where: For messages.
             chosen: Columns of the examples.
-            company: Who is together, by number among the chosen; None is a few of them alone.
+            values: What values must be; None are those of all chosen together.
         """
         bound = self._at(self.models.value, state)
-        others = some_alone(len(chosen)) if company is None else company
 
         def again(some: list[int]) -> Tensor:
             return self.tracked(bound, [chosen[k] for k in some], where)
 
         def same() -> bool:
             found = run(bound.moving(), lambda: self.tracked(bound, chosen, where), None, where)
-            return are_same(found, again, others, bound.is_close)
+            expected = found.losses.detach().double() if values is None else values
+
+            def is_close(losses: Tensor, some: list[int]) -> bool:
+                return bound.is_close(losses.detach().double(), expected[some])
+
+            return are_same(found, again, some_alone(len(chosen)), is_close)
 
         with torch.enable_grad():
             return self.in_float64(where, same)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from replay import Replay, Task
-from replay.evaluate.certainty import are_independent
+from replay.evaluate.certainty import have_same_gradients, have_same_values
 from replay.evaluate.looks import independent
 from replay.evaluate.nested import fresh
 from replay.evaluate.test_side import Examples
@@ -260,38 +260,36 @@ def gated(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("state", "alone", "blind", "found"),
-    [
-        (0, False, "nothing", False),
-        (0, True, "nothing", False),  # by gradients
-        (0, True, "are_same", True),
-        (5, True, "are_same", False),  # by values of each alone
-        (5, False, "nothing", False),
-        (5, False, "are_same", True),
-    ],
+    ("state", "values", "gradients"), [(0, True, False), (2, False, False), (5, False, False)]
 )
-def test_either_look_finds_it(gated, monkeypatch, state, alone, blind, found):
+def test_either_look_finds_it(gated, state, values, gradients):
+    """A closed gate shows in gradients, an open one in values, too."""
     run, examples = gated
-    monkeypatch.setattr(f"replay.evaluate.test_side.{blind}", lambda *_: True, raising=False)
-    assert are_independent(examples, run.states.at(state), "here", 1, alone=alone) is found
+    for company in ([[0], [1], [2]], [[1], [2, 0]]):
+        now = run.states.at(state)
+        assert have_same_values(examples, now, "here", company) is values
+        assert have_same_gradients(examples, now, "here") is gradients
 
 
 def test_each_is_alone_at_the_last_state_that_is_finite(gated, monkeypatch):
     run, examples = gated
-    looked = []
+    looked, asked = [], []
 
-    def look(_, state, where, turn, *, alone):
-        looked.append((where.split()[-1], alone))
-        if state is run.states.at(5) or len(looked) == 1:
+    def look(_, state, where, company):
+        looked.append((where.split()[-1], company == [[0], [1], [2]]))
+        if state is run.states.at(5):
             raise NonFiniteError("diverged")
         return True
 
-    monkeypatch.setattr("replay.evaluate.looks.are_independent", look)
+    monkeypatch.setattr("replay.evaluate.looks.have_same_values", look)
+    monkeypatch.setattr(
+        "replay.evaluate.looks.have_same_gradients", lambda *_: asked.append(len(looked)) or True
+    )
     assert independent([examples], "test", run.states, run.chunks.group) == (True, False)
-    assert looked == [("5", True), ("2", False), ("2", True), ("0", False)]
+    assert (looked, asked) == ([("5", True), ("2", False), ("2", True), ("0", False)], [3, 4])
 
 
-@pytest.mark.parametrize("share", [1e-6, 1e-3])
+@pytest.mark.parametrize("share", [0, 1e-4])
 def test_company_that_only_gradients_show(gated, share):
     """A function whose gradient alone depends on the others."""
 
@@ -305,7 +303,8 @@ def test_company_that_only_gradients_show(gated, share):
             return gradient + share * gradient.roll(1, 0)
 
     run, examples = gated
-    examples.function = lambda model, batch: squared(lambda x: Mixed.apply(model(x)), batch)
-    for alone in (True, False):
-        found = are_independent(examples, run.states.at(5), "here", 0, alone=alone)
-        assert not found
+    examples.function = lambda model, batch: squared(
+        lambda x: Mixed.apply(model.top(model.layer(x)).squeeze(1)), batch
+    )
+    assert have_same_values(examples, run.states.at(5), "here", [[0], [1, 2]])
+    assert have_same_gradients(examples, run.states.at(5), "here") is (share == 0)
