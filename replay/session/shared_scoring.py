@@ -197,5 +197,6 @@ class _Work:
     def _tape(self, steps: range) -> Tape:
         """Return the training side of some steps; the last one serves the next chunk, too."""
         if steps not in self._tapes:
-            self._tapes = {steps: self._run.tape(steps, self._silent, **self._question.tape)}
+            how = {"proven": self._question.steps, **self._question.tape}
+            self._tapes = {steps: self._run.tape(steps, self._silent, **how)}
         return self._tapes[steps]

@@ -64,7 +64,8 @@ def _walk(run: BoundRun, question: SelfQuestion, steps: range, parts: Parts, don
     if not missing:
         return
     window, silent = range(missing[0], steps.stop), Progress(enabled=False)
-    tape = run.tape(window, silent, allow_mismatch=question.allow_mismatch)
+    how = {"allow_mismatch": question.allow_mismatch, "proven": question.steps}
+    tape = run.tape(window, silent, **how)
     for replayed in tape.forwards():
         t = replayed.transition.step.index
         found = run.states.found(range(t, t + 1))

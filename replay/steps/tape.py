@@ -41,6 +41,8 @@ class Tape:
             gradients are computed.
         unrolls: Whether steps are differentiated: they come backwards, each with the optimizer
             before it and the sums of its gradients.
+        proven: Steps of which the window is a part: gradients are proven at their ends; None is the
+            window.
         report: Gets a description and a total, returns what to call at each step replayed.
 
     Attributes:
@@ -65,6 +67,7 @@ class Tape:
         allow_mismatch: bool,
         splits: bool = True,
         unrolls: bool = False,
+        proven: range | None = None,
         report: Callable[[str, int], Callable[[], None]],
     ) -> None:
         log = states.log
@@ -74,9 +77,11 @@ class Tape:
         self._budget, self.stop = budget, window.stop
         self.splits = rule is not None
         self.plain = rule is None or not (unrolls or rule.remembers(log.ever_used))
-        ends = {window[0], window[-1]}  # examples that are seen first and last are proven
-        if len({_sizes(states, t) for t in window[-2:]}) > 1:  # the last batch is a short one
-            ends.add(window[-2])
+        whole = window if proven is None else proven
+        self._last = whole[-1 if self.plain else 0]
+        ends = {whole[0], whole[-1]}  # examples that are seen first and last are proven
+        if len({_sizes(states, t) for t in whole[-2:]}) > 1:  # the last batch is a short one
+            ends.add(whole[-2])
         self._replayer = Replayer(
             states,
             task,
@@ -109,9 +114,8 @@ class Tape:
 
     def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
-        last = self.window[-1 if self.plain else 0]
         for replayed in self.forwards() if self.plain else self._backwards():
-            if replayed.transition.step.index == last:
+            if replayed.transition.step.index == self._last:
                 self._test.audit()
             yield replayed
 

@@ -99,6 +99,16 @@ def test_no_bit_depends_on_processes_and_memory(logs, tmp_path, name):
     same_bits(together(logs / name, tmp_path / "few.h5", 2, memory="2MB", **asked), one)
 
 
+def test_gradients_are_proven_at_the_ends_of_the_run(logs, tmp_path, monkeypatch):
+    """A job's segments have no proofs of their own, but a process's first pass is always one."""
+    audits = []
+    monkeypatch.setattr("replay.gradients.engine.Engine.audit", lambda one: audits.append(one))
+    for size in (1, 3):
+        together(logs / "sgd", tmp_path / f"{size}.h5", size, methods="tracin")
+        assert len(audits) == 3  # both ends of the training side, the last of the test side
+        audits.clear()
+
+
 class Killed(Exception):
     """In place of a signal."""
 
