@@ -8,16 +8,17 @@ tensors as they do on single ones.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch import Tensor
+from torch.func import grad, vmap
 from torch.optim import Optimizer
 
 from replay.counterfactual.change import Change
 from replay.evaluate.binding import BoundModel, set_random_state
+from replay.evaluate.elsewhere import Elsewhere
 from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, members, step_name
 from replay.evaluate.train_side import batch_of
@@ -30,23 +31,6 @@ from tracer.log.read.run_log import RunLog
 from tracer.records import MicroBatch, Step
 
 Stacked = dict[str, Tensor]  # (lanes, *shape), by name
-
-
-class _Of(nn.Module):
-    """A function of a model as a module, for ``functional_call``."""
-
-    def __init__(self, function: Callable[..., Tensor], module: nn.Module) -> None:
-        super().__init__()
-        self.function, self.module = function, module
-
-    def forward(self, *given: Any) -> Tensor:
-        return self.function(self.module, *given)
-
-    def at(self, tensors: Mapping[str, Tensor], *given: Any) -> Tensor:
-        """Return its value with other parameters and buffers."""
-        named = {f"module.{name}": tensor for name, tensor in tensors.items()}
-        found: Tensor = functional_call(self, named, given)
-        return found
 
 
 class Lanes:
@@ -72,7 +56,7 @@ class Lanes:
     ) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
         self._kinds, self._part = kinds, part
-        self._losses = _Of(only_loss(task.loss), bound.module)
+        self._losses = Elsewhere(only_loss(task.loss), bound.module)
 
     def begin(self, step: Step, point: Point, changes: Sequence[Change]) -> None:
         """Put a lane for each change at a full state of the run; ``step`` is the next one."""

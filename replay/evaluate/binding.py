@@ -28,8 +28,11 @@ class BoundModel:
         module: The copy.
         parameters: By the log's names, in the log's dtypes or all in ``dtype``.
         engine: Computes per-example gradients of them.
+        audit: Passes between proofs of what it computes.
         eval_mode: Puts the copy into eval mode.
         coarsest: The dtype to which the training loss casts (autocast), once one was computed.
+        apart: By what is computed, why a trial found that each state takes a pass of its own, or
+            None if some take one together (``slots``).
     """
 
     def __init__(
@@ -41,7 +44,8 @@ class BoundModel:
         dtype: torch.dtype | None,
         audit: int = 100,
     ) -> None:
-        self.engine = Engine(audit)
+        self.engine, self.audit = Engine(audit), audit
+        self.apart: dict[str, str | None] = {}
         self.module = built.to(device)
         self.eval_mode = EvalMode(self.module)
         self.dtype = dtype

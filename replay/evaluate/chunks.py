@@ -119,7 +119,10 @@ class Chunks:
         return size, min(self._budget // _SHELF, len(ids) * one.batches.nbytes)
 
     def _cut(self, ids: Sequence[ID], side: str, size: int) -> list[Examples]:
-        return [self._some(ids[k : k + size], side) for k in range(0, len(ids), size)]
+        found = [self._some(ids[k : k + size], side) for k in range(0, len(ids), size)]
+        for chunk in found:
+            chunk.among = len(ids)
+        return found
 
     def _some(self, ids: Sequence[ID], side: str) -> Examples:
         base = self._states.log.facts.data_seed

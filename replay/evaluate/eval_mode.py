@@ -102,7 +102,7 @@ class _Flags:
             else:
                 self._module.eval()
             found = list(self._module.modules())
-            self._parts = found if all(map(_is_usual, found)) else []
+            self._parts = found if all(map(is_usual, found)) else []
             self._held = self._children()
             return
         for part in self._parts:
@@ -112,7 +112,7 @@ class _Flags:
         return [id(child) for part in self._parts for child in part._modules.values()]
 
 
-def _is_usual(module: nn.Module) -> bool:
+def is_usual(module: nn.Module) -> bool:
     """Return whether ``train()`` of a module, and its flag, are torch's own."""
     kind, own = type(module), vars(module)
     usual = all(getattr(kind, n) is getattr(nn.Module, n) for n in ("train", "eval", "__setattr__"))

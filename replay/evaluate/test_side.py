@@ -39,6 +39,7 @@ class Examples:
         seeds: As ``Batches`` takes them.
 
     Attributes:
+        among: How many are asked for in all, in chunks of which these are one.
         compares: Compare them in other company at every state (see ``company``).
     """
 
@@ -53,7 +54,7 @@ class Examples:
     ) -> None:
         self.ids = list(ids)
         self.batches = Batches(task, self.ids, side, models.device, shelf or Shelf(0), seeds)
-        self.models = models
+        self.models, self.among = models, len(self.ids)
         self.compares, self._turn = False, 0
         self._compared: list[tuple[State, list[int]]] = []
         measured = side == "test" and task.measure is not None

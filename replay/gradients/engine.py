@@ -49,6 +49,16 @@ class Engine:
         """By parameter, how the last pass went: ``"linear"``, ..., or ``"complete: "`` and why."""
         return self._plans.paths
 
+    @property
+    def steady(self) -> bool:
+        """Whether how the last pass was read holds for all passes of the same graph."""
+        return self._plans.steady
+
+    @property
+    def due(self) -> bool:
+        """Whether a proof was asked for, and there was none yet."""
+        return self._plans.due
+
     def audit(self) -> None:
         """Prove the next pass through every shape of graph, however few passes ago it was."""
         self._plans.audit()

@@ -43,15 +43,20 @@ class Plans:
         known: By graph, the ones used last at the end.
         paths: By parameter, how the last pass went: ``"linear"``, ``"bias"``,
             ``"convolution"``, ..., or ``"complete: "`` and the reason.
+        steady: Whether the last pass was read by a plan that holds for all passes of its graph,
+            whatever data and parameters are.
+        due: Whether a proof was asked for, and no pass was taken since.
     """
 
     def __init__(self, audit: int) -> None:
         self._audit = audit
         self.known: dict[Any, _Proven] = {}
         self.paths: dict[str, str] = {}
+        self.steady = self.due = False
 
     def audit(self) -> None:
         """Prove the next pass through every shape of graph, however few passes ago it was."""
+        self.due = True
         for known in self.known.values():
             known.due = True
 
@@ -68,7 +73,7 @@ class Plans:
             SpentGraph: The graph works for one backward pass only.
             GradientError: An audit found something.
         """
-        totals, key = alone is None, key_of(found)
+        totals, key, self.due = alone is None, key_of(found), False
         known = self.known.pop(key, None)
         ways = None if known is None else chosen(found, known.plan)
         if known is None or ways is None:  # of other sizes: this pass is proven on its own
@@ -80,14 +85,14 @@ class Plans:
             found = found.anew()
             return found, *self._proven(found, None, alone)
         known.followed += 1
-        self.known[key], self.paths = known, known.paths
+        self.known[key], self.paths, self.steady = known, known.paths, True
         return found, *read
 
     def _proven(self, found: Pass, known: _Proven | None, alone: Alone | None) -> Read:
         """Return what the proof of a pass gives, and keep its plan; ``known`` is audited."""
         proof = prove_plan(found)
         # where data may say another thing at each pass, a proof says nothing of the next
-        lasting = proof.certain and is_steady(found, proof.ways)
+        lasting = self.steady = proof.certain and is_steady(found, proof.ways)
         if alone is not None:  # which runs the model again
             proof = replace(proof, forms=alone.keep(proof.forms))
             alone.check(found, proof.forms, found.where)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from replay.evaluate.run_examples import RunExamples
 from replay.evaluate.state import State, Transition
-from replay.evaluate.test_side import Examples
 from replay.gradients.forms.per_example import PerExample
 
 
 class EndGradients:
-    """Test gradients at both ends of a step, computed at most once and handed on."""
+    """Test gradients at both ends of a step, computed at most once and handed on.
 
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+    Args:
+        examples: The test examples.
+        window: The steps.
+    """
+
+    def __init__(self, examples: RunExamples, window: range) -> None:
+        self._examples, self._reach = examples, range(window.start, window.stop + 1)
         self._transition: Transition | None = None
         self._found: dict[int, PerExample] = {}  # by the state's number, buffers as in the step
 
@@ -38,5 +43,5 @@ class EndGradients:
         if k not in self._found:
             state = transition.after if u else transition.before
             at = State(state.parameters, transition.before.buffers)
-            self._found[k] = self._examples.gradients(at, transition.name)
+            self._found[k] = self._examples.gradients(k, at, transition.name, self._reach)
         return self._found[k]

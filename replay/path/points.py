@@ -34,9 +34,10 @@ class Points:
         Gradients are taken where ``u`` is inside, at all points in one round.
         """
         inside = np.unique(u[(u > 0) & (u < 1)])
-        wanted = {float(x): np.sort(columns[(u == x).any(1)]).tolist() for x in inside}
-        for x, (node, value) in self._line.round(wanted).items():
-            self._add(x, wanted[x], node, value)
+        wanted = {float(x): self._missing(float(x), columns[(u == x).any(1)]) for x in inside}
+        wanted = {x: some for x, some in wanted.items() if some}
+        for x, found in self._line.round(wanted).items():
+            self._add(x, *found)
         return self._samples(u, columns)
 
     def average(self, u: Array, weights: Array) -> Node:
@@ -48,8 +49,18 @@ class Points:
         nodes = [self._nodes[float(x)] for x in points[used]]
         return average(torch.from_numpy(table[used]), nodes)
 
+    def _missing(self, u: float, columns: NDArray[np.int64]) -> list[int]:
+        """Return those of some test examples for which nothing is known at a point."""
+        if u in self._nodes:
+            columns = columns[self._nodes[u].weights[u].numpy()[columns] == 0]
+        found: list[int] = np.sort(columns).tolist()
+        return found
+
     def _add(self, u: float, columns: list[int], node: Node, value: Tensor) -> None:
         """Add what was found at a point for some test examples; others have 0 there."""
+        if len(columns) == self._m:
+            self._nodes[u], self._values[u] = node, value
+            return
         place = torch.tensor(columns, device="cpu")
         if u not in self._nodes:
             rows, parts = len(node.shares), len(node.parts)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from replay.evaluate.run_examples import RunExamples
+from replay.evaluate.slots import SLOTS
 from replay.evaluate.test_side import Examples
 from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
@@ -61,6 +63,9 @@ def average(weights: Tensor, nodes: list[Node]) -> Node:
     return Node(shares, parts, norms, joined)
 
 
+Known = tuple[list[int], Node, Tensor]  # of which test examples; their node and values
+
+
 @dataclass
 class StepPath:
     """A step as a chunk of m test examples sees it; what is computed along it is kept.
@@ -69,6 +74,7 @@ class StepPath:
         replayed: The step, with what moved it.
         trained: Gradients of its examples.
         examples: The test examples.
+        run: The same, at several points in one pass.
         ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
         values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
         names: Parameters that ``parts`` are about, the others being a part of their own; None
@@ -80,6 +86,7 @@ class StepPath:
     replayed: ReplayedStep
     trained: TrainedStep
     examples: Examples
+    run: RunExamples
     ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
     values: tuple[Tensor, Tensor]
     names: frozenset[str] | None
@@ -112,17 +119,43 @@ class StepPath:
             self._end_nodes[u] = self._node(float(u), self.ends[u](), columns)
         return self._end_nodes[u]
 
-    def node(self, u: float, columns: list[int]) -> Node:
+    def round(self, wanted: Mapping[float, list[int]]) -> dict[float, Known]:
+        """Return nodes and values at some points, each for some test examples at least.
+
+        Where passes are taken for several points, they are for all test examples.
+        """
+        points, found = list(wanted), dict[float, Known]()
+        for k in range(0, len(points), SLOTS):
+            found |= self._together(points[k : k + SLOTS])
+        alone = {u: some for u, some in wanted.items() if u not in found}
+        return found | {
+            u: (some, self._alone(u, some), self._value(u, some)) for u, some in alone.items()
+        }
+
+    def _together(self, points: list[float]) -> dict[float, Known]:
+        """Return what passes for several points give, where it is right."""
+        known = self.run.between(self.replayed.transition, points)
+        if known is None:
+            return {}
+        stack, values = known
+        columns = list(range(len(self.examples)))
+        products = self._products(stack.flat())
+        found = {}
+        for s, u in enumerate(points):
+            one = stack.at(s)
+            if one is not None and bool(values[s].isfinite().all()):
+                part = slice(s * len(columns), (s + 1) * len(columns))
+                node = self._kept(u, one, columns, *(table[..., part] for table in products))
+                found[u] = columns, node, values[s].cpu()
+        return found
+
+    def _alone(self, u: float, columns: list[int]) -> Node:
         """Return the node at any ``u`` for some test examples, in ascending order."""
         now = self.replayed.transition
         found = self.examples.gradients(now.along(u), now.name, columns)
         return self._node(u, found, columns)
 
-    def round(self, wanted: Mapping[float, list[int]]) -> dict[float, tuple[Node, Tensor]]:
-        """Return nodes and values at some points, each for some test examples."""
-        return {u: (self.node(u, some), self.value(u, some)) for u, some in wanted.items()}
-
-    def value(self, u: float, columns: list[int]) -> Tensor:
+    def _value(self, u: float, columns: list[int]) -> Tensor:
         """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
         now = self.replayed.transition
         return self.examples.values(now.along(u), now.name, columns)
@@ -145,11 +178,27 @@ class StepPath:
         return {name: rate * factors[name] for name, rate in rates.items() if name in factors}
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
+        return self._kept(u, test, columns, *self._products(test))
+
+    def _kept(
+        self,
+        u: float,
+        test: PerExample,
+        columns: list[int],
+        shares: Tensor,
+        parts: Tensor,
+        norms: Tensor,
+    ) -> Node:
+        """Return a node, and keep its gradients if they are needed for ``mean``."""
         if self.keeps:
             kept = WeightedGradients(test, torch.tensor(columns, device="cpu"))
             self._gradients.append((u, kept))
         one = torch.ones(len(columns), dtype=torch.float64, device="cpu")
-        unknown = one * torch.nan
+        return Node(shares, parts, norms, {u: one})
+
+    def _products(self, test: PerExample) -> tuple[Tensor, Tensor, Tensor]:
+        """Return ``shares``, ``parts`` and ``norms`` of gradients, as in ``Node``."""
+        unknown = torch.full((test.count,), torch.nan, dtype=torch.float64, device="cpu")
         shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
         norms = unknown
         if not self.later:
@@ -159,7 +208,7 @@ class StepPath:
             parts = products.project(test, self.parts).cpu()
         if self.compares:
             norms = products.squared_norms(test, set(self.replayed.filters)).sqrt().cpu()
-        return Node(shares, parts, norms, {u: one})
+        return shares, parts, norms
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from replay.evaluate.state import State, Transition
+from replay.evaluate.run_examples import RunExamples
+from replay.evaluate.state import State, States, Transition
 from replay.evaluate.test_side import Examples
 
 
@@ -32,10 +33,17 @@ class Drop:
 
 
 class Values:
-    """``φ`` along the run, in either direction; each state is evaluated once."""
+    """``φ`` along the run, in either direction; each state is evaluated once.
 
-    def __init__(self, examples: Examples) -> None:
-        self._examples = examples
+    Args:
+        examples: The test examples.
+        run: The same at the run's states.
+        window: The steps.
+    """
+
+    def __init__(self, examples: Examples, run: RunExamples, window: range) -> None:
+        self._examples, self._run = examples, run
+        self._reach = range(window.start, window.stop + 1)
         self._known: dict[int, Tensor] = {}
 
     def around(self, transition: Transition) -> Drop:
@@ -43,9 +51,9 @@ class Values:
         before, after, t = transition.before, transition.after, transition.step.index
         first, last = self._known.get(t), self._known.get(t + 1)
         if first is None:
-            first = self._examples.values(before, transition.name)
+            first = self._run.values(t, before, transition.name, self._reach)
         if last is None:  # the name of the state's own step: a NaN is reported where it shows
-            last = self._examples.values(after, f"after {transition.name}")
+            last = self._run.values(t + 1, after, f"after {transition.name}", self._reach)
         moved = last
         if not before.same_buffers(after):
             mixed = State(after.parameters, before.buffers)
@@ -54,8 +62,9 @@ class Values:
         return Drop(first.cpu(), moved.cpu(), last.cpu())
 
 
-def drops(transitions: Iterable[Transition], examples: Examples) -> Iterator[Drop]:
-    """Yield the measured drop of every step, for any optimizer."""
-    values = Values(examples)
-    for transition in transitions:
-        yield values.around(transition)
+def drops(states: States, examples: Examples) -> Iterator[Drop]:
+    """Yield the measured drop of every step of a run, for any optimizer."""
+    steps = range(states.last)
+    values = Values(examples, RunExamples(examples, states), steps)
+    for t in steps:
+        yield values.around(states.transition(t))

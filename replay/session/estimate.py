@@ -7,17 +7,19 @@ import resource
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
 from replay.evaluate.chunks import BLOCK
+from replay.evaluate.slots import SLOTS
 from replay.progress import Progress, duration
 from replay.results.agreement import compare_methods
 from replay.results.summary import counted_threads
 from replay.session.bound_run import BoundRun
 from replay.session.periods import Periods
+from replay.session.plan import passes_of
 from replay.session.question import Question
 from replay.session.scoring import settle, tried
 from replay.steps.tape import Tape
@@ -36,17 +38,20 @@ class Cost:
         peak_bytes: The most memory that the process held, on its device and beside it.
         table_bytes: What of it are tables of results, which no budget bounds.
         threads: With how many threads; 0 if that is not known.
+        passes: How many states of the run are taken in one pass, or why each takes its own; see
+            ``Replay.plan``.
     """
 
     seconds: float
     peak_bytes: int
     table_bytes: int = 0
     threads: int = 0
+    passes: dict[str, str] = field(default_factory=dict)
 
     def among(self, workers: int) -> Cost:
         """Return what it will be for some processes of this machine, which share its cores."""
         seconds = self.seconds / at_once(workers)
-        return Cost(seconds, self.peak_bytes * workers, self.table_bytes, self.threads)
+        return replace(self, seconds=seconds, peak_bytes=self.peak_bytes * workers)
 
     def __str__(self) -> str:
         tables = f", {self.table_bytes / 1e9:.2f} GB of it tables" if self.table_bytes else ""
@@ -69,7 +74,7 @@ def estimated(run: BoundRun, question: Question) -> Cost:
     """
     steps, columns, whole = question.steps, question.train_ids, replace(question, periods=Periods())
     split = tuple(m for m in question.methods if m.walks)
-    seconds, held = 0.0, 0
+    seconds, held, passes = 0.0, 0, dict[str, str]()
     settle(run, question)
 
     def few(count: int) -> None:
@@ -80,7 +85,9 @@ def estimated(run: BoundRun, question: Question) -> Cost:
 
     if split:
         walk = replace(whole, methods=split, train_ids=columns[:1], checkpoints=[])
-        more = min(_STEPS + 1, len(steps))
+        passes = _passes(run, walk)
+        some = any(why.startswith(str(SLOTS)) for why in passes.values())
+        more = min((2 * SLOTS if some else _STEPS) + 1, len(steps))
         first, each = _timed(few, more)
         ahead = _ahead(run, walk, more)
         seconds += first + each * (len(steps) - 1) + ahead.seconds
@@ -101,7 +108,15 @@ def estimated(run: BoundRun, question: Question) -> Cost:
         split
     ) * len(steps)
     tables = 8 * len(question.test_ids) * cells
-    return Cost(seconds, peak_bytes() + held + tables, tables, run.computing.threads.number)
+    threads = run.computing.threads.number
+    return Cost(seconds, peak_bytes() + held + tables, tables, threads, passes)
+
+
+def _passes(run: BoundRun, walk: Question) -> dict[str, str]:
+    """Return how many states of the run are taken in one pass."""
+    with run.computing(), Progress(enabled=False) as shown:
+        tape = run.tape(walk.steps, shown, **walk.tape)
+        return passes_of(tape, run.chunks.of(walk.test_ids, "test", between=walk.refines))
 
 
 def _comparing(question: Question) -> float:

@@ -11,7 +11,7 @@ from replay.progress import Progress
 from replay.session.bound_run import BoundRun
 from replay.session.choices import Window, window
 from replay.session.conversion import convert, state_dict
-from replay.session.plan import ParameterPath, paths_of_run
+from replay.session.plan import Plan, paths_of_run
 from replay.session.verification import compared
 from replay.steps.verify import Verification
 
@@ -47,7 +47,10 @@ class Inspection:
         with self._run.computing.again(), Progress(flag("progress", progress)) as bars:
             return compared(self._run, window(steps, len(self._run.log)), sample, bars)
 
-    def plan(self) -> list[ParameterPath]:
-        """Return how gradients of each parameter are computed, as proven on the first step."""
+    def plan(self) -> Plan:
+        """Return how gradients of each parameter are computed, as proven on the first step.
+
+        Its ``passes`` say how many states of the run are taken in one pass, or why each is alone.
+        """
         with self._run.computing():
             return paths_of_run(self._run)

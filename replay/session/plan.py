@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from replay.evaluate.binding import Models
+from replay.evaluate.run_examples import RunExamples
+from replay.evaluate.slots import SLOTS
 from replay.evaluate.state import Transition
+from replay.evaluate.test_side import Examples
 from replay.evaluate.train_side import replay_step
+from replay.progress import Progress
 from replay.session.bound_run import BoundRun
+from replay.steps.tape import Tape
 from replay.task import Task, example_ids
 
 _TEST = 8  # test examples that are looked at
 _PENALTY, _STEP, _FROZEN = "only the penalty moves it", "no gradient in step 0", "not moved"
 _UNUSED = "no gradient"
+_SEVERAL, _ONE = f"{SLOTS} states in one pass", "each state in a pass of its own"
 WITHOUT_GRADIENT = (_PENALTY, _STEP, _FROZEN, _UNUSED)
 
 
@@ -35,17 +42,41 @@ class ParameterPath:
     test: str
 
 
-def paths_of_run(run: BoundRun) -> list[ParameterPath]:
+class Plan(list[ParameterPath]):
+    """The path of every parameter.
+
+    Attributes:
+        passes: Of training gradients, test gradients and test values, how many states of the run
+            one pass takes, or why each state takes one of its own.
+    """
+
+    def __init__(
+        self, paths: Iterable[ParameterPath] = (), passes: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(paths)
+        self.passes = passes or {}
+
+
+def passes_of(tape: Tape, chunks: list[Examples]) -> dict[str, str]:
+    """Return in words how the states of a run are taken; see ``Plan``."""
+    found = {"training gradients": tape.why, **RunExamples(chunks[0], tape.states).why}
+    return {side: _SEVERAL if why is None else f"{_ONE}: {why}" for side, why in found.items()}
+
+
+def paths_of_run(run: BoundRun) -> Plan:
     """Return every parameter's path at step 0."""
     task, models = run.task, run.models
     now = run.states.transition(0)
     train = _of_training(task, now, models, run.budget)
-    run.chunks.of(example_ids(task.test)[:_TEST], "test")[0].gradients(now.before, now.name)
+    chunks = run.chunks.of(example_ids(task.test)[:_TEST], "test")
+    chunks[0].gradients(now.before, now.name)
     test = models.test.engine.paths
-    return [
+    paths = (
         ParameterPath(name, list(w.shape), train.get(name, _FROZEN), test.get(name, _UNUSED))
         for name, w in now.before.parameters.items()
-    ]
+    )
+    how = {"allow_mismatch": True, "splits": False}
+    return Plan(paths, passes_of(run.tape(range(1), Progress(enabled=False), **how), chunks))
 
 
 def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:

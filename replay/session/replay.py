@@ -44,8 +44,9 @@ class Replay(GroundTruth, Inspection):
             in the run's own dtype.
         values: ``"float64"``, or ``"model"`` to take values of ``φ`` in the model's dtype.
         memory: Budget for gradients and activations, beyond the copies of the model, one pass over
-            a training batch, some 15 vectors of the model's size that a step is made of, and the
-            tables of the result: 8 bytes for each method, test and training example.
+            a training batch, some 15 vectors of the model's size that a step is made of, 16 states
+            of a small model, and the tables of the result: 8 bytes for each method, test and
+            training example.
         audit: Passes between proofs of the per-example gradients; 1 proves every pass.
         allow_tf32: Let a GPU round products to 10 bits.
         match_environment: Take the run's number of threads and its oneDNN setting.

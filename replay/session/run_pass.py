@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from replay.evaluate.run_examples import RunExamples
 from replay.evaluate.test_side import Examples
 from replay.evaluate.trained_step import TrainedStep
 from replay.path.adjoint import Adjoint
@@ -32,7 +33,9 @@ class RunPass:
 
     def __init__(self, tape: Tape, examples: Examples, question: Question) -> None:
         self._tape, self._examples, self._question = tape, examples, question
-        self._values, self._ends = Values(examples), EndGradients(examples)
+        self._run = RunExamples(examples, tape.states)
+        self._values = Values(examples, self._run, tape.window)
+        self._ends = EndGradients(self._run, tape.window)
         walking = question.walking
         self._unrolled = {m.name: m.unroll(tape, examples) for m in walking if m.unroll}
         self._adjoints = {m.name: Adjoint(len(examples)) for m in walking if m.divide}
@@ -100,6 +103,7 @@ class RunPass:
             replayed,
             trained,
             self._examples,
+            self._run,
             (partial(self._ends.get, 0), partial(self._ends.get, 1)),
             (drop.before, drop.moved),
             self._question.names,

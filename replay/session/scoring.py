@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.evaluate.chunks import BLOCK, placed
+from replay.evaluate.run_examples import RunExamples
 from replay.evaluate.state import States
 from replay.evaluate.test_side import Examples
 from replay.gradients.forms.per_example import PerExample
@@ -38,8 +39,7 @@ def measured_drops(run: BoundRun, test_ids: list[ID], shown: Progress) -> NDArra
     columns = []
     for chunk in chunks:
         rows = []
-        steps = map(run.states.transition, range(run.states.last))
-        for drop in drops(steps, chunk):
+        for drop in drops(run.states, chunk):
             rows.append(drop.measured.numpy())
             advance()
         columns.append(np.stack(rows))
@@ -191,10 +191,12 @@ class Scoring:
             if k == checkpoints[-1]:  # what is seen last is proven
                 self._prove(point, chunks[0])
             for rows, chunk in placed(chunks):
-                gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
+                found = RunExamples(chunk, self._run.states)
+                names = point.scale.keys()
+                gradients = found.gradients(k, point.state, point.name, names=names)
                 self._add(point, rows, gradients, advance)
                 if not self._question.walking and k in self._question.ends:
-                    values = chunk.values(point.state, point.name)
+                    values = found.values(k, point.state, point.name)
                     self._tables.add_values(k, rows, values.cpu().numpy())
 
     def _prove(self, point: Checkpoint, chunk: Examples) -> None:

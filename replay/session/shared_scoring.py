@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from replay.evaluate.run_examples import RunExamples
 from replay.evaluate.test_side import Examples
 from replay.processes.alone import Done
 from replay.processes.group import Group
@@ -183,7 +184,8 @@ class _Work:
     def _scores(self, k: int, chunk: Examples) -> dict[str, np.ndarray]:
         """Return what methods score at a checkpoint."""
         point, question = checkpoint_at(self._run.states, k), self._question
-        gradients = chunk.gradients(point.state, point.name, names=point.scale.keys())
+        one, names = RunExamples(chunk, self._run.states), point.scale.keys()
+        gradients = one.gradients(k, point.state, point.name, names=names)
         found = self._run.states.found(range(self._run.states.last))
         for method in question.summing:
             assert method.score is not None
@@ -191,7 +193,7 @@ class _Work:
             for columns, scores in method.score(point, gradients, self.grid.blocks):
                 table[:, columns] = scores.numpy()
         if not question.walking and k in question.ends:
-            found["values"] = chunk.values(point.state, point.name).cpu().numpy()
+            found["values"] = one.values(k, point.state, point.name).cpu().numpy()
         return found
 
     def _tape(self, steps: range) -> Tape:

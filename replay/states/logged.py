@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from replay.evaluate.state import Optimizer, State, States, Transition
+from replay.states.near import Near
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
 
@@ -32,8 +33,7 @@ class LoggedStates:
         self.log, self._again = log, again
         self._taken: States | None = None
         self._stored: tuple[int, frozenset[int]] = -1, frozenset()  # as the log was that long
-        self._kept: dict[int, State] = {}  # both ends of what was last asked for
-        self._step: Step | None = None  # the last one that was read
+        self._kept, self._steps = Near[State](log), Near[Step](log)
 
     @property
     def last(self) -> int:
@@ -64,27 +64,19 @@ class LoggedStates:
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU, as logged."""
         known = self._kept.get(t)
-        if known is not None:
-            return known
-        found = State(self.log.parameters(t), self.log.buffers(t))
-        self._keep({k: state for k, state in self._kept.items() if abs(k - t) == 1} | {t: found})
-        return found
+        if known is None:
+            known = State(self.log.parameters(t), self.log.buffers(t))
+            if t < self.last:  # while training goes on, the final one's buffers may yet change
+                self._kept.put(t, known)
+        return known
 
     def step(self, t: int) -> Step:
         """Return step ``t`` as logged."""
-        if self._step is None or self._step.index != t:
-            self._step = self.log.step(t)
-        return self._step
+        return self._steps.get(t) or self._steps.put(t, self.log.step(t))
 
     def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
         """Return step ``t``; a state that the last one had is not read again."""
-        before, after = self.at(t), self.at(t + 1)
-        self._keep({t: before, t + 1: after})
-        return Transition(self.step(t), before, after)
-
-    def _keep(self, states: dict[int, State]) -> None:
-        """Keep states, not the final one: while training goes on, its buffers may yet change."""
-        self._kept = {t: state for t, state in states.items() if t < self.last}
+        return Transition(self.step(t), self.at(t), self.at(t + 1))
 
     def optimizer(self, t: int) -> Optimizer:
         """Return the optimizer's stored state before step ``t``.

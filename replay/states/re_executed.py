@@ -17,6 +17,7 @@ from replay.states.environment import differences
 from replay.states.execution import JOININGS, Execution, Joining, Point
 from replay.states.findings import Findings
 from replay.states.logged import LoggedStates
+from replay.states.near import Near
 from replay.states.points import Points, distance, halves
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step
@@ -54,7 +55,7 @@ class ReExecutedStates(Findings):
         self._shares: bool | None = None  # whether the replay's gradients are the run's to the bit
         self._step: Step | None = None  # the last one that was asked for
         self._now: int | None = None  # where the execution stands
-        self._ends: dict[int, State] = {}  # what was last asked for
+        self._kept = Near[State](log)
         self._points = Points(budget)
 
     @property
@@ -109,15 +110,15 @@ class ReExecutedStates(Findings):
 
     def at(self, t: int) -> State:
         """Return ``w_t`` and ``β_t``, on the CPU."""
-        if t in self._ends:
-            return self._ends[t]
+        known = self._kept.get(t)
+        if known is not None:
+            return known
         if t in self.stored and t != self._now:
             found = self._logged.at(t)
         else:
             self._reach(t)
             found = self._here(t)
-        self._ends = {k: end for k, end in self._ends.items() if abs(k - t) == 1} | {t: found}
-        return found
+        return self._kept.put(t, found)
 
     def point(self, t: int) -> Point:
         """Return the full state before step ``t``, computed from the one before it."""
@@ -130,15 +131,14 @@ class ReExecutedStates(Findings):
     def transition(self, t: int, gradient: Mapping[str, Tensor] | None = None) -> Transition:
         """Return step ``t``, proved if its digest is met."""
         before = self.at(t)
-        if t + 1 in self._ends and (t in self.proved or t in self.unproved):
-            return Transition(self.step(t), before, self._ends[t + 1])
+        known = self._kept.get(t + 1)
+        if known is not None and (t in self.proved or t in self.unproved):
+            return Transition(self.step(t), before, known)
         self._reach(t)
         if gradient is None or not self._advance_with(gradient):
             self._reach(t)
             self._advance()
-        after = self._here(t + 1)
-        self._ends = {t: before, t + 1: after}
-        return Transition(self.step(t), before, after)
+        return Transition(self.step(t), before, self._kept.put(t + 1, self._here(t + 1)))
 
     def _here(self, t: int) -> State:
         return State(self._execution.parameters(), self.log.buffers(t))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from torch import Tensor
 
 from replay.evaluate.binding import Models
-from replay.evaluate.state import State, States, Transition, step_name
-from replay.evaluate.train_side import replay_gradient, replay_step
+from replay.evaluate.state import States, Transition, step_name
 from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms.products import squared_norms
 from replay.steps.checking import Checks
@@ -25,6 +23,7 @@ from replay.steps.filters import filters_of
 from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
 from replay.steps.replayed_step import ReplayedStep, settings
+from replay.steps.trained_steps import TrainedSteps
 from replay.task import Task
 from tracer.errors import MismatchError
 from tracer.records import Step
@@ -41,6 +40,7 @@ class Replayer:
         task: Its task.
         models: The bound copies.
         rule: How steps are split; None is not at all.
+        window: The steps that are asked about.
         audited: Steps whose per-example gradients are proven.
         budget: Bytes for complete gradients.
         allow_mismatch: Go on where a step does not reproduce.
@@ -49,6 +49,7 @@ class Replayer:
     Attributes:
         factors: What finds how gradients were clipped.
         stored: The optimizer's states on file; None without a rule.
+        steps: Computes gradients of steps.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Replayer:
         models: Models,
         rule: UpdateRule | None,
         *,
+        window: range,
         audited: set[int],
         budget: int,
         allow_mismatch: bool,
@@ -65,11 +67,11 @@ class Replayer:
     ) -> None:
         self._whole = whole
         self._states, self._task, self._models, self._rule = states, task, models, rule
-        self._audited, self._budget = audited, budget
         known = str(states.log.path), models.test.dtype is None, allow_mismatch, models.train
         self._checks, self.factors = Checks(*known), ClipFactors(*known)
         self.stored = None if rule is None else StoredOptimizer(states, rule, models.device)
         self._added: dict[int, float] = {}
+        self.steps = TrainedSteps(states, task, models, window, audited, budget)
 
     def replay(
         self, t: int, optimizer: OptimizerState, *, keep: bool
@@ -90,8 +92,7 @@ class Replayer:
         optimizer = self.checked(optimizer, t)
         if self.stored is not None:
             optimizer = self.stored.as_in_run(optimizer, t)
-        how = replay_step if keep else replay_gradient
-        trained = self._run(how, self._states.step(t), self._states.at(t))
+        trained = self.steps.of(t, keep=keep)
         now = self._states.transition(t, None if trained.penalty else trained.applied)
         try:
             return self._divided(now, trained, optimizer, keep=keep)
@@ -102,7 +103,7 @@ class Replayer:
     def _divided(
         self, now: Transition, trained: TrainedStep, optimizer: OptimizerState, *, keep: bool
     ) -> tuple[ReplayedStep, OptimizerState]:
-        total = partial(self._sum_of_norms, now.step, now.before, trained)
+        total = partial(self._sum_of_norms, now.step, trained)
         logged, factors = settings(now.step, self.factors.of(now.step, trained, total))
         examples = (trained if self._whole else trained.examples_only()) if keep else None
         if self._rule is None:
@@ -173,7 +174,7 @@ class Replayer:
         def anew() -> dict[str, Tensor]:
             if self._rule is None or (self._rule.buffer is None and not self._rule.adapts):
                 return {}
-            sizes = partial(self._sum_of_norms, now.step, now.before, trained)
+            sizes = partial(self._sum_of_norms, now.step, trained)
             logged, factors = settings(now.step, self.factors.of(now.step, trained, sizes))
             nothing = OptimizerState(tensors=optimizer.tensors)
             parts = self._split(now, trained, self._rule, logged, factors, nothing)[2].parts
@@ -196,32 +197,14 @@ class Replayer:
             return found
         return MismatchError(diagnosed(found.finding, cause.text, cause.remedies, cause.anchor))
 
-    def train(self, step: Step, state: State) -> TrainedStep:
-        """Compute the gradients of a step's examples at a state."""
-        return self._run(replay_step, step, state)
-
     def _after(self, t: int, name: str) -> Moments:
         return {} if self.stored is None else self.stored.after(t, name)
 
-    def _run(self, replay: Callable[..., TrainedStep], step: Step, state: State) -> TrainedStep:
-        models = self._models
-        if replay is replay_step and step.index in self._audited:
-            models.train.engine.audit()
-        return replay(
-            self._task,
-            step,
-            state,
-            models.train,
-            step.trained,
-            device=models.device,
-            budget=self._budget,
-        )
-
-    def _sum_of_norms(self, step: Step, state: State, trained: TrainedStep) -> float:
+    def _sum_of_norms(self, step: Step, trained: TrainedStep) -> float:
         """Return ``Σ_i ‖c_i g_i‖`` of a step."""
         t = step.index
         if t not in self._added:
-            batches = trained.batches or self.train(step, state).batches
+            batches = trained.batches or self.steps.of(t).batches
             names = set(step.trained)
             norms = [squared_norms(batch, names & batch.names).sqrt().sum() for batch in batches]
             self._added[t] = float(sum(norms))

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 
 from replay.evaluate.binding import Models
 from replay.evaluate.proof import Proof
-from replay.evaluate.state import State, States
+from replay.evaluate.state import States
 from replay.evaluate.trained_step import TrainedStep
 from replay.steps.clipping import ClipFactors
 from replay.steps.divisible import require_division
@@ -22,7 +22,6 @@ from replay.steps.replayed_step import ReplayedStep
 from replay.steps.replayer import Replayer
 from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, segment_starts
 from replay.task import Task
-from tracer.records import Step
 from tracer.rules.rule import UpdateRule
 
 
@@ -46,7 +45,7 @@ class Tape:
         report: Gets a description and a total, returns what to call at each step replayed.
 
     Attributes:
-        task, models, rule, window: As given, and how steps are split; None is not at all.
+        states, task, models, rule, window: As given, and how steps are split; None is not at all.
         plain: Whether no step remembers another: SGD without momentum throughout, or no split.
         splits: Whether the rule can be split: steps are divided, and their moves compared.
         stop: The window's end.
@@ -72,7 +71,7 @@ class Tape:
     ) -> None:
         log = states.log
         require_division(log, rule, splits=splits, unrolls=unrolls)
-        self._states = states
+        self.states = states
         self.task, self.models, self.rule, self.window = task, models, rule, window
         self._budget, self.stop = budget, window.stop
         self.splits = rule is not None
@@ -87,6 +86,7 @@ class Tape:
             task,
             models,
             rule,
+            window=window,
             audited=ends,
             budget=budget,
             allow_mismatch=allow_mismatch,
@@ -105,12 +105,12 @@ class Tape:
 
     def trained(self) -> list[str]:
         """Return the parameters that any step of the window trains, in the model's order."""
-        found = {name for t in self.window for name in self._states.step(t).trained}
+        found = {name for t in self.window for name in self.states.step(t).trained}
         return [name for name in self.models.train.parameters if name in found]
 
     def proof(self) -> Proof | None:
         """Return how much of what was computed is the run's to the bit; see ``States``."""
-        return self._states.proof()
+        return self.states.proof()
 
     def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
@@ -137,12 +137,12 @@ class Tape:
 
     def trained_at(self, replayed: ReplayedStep) -> TrainedStep:
         """Return the gradients of a step's examples: kept with it, or computed again."""
-        now = replayed.transition
-        return replayed.trained or self.train(now.step, now.before)
+        return replayed.trained or self._replayer.steps.of(replayed.transition.step.index)
 
-    def train(self, step: Step, state: State) -> TrainedStep:
-        """Compute the gradients of a step's examples at a state."""
-        return self._replayer.train(step, state)
+    @property
+    def why(self) -> str | None:
+        """Why gradients of steps are taken one by one; None if some are in one pass."""
+        return self._replayer.steps.why
 
     def estimate(self) -> Estimate:
         """Return what replaying the window will take, from its first step."""

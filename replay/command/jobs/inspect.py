@@ -15,6 +15,7 @@ from replay.command.show.inspect import inspection, inspection_table
 from replay.command.show.plan import plan_summary, plan_table
 from replay.command.terminal import Terminal
 from replay.progress import Progress
+from replay.session.plan import Plan
 from replay.session.replay import Replay
 from tracer.log.read.run_log import open_log
 from tracer.log.read.summary import blocks
@@ -32,10 +33,10 @@ def inspect(*, log: Path, as_json: bool, watch: bool, task: str | None) -> None:
         return
     with open_log(log) as opened, Progress(enabled=True) as progress:
         facts = inspection(opened, progress.task("reading steps", blocks(opened)))
-    paths = [] if task is None else Replay(log, task, announce=announced).plan()
+    paths = Plan() if task is None else Replay(log, task, announce=announced).plan()
     if as_json:
-        plan = {} if task is None else {"plan": [asdict(path) for path in paths]}
-        click.echo(json.dumps({**facts, **plan}))
+        plan = {"plan": [asdict(path) for path in paths], "passes": paths.passes}
+        click.echo(json.dumps({**facts, **(plan if task is not None else {})}))
         return
-    summary = [plan_summary(paths), Text()] if paths else []
+    summary = [plan_summary(paths, paths.passes), Text()] if paths else []
     Terminal().print(*summary, inspection_table(facts), *([plan_table(paths)] if paths else []))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import RenderableType
 from rich.table import Table
@@ -15,11 +15,20 @@ from replay.session.plan import WITHOUT_GRADIENT, ParameterPath
 _READ, _COMPLETE, _NONE = "from one backward pass", "one backward per example", "no gradient"
 
 
-def plan_summary(paths: Sequence[ParameterPath]) -> RenderableType:
-    """Return for each side how many parameters take which way, and why the slow ones do."""
+def plan_summary(
+    paths: Sequence[ParameterPath], passes: Mapping[str, str] | None = None
+) -> RenderableType:
+    """Return for each side how many parameters take which way, and why the slow ones do.
+
+    Args:
+        paths: Of each parameter.
+        passes: How states of the run are taken, as ``Replay.plan`` says it.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_row("training side", literal(_counted([path.train for path in paths])))
     table.add_row("test side", literal(_counted([path.test for path in paths])))
+    for side, how in (passes or {}).items():
+        table.add_row(side, literal(how))
     return table
 
 

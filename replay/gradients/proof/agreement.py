@@ -100,7 +100,7 @@ def not_adding_up(
     for name in tolerances:
         form = forms[name]
         whole = for_products(dense(total[name])).reshape(form.shape)
-        left, right = _directions(form.shape, whole.dtype, whole.device)
+        left, right = directions(form.shape, whole.dtype, whole.device)
         parts = form.sketch(left, right)
         parts = parts if factors is None else parts * factors.to(parts)
         kinds.setdefault(parts.dtype, []).append((name, left @ (whole @ right), parts))
@@ -122,7 +122,7 @@ def dense(gradient: Tensor) -> Tensor:
 
 
 @lru_cache(256)
-def _directions(
+def directions(
     shape: tuple[int, int], dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Return vectors of random signs, sizes in [1/2, 3/2], from a private generator."""

@@ -339,7 +339,9 @@ def test_threads(folder, capsys):
     assert "cpu, 2 threads (as asked for), torch" in told
     told = " ".join(run(capsys, *asked, "--overwrite")[1].split())
     assert "cpu, 1 thread (torch's number), torch" in told
-    assert run(capsys, *asked, "--threads", 2, "--dry-run")[1].endswith(", 2 threads\n")
+    assert (
+        run(capsys, *asked, "--threads", 2, "--dry-run")[1].splitlines()[0].endswith(", 2 threads")
+    )
     told = run(capsys, *asked, "--threads", 2, "--dry-run", "--json")[1]
     assert json.loads(told)["threads"] == 2
     assert run(capsys, *asked, "--threads", 0)[0] == 2

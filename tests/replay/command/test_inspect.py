@@ -94,13 +94,14 @@ def test_the_summary_of_a_plan_names_reasons():
     ]
     paths = [ParameterPath(f"p{k}", [2], way, "no gradient") for k, way in enumerate(ways)]
     console = Console(width=120, record=True, file=io.StringIO())
-    console.print(plan_summary(paths))
-    train, test = console.export_text().splitlines()
+    console.print(plan_summary(paths, {"test values": "16 states in one pass"}))
+    train, test, several = console.export_text().splitlines()
     assert train.strip().split("  ")[-1] == (
         "1 from one backward pass, 1 no gradient, "
         "3 one backward per example: used by Mm (2), odd (1)"
     )
     assert test.strip().split("  ")[-1] == "5 no gradient"
+    assert several.split() == ["test", "values", "16", "states", "in", "one", "pass"]
 
 
 def test_dry_run_writes_nothing(folder, capsys):
@@ -108,9 +109,10 @@ def test_dry_run_writes_nothing(folder, capsys):
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
     assert code == 0
     assert out.startswith("about ")
-    assert re.search(r"peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread$", out)
+    assert re.search(r"peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread\n", out)
+    assert out.splitlines()[1:] == ["16 states in one pass"]
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
-    assert set(json.loads(out)) == {"seconds", "peak_bytes", "table_bytes", "threads"}
+    assert set(json.loads(out)) == {"seconds", "peak_bytes", "table_bytes", "threads", "passes"}
     assert json.loads(out)["table_bytes"] == 8 * 2 * (3 * 14 + 2 * 12 * 4)
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
         "__pycache__"

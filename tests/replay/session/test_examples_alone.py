@@ -201,7 +201,7 @@ def test_lengths_alone_do_not_cost_company(tmp_path):
 
     task = Task(build, counted, data, data, collate=padded)
     trace(tmp_path / "run.h5", task)
-    run = Replay(tmp_path / "run.h5", task)
+    run = Replay(tmp_path / "run.h5", task, audit=10)  # each state by a pass of its own
     run.influence([0, 1, 2, 3], methods=("tracin",), progress=False)
     sizes.clear()
     run.influence([0, 1, 2, 3], methods=("tracin",), progress=False)
