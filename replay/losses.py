@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
-from tracer.errors import TaskError, UnsupportedRuleError, shown
+from tracer.errors import TaskError, shown
 
 Loss: TypeAlias = Callable[[nn.Module, Any], Tensor]
 Losses: TypeAlias = Loss | Mapping[Any, Loss]
@@ -43,20 +45,12 @@ def loss_of_step(given: Losses, optimizers: Sequence[str]) -> Loss:
     )
 
 
-def only_loss(given: Losses) -> Loss:
-    """Return the loss of examples outside of steps.
-
-    Raises:
-        UnsupportedRuleError: There are several, each of the steps of one optimizer.
-    """
+def all_losses(given: Losses) -> Loss:
+    """Return the loss of examples outside of steps: the sum, if each optimizer has its own."""
     if not isinstance(given, Mapping):
         return given
-    raise UnsupportedRuleError(
-        "a sum over checkpoints (tracincp) takes the loss of training examples outside of steps, "
-        f"and Task(loss=...) has losses for {_listed(given)}.\n"
-        '1. Ask for methods=("tracin", "ideal"), which know whose step each one was;\n'
-        "2. or take a task with one of these losses."
-    )
+    each = list(given.values())
+    return lambda model, batch: reduce(torch.add, (loss(model, batch) for loss in each))
 
 
 def _listed(given: Mapping[Any, Loss]) -> str:

@@ -23,7 +23,7 @@ from replay.evaluate.nested import fresh, moved
 from replay.evaluate.state import State, members, step_name
 from replay.evaluate.train_side import batch_of
 from replay.evaluate.turns import in_turn
-from replay.losses import only_loss
+from replay.losses import all_losses
 from replay.states.execution import Part, Point
 from replay.states.optimizer_again import made_again, set_groups, take_step
 from replay.task import Task
@@ -56,7 +56,7 @@ class Lanes:
     ) -> None:
         self._log, self._task, self._bound, self._device = log, task, bound, device
         self._kinds, self._part = kinds, part
-        self._losses = Elsewhere(only_loss(task.loss), bound.module)
+        self._losses = Elsewhere(all_losses(task.loss), bound.module)
 
     def begin(self, step: Step, point: Point, changes: Sequence[Change]) -> None:
         """Put a lane for each change at a full state of the run; ``step`` is the next one."""

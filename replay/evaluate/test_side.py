@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import copy
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -19,7 +20,7 @@ from replay.evaluate.companies import apart, are_same, some_alone
 from replay.evaluate.state import State
 from replay.gradients.forms.per_example import PerExample
 from replay.gradients.proof.forward_pass import run
-from replay.losses import only_loss
+from replay.losses import all_losses, loss_of_step
 from replay.task import Task
 from tracer.errors import GradientError, TaskError
 from tracer.records import ID, Seeds
@@ -58,8 +59,25 @@ class Examples:
         self.compares, self._turn = False, 0
         self._compared: list[tuple[State, list[int]]] = []
         measured = side == "test" and task.measure is not None
-        self.function = task.measure if measured and task.measure else only_loss(task.loss)
+        self.function = task.measure if measured and task.measure else all_losses(task.loss)
+        self._task, self._by_step = task, dict[tuple[str, ...], Examples]()
         self.called = "task.measure" if measured else "task.loss"
+
+    def of_step(self, optimizers: tuple[str, ...]) -> Examples:
+        """Return the same examples with the loss of a step of some of the run's optimizers.
+
+        Args:
+            optimizers: Their names.
+
+        Raises:
+            TaskError: There is none.
+        """
+        if not isinstance(self._task.loss, Mapping):
+            return self
+        if optimizers not in self._by_step:
+            self._by_step[optimizers] = own = copy.copy(self)
+            own.function, own._compared = loss_of_step(self._task.loss, optimizers), []
+        return self._by_step[optimizers]
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -158,8 +158,9 @@ def at_checkpoint(
     """Return a term of the checkpoint heuristic's diagonal, ``η_k ‖∇ℓ(w_k, z)‖²``, ``(N,)``."""
     point, found = checkpoint_at(run.states, k), []
     for block in blocks:
-        gradients = tracincp.gradients(point, block)
-        found.append(products.weighted_squares(gradients, dict(point.scale)).cpu().numpy())
+        turns = tracincp.gradients(point, block)
+        parts = (products.weighted_squares(one, dict(scale)) for scale, one in turns)
+        found.append(tracincp.sum_of(parts).cpu().numpy())
         advance()
     return np.concatenate(found)
 

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from replay.arguments import listed, plain
 from replay.evaluate.state import State, States
 from replay.states.rates import learning_rates
-from tracer.errors import InputError, UnsupportedRuleError, shown
+from tracer.errors import InputError, shown
 from tracer.log.read.run_log import RunLog
 from tracer.records import Step, each
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a step from a checkpoint would move.
+
+    Attributes:
+        optimizers: Names of those of several optimizers that take it, and whose loss it is.
+        scale: Learning rate of each of its parameters.
+    """
+
+    optimizers: tuple[str, ...]
+    scale: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -21,14 +34,20 @@ class Checkpoint:
     Attributes:
         index: ``k``: the parameters before step ``k``; ``len(log)`` the final ones.
         state: Parameters and buffers.
-        scale: Learning rate of each parameter at step ``min(k, T − 1)``.
-        epoch: That of this step; None if it was not set.
+        turns: One for each step that moves parameters from there: step ``min(k, T − 1)``; of
+            optimizers that take turns one step of each, the next one if there is one.
+        epoch: That of the first; None if it was not set.
     """
 
     index: int
     state: State
-    scale: dict[str, float]
+    turns: tuple[Turn, ...]
     epoch: int | None = None
+
+    @property
+    def scale(self) -> dict[str, float]:
+        """Learning rate of each parameter, at the step that moves it."""
+        return {name: rate for turn in self.turns for name, rate in turn.scale.items()}
 
     @property
     def name(self) -> str:
@@ -38,23 +57,26 @@ class Checkpoint:
 
 def checkpoint_at(states: States, k: int, names: frozenset[str] | None = None) -> Checkpoint:
     """Return checkpoint ``k`` of a run; products are taken over ``names``, by default all."""
-    step = states.step(min(k, states.last - 1))
-    _require_all(states, step)
-    state = states.at(k)
-    chosen = {n for n in state.parameters if n not in step.frozen and (names is None or n in names)}
-    scale = learning_rates(step, chosen, "a sum over checkpoints (tracincp)")
-    return Checkpoint(k, state, scale, step.epoch)
+    state, turns = states.at(k), list[Turn]()
+    for step, numbers in _steps(states, min(k, states.last - 1)):
+        own = {n for n, number in step.optimizers.items() if number in numbers}
+        chosen = {n for n in own if n not in step.frozen and (names is None or n in names)}
+        scale = learning_rates(step, chosen, "a sum over checkpoints (tracincp)")
+        turns.append(Turn(step.micro_batches[0].optimizers, scale))
+    return Checkpoint(k, state, tuple(turns), states.step(min(k, states.last - 1)).epoch)
 
 
-def _require_all(states: States, step: Step) -> None:
-    """Raise UnsupportedRuleError if a step was taken by one of several optimizers alone."""
-    count = len(each(str(states.log.metadata["optimizer"])))
-    if len(step.groups_by_optimizer) < count:
-        raise UnsupportedRuleError(
-            f"a sum over checkpoints (tracincp) takes the learning rate of every parameter, and "
-            f"step {step.index} of {states.log.path} was taken by one of {count} optimizers.\n"
-            '1. Ask for methods=("tracin", "ideal"), which know whose step each one was.'
-        )
+def _steps(states: States, t: int) -> Iterator[tuple[Step, set[int]]]:
+    """Yield step ``t``, and of each optimizer that did not take it the next step, or the last."""
+    left = set(range(len(each(str(states.log.metadata["optimizer"])))))
+    for k in (*range(t, states.last), *range(t - 1, -1, -1)):
+        step = states.step(k)
+        taking = left & step.groups_by_optimizer.keys()
+        if taking:
+            yield step, taking
+        left -= taking
+        if not left:
+            return
 
 
 def chosen_checkpoints(log: RunLog, checkpoints: int | str | Sequence[int]) -> list[int]:

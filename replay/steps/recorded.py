@@ -25,7 +25,7 @@ def recorded_state(states: States, t: int) -> Optimizer:
         f"{log.path} holds no full state before step {t}, and the steps of "
         f"{log.metadata['update_rule']} are split by what its state was.\n"
         f"Without it on file they are taken again, and that failed: {why}.\n"
-        "  1. Trace the run with TracingOptimizer(..., state_every=1);\n"
+        "  1. Trace the run with TracingOptimizer(..., snapshot_every=1, state_every=1);\n"
         "  2. import the optimizer's module in the task's file, and replay with the threads and "
         "versions of the run, so that its steps can be taken again;\n"
         "  3. or ask for tracincp, tracin-sgd or the measured drops (Replay.drops)."

@@ -41,11 +41,21 @@ SAME_MOMENT = (
     "optimizer.step(batch_ids=ids) of the wrapper once;\n"
     "2. else call the model that the wrapper was given, so that its forward is seen."
 )
+OUT_OF_SIGHT = (
+    "random numbers were drawn before step {step}, which optimizer {key!r} took, and no forward of "
+    "the model was seen: its parts were called instead. What they were drawn from is not in the "
+    "log, and a replay of a loss with noise draws other noise.\n"
+    '1. Pass record="batches", and put what is drawn into the batch: step(batch_ids=ids, '
+    "batch=(x, noise)), which task.loss gets;\n"
+    "2. or call the model that the wrapper was given, and draw inside of its forward."
+)
 UNANNOUNCED = (
     "the gradients of {turns} forward and backward passes went into step {step}, and the IDs of "
     "{announced} micro-batch were announced.\n"
     "1. With accumulation, call optimizer.observe(ids) once for each micro-batch, then step() "
     "without IDs.\n"
     "2. If all were passes of the same examples, add their losses and call backward() once, as "
-    "task.loss has to."
+    "task.loss has to.\n"
+    "3. Of a generator and a discriminator, give one wrapper both optimizers by name, and a model "
+    "that holds both."
 )

@@ -17,6 +17,7 @@ from tracer.watch.captures import ALL, Capture, Captures, first_used
 from tracer.watch.forward_warnings import (
     BY_METHOD,
     COMPILED,
+    OUT_OF_SIGHT,
     RANDOM,
     SAME_MOMENT,
     UNANNOUNCED,
@@ -55,10 +56,17 @@ class ForwardWatch:
         self.attach, self.detach = self._hooks.attach, self._hooks.detach
         self._parameters = dict(inner.named_parameters())
         self._complained = self._complained_of_turns = self._complained_of_age = False
+        self._complained_of_noise = False
+        self._left: Tensor | None = None  # the generator after a step, if no forward is ever seen
         self._asks = True  # of the first forward
         self._versions: list[int] = []
         self._drew, self._wrote = False, list[str]()
         self._unseen: Exception | None = None  # why a forward could not be looked at
+
+    @property
+    def is_on(self) -> bool:
+        """Whether it watches the model: from the wrapper's construction until it is closed."""
+        return self._hooks.are_on
 
     def require_seen(self) -> None:
         """Warn once of forwards that no hook sees, or of one that a replay will not repeat."""
@@ -94,6 +102,18 @@ class ForwardWatch:
         if key != ALL and self.step and not (seen or self._complained_of_age):
             self._complained_of_age = True
             warn(SAME_MOMENT.format(key=key, step=self.step))
+
+    def require_in_sight(self, key: Key) -> None:
+        """Warn once if one of several optimizers steps, and its noise was drawn out of sight.
+
+        Args:
+            key: Which of them; ``ALL``: all together.
+        """
+        if key == ALL or self._left is None or self._complained_of_noise:
+            return
+        if not torch.equal(self._left, torch.get_rng_state()):
+            self._complained_of_noise = True
+            warn(OUT_OF_SIGHT.format(step=self.step, key=key))
 
     @property
     def buffers(self) -> dict[str, Tensor]:
@@ -208,6 +228,8 @@ class ForwardWatch:
 
     def step_ended(self) -> None:
         """Begin anew after a step."""
+        seen = self.captures.marks or not self.captures.keys
+        self._left = None if seen else torch.get_rng_state()
         self.captures.clear()
         self._begun = None
         self.step, self._factors = self.step + 1, {}

@@ -61,6 +61,11 @@ class Hooks:
         if compiled is not None:  # model.compile() compiles its hooks away
             self._model._compiled_call_impl = _Compiled(compiled, self._hook, marker)
 
+    @property
+    def are_on(self) -> bool:
+        """Whether they are on the model."""
+        return bool(self._handles)
+
     def draws_otherwise(self) -> bool:
         """Return whether what is compiled in the model draws other numbers than eager does."""
         compiled = [self._model, *(m._compiled_call_impl for m in self._model.modules())]
@@ -69,8 +74,8 @@ class Hooks:
 
     def detach(self) -> None:
         """Take the hooks off."""
-        for handle in self._handles:
-            handle.remove()
+        while self._handles:
+            self._handles.pop().remove()
         compiled = self._model._compiled_call_impl
         if isinstance(compiled, _Compiled):
             self._model._compiled_call_impl = compiled.inner

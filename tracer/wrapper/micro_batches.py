@@ -113,6 +113,8 @@ class Observations:
             self._forwards.require_announced(len(found), self._key)
             self._draws.check(found)
             self._records = [self._record(one, len(found)) for one in found]
+            if not self.recording and any(one.random_state is None for one in self._records):
+                self._forwards.require_in_sight(self._key)
             self._announced = sum(len(one.payload or b"") for one in found)
         return self._records
 

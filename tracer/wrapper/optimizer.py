@@ -28,6 +28,7 @@ from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.joining import joined, say_left_out
 from tracer.wrapper.log_path import checked_path
 from tracer.wrapper.logger import Logger
+from tracer.wrapper.overlap import check_apart, opened
 from tracer.wrapper.setup import Settings, begin
 from tracer.wrapper.traced import Traced
 from tracer.wrapper.turns import Turns
@@ -106,6 +107,7 @@ class TracingOptimizer(Traced):
             names = {id(p): name for name, p in unwrapped(model).named_parameters()}
             for one in members(inner):
                 check_parameters(one, names)
+            check_apart(inner, names)
             drawn, known = checked_data(record, data), checked_task(task, check_steps)
             shared = known, reduction, snapshot_every, record, drawn
             settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
@@ -113,6 +115,7 @@ class TracingOptimizer(Traced):
         first = FirstSteps(tracing.log, task, check_steps)
         super().__init__(inner, names, tracing, first)
         self._parts = {k: Traced(one, names, tracing, first, k) for k, one in _parts(inner)}
+        opened(tracing.forwards, inner, model, path)
         say_left_out(inner, model)
         close_when_collected(self, tracing.log.close)
 

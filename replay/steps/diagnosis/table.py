@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-from replay.steps.diagnosis import changes, examples, modes, moves, scale
+from replay.steps.diagnosis import changes, examples, modes, moves, scale, turns
 from replay.steps.diagnosis.case import Case, Cause
 
 Hypothesis = Callable[[Case], Cause | None]
@@ -30,6 +30,8 @@ OF_GRADIENTS: tuple[Hypothesis, ...] = (
     modes.early_noise,
     changes.some_parameters,
     scale.weighted,
+    turns.one_loss,
+    turns.noise_out_of_sight,
 )
 OF_MOVES: tuple[Hypothesis, ...] = (
     moves.forward_writes,

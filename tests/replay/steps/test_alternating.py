@@ -19,7 +19,7 @@ from tests.helpers.adversarial import (
 )
 from tests.helpers.comparing import compare
 from tracer import open_log
-from tracer.errors import GradientError, TaskError, UnsupportedRuleError
+from tracer.errors import GradientError, TaskError
 from tracer.rules.table import RULES
 
 ASK = {"methods": ("tracin",), "progress": False}
@@ -116,21 +116,45 @@ def test_numbers_after_a_step_are_those_of_the_next_one_of_its_optimizer(tmp_pat
     assert str(found).startswith("steps 0:4 reproduce")
 
 
-def test_what_needs_one_loss_is_refused(tmp_path):
+def test_a_checkpoint_is_a_turn_of_each(tmp_path):
+    """``Σ_k Σ_o η_o ⟨∇_o φ, ∇_o ℓ_o⟩``, the paper's sum with the loss and parameters of each."""
+    run, _ = trace(tmp_path / "run.h5", steps=5, critics=2)
+    replay, points = Replay(run.path, run.task), [1, 5]
+    found = replay.influence([0, 1], methods=("tracincp",), checkpoints=points, progress=False)
+    own = replay.self_influence(checkpoints=points, progress=False).scores["tracincp"]
+    expected, squares = np.zeros((2, 12)), np.zeros(12)
+    for k in points:
+        model = run.task.model().eval()
+        model.load_state_dict(replay.log.parameters(k))
+        sides = [[run.task.train[i] for i in range(12)], [run.task.test[j] for j in range(2)]]
+        for key, rate in ((DISCRIMINATOR, 0.2), (GENERATOR, 0.02)):
+            part = list(getattr(model, key).parameters())
+            g, q = (
+                torch.stack([flat(function(model, x[None])[0], part) for x in side])
+                for function, side in zip(
+                    (run.task.loss[key], run.task.measure), sides, strict=True
+                )
+            )
+            expected += rate * (q @ g.T).numpy()
+            squares += rate * g.square().sum(1).numpy()
+    assert np.abs(found.scores["tracincp"] - expected).max() <= 1e-12 * np.abs(expected).max()
+    assert np.abs(own - squares).max() <= 1e-12 * squares.max()
+    every = replay.influence([0], progress=False)  # the usual methods
+    assert set(every.scores) == {"tracin", "ideal", "tracincp"}
+
+
+def flat(value, parameters):
+    """Return a gradient as one vector."""
+    return torch.cat([g.flatten() for g in torch.autograd.grad(value, parameters)])
+
+
+def test_a_step_without_a_loss_of_its_own(tmp_path):
     run, _ = trace(tmp_path / "run.h5", steps=2)
-    replay = Replay(run.path, run.task)
-    with pytest.raises(
-        UnsupportedRuleError, match=r"(?s)has losses for 'discriminator', 'gen.*1\. Ask"
-    ):
-        replay.influence([0], methods=("tracincp",), progress=False)
-    one = dataclasses.replace(run.task, loss=discriminating)
-    with pytest.raises(
-        UnsupportedRuleError, match=r"(?s)step 0 of .* one of 2 optimizers.*1\. Ask"
-    ):
-        Replay(run.path, one).influence([0], methods=("tracincp",), progress=False)
     other = dataclasses.replace(run.task, loss={"critic": discriminating})
     with pytest.raises(TaskError, match=r"(?s)losses for 'critic'.*taken by 'disc.*1\. Name the"):
         Replay(run.path, other).verify(progress=False)
+    with pytest.raises(TaskError, match=r"(?s)losses for 'critic'.*taken by 'disc.*1\. Name the"):
+        Replay(run.path, other).influence([0], methods=("tracincp",), progress=False)
 
 
 def test_a_task_with_two_losses_says_what_is_measured():
