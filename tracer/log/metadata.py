@@ -31,20 +31,21 @@ def seal(file: h5py.File) -> None:
     file.attrs[CHECKSUM] = _checksum(dict(_plain(file)))
 
 
-def is_sealed(file: h5py.File) -> bool:
-    """Return whether the attributes match their checksum."""
-    found = dict(_plain(file))
-    return CHECKSUM in found and found[CHECKSUM].item() == _checksum(found)
-
-
 def read(file: h5py.File) -> dict[str, Any]:
     """Return a file's attributes: numbers and text of fixed length; others are left out."""
-    return {
+    return sealed(file)[0]
+
+
+def sealed(file: h5py.File) -> tuple[dict[str, Any], bool]:
+    """Return the same, and whether the attributes match their checksum."""
+    found = dict(_plain(file))
+    values = {
         name: value.tobytes().decode(errors="replace").rstrip("\0")
         if value.dtype.kind == "S"
         else value.item()
-        for name, value in _plain(file)
+        for name, value in found.items()
     }
+    return values, values.get(CHECKSUM) == _checksum(found)
 
 
 def _checksum(values: Mapping[str, _Value]) -> int:

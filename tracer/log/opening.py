@@ -6,8 +6,9 @@ import errno
 import gc
 import os
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import h5py
 
@@ -35,12 +36,14 @@ class OpenFile:
         live: Whether a writer is at work on it.
         repair: What was done to open it after its writer was killed, if anything.
         stat: What the file was when it was opened.
+        attributes: Those of its root, checked.
     """
 
     file: h5py.File
     live: bool
     repair: str
     stat: os.stat_result
+    attributes: dict[str, Any] = field(default_factory=dict)
 
 
 _open_files: weakref.WeakSet[OpenFile] = weakref.WeakSet()
@@ -86,20 +89,24 @@ def open_file(path: Path) -> OpenFile:
     """
     opened = _open(path)
     try:
-        check_format(path, opened.file)
-        _open_files.add(opened)
+        checked = replace(opened, attributes=check_format(path, opened.file))
+        _open_files.add(checked)
     except _DAMAGE as error:
         opened.file.close()
         raise LogError(f"{path} is a damaged run log: {error}; restore it from a copy.") from error
     except BaseException:
         opened.file.close()
         raise
-    return opened
+    return checked
 
 
-def check_format(path: Path, file: h5py.File) -> None:
-    """Raise LogError unless a file is a run log of a format that this version reads."""
-    found = metadata.read(file)
+def check_format(path: Path, file: h5py.File) -> dict[str, Any]:
+    """Return a run log's attributes.
+
+    Raises:
+        LogError: It is none, or none of a format that this version reads.
+    """
+    found, whole = metadata.sealed(file)
     if found.get("format") != schema.FORMAT:
         raise LogError(
             f"{path} is an HDF5 file but not a run log: tracer.TracingOptimizer writes those. A "
@@ -118,11 +125,12 @@ def check_format(path: Path, file: h5py.File) -> None:
             f"{path} was written before the first release, in a format that is read no more; trace "
             "the run again, or read it with the version that wrote it."
         )
-    if not metadata.is_sealed(file):
+    if not whole:
         raise LogError(
             f"{path} is a damaged run log: its attributes do not match their checksum; restore it "
             "from a copy."
         )
+    return found
 
 
 def _open(path: Path) -> OpenFile:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tracer.codec.layout import read_layout, shapes, unpack
 from tracer.errors import LogError, shown
-from tracer.log import metadata, opening, schema
+from tracer.log import opening, schema
 from tracer.log.locking import is_being_written
 from tracer.log.opening import open_file
 from tracer.log.parts import segments
@@ -72,7 +72,7 @@ class RunLog:
         self._opened = opened = open_file(self.path)
         self._file, self.live = opened.file, opened.live
         try:
-            self._attributes = metadata.read(self._file)
+            self._attributes = opened.attributes
             self.tables = LogTables(self.path, self._file)
             require_filters(self.path, self._file)
             layouts = (self._layout(name, rows) for name, rows in schema.LAYOUTS)

@@ -148,7 +148,7 @@ class LogTables:
         return np.asarray(data[:])
 
     def _dataset(self, name: str) -> h5py.Dataset:
-        data = self._file.get(name) if is_own(self._file, name) else None
+        data = self._file[name] if is_own(self._file, name) else None
         if not isinstance(data, h5py.Dataset):
             raise self.damage(name, "is missing, or a link leads to it")
         if data.is_virtual or data.external:
