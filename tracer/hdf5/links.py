@@ -7,9 +7,8 @@ import h5py
 
 def is_own(file: h5py.File, name: str) -> bool:
     """Return whether every part of a path is in the file itself: no link leads elsewhere."""
-    parts, links = name.encode().split(b"/"), file.id.links
+    parts, here = name.encode().split(b"/"), file.id
     paths = (b"/".join(parts[: k + 1]) for k in range(len(parts)))
-    try:
-        return all(links.get_info(path).type == h5py.h5l.TYPE_HARD for path in paths)
-    except KeyError:  # there is none
-        return False
+    return all(
+        path in here and here.links.get_info(path).type == h5py.h5l.TYPE_HARD for path in paths
+    )
