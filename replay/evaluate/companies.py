@@ -60,8 +60,7 @@ def are_same(
             return False
         own = _gradient(losses, factors[some], targets)
         parts.append(norm(own))
-        for mine, other in zip(gap, own, strict=True):
-            mine -= other
+        gap = [mine - other for mine, other in zip(gap, own, strict=True)]
     size = max(sizes[0], math.hypot(*parts))
     # what is not finite is reported elsewhere
     return not norm(gap) > coarsest(found) ** 0.5 * (size + SMALL)
