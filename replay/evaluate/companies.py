@@ -53,15 +53,15 @@ def are_same(
     if not is_close(found.losses, list(range(len(factors)))):
         return False
     gap = _gradient(found.losses, factors, targets)
-    sizes, parts = [norm(gap)], []
+    sizes = [norm(gap)]
     for some in company:
         losses = again(some)
         if not is_close(losses, some):
             return False
         own = _gradient(losses, factors[some], targets)
-        parts.append(norm(own))
+        sizes.append(norm(own))
         gap = [mine - other for mine, other in zip(gap, own, strict=True)]
-    size = max(sizes[0], math.hypot(*parts))
+    size = max(sizes[0], math.hypot(*sizes[1:]))
     # what is not finite is reported elsewhere
     return not norm(gap) > coarsest(found) ** 0.5 * (size + SMALL)
 

@@ -308,3 +308,10 @@ def test_company_that_only_gradients_show(gated, share):
     )
     assert have_same_values(examples, run.states.at(5), "here", [[0], [1, 2]])
     assert have_same_gradients(examples, run.states.at(5), "here") is (share == 0)
+
+
+def test_gradients_that_are_views_are_compared(gated):
+    """Of a sum autograd gives the gradient as one number, expanded."""
+    run, examples = gated
+    examples.function = lambda model, batch: model.layer.weight.sum() * batch[1]
+    assert have_same_gradients(examples, run.states.at(5), "here")
