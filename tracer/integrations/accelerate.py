@@ -14,7 +14,7 @@ from tracer.errors import TracingError, shown
 from tracer.integrations.accelerate_limits import check_accelerator, check_loader, check_optimizers
 from tracer.integrations.carried_ids import Carried, carry_ids
 from tracer.integrations.checkpoints import check_checkpoint, check_new
-from tracer.integrations.loss_weights import items_of, mean_weights
+from tracer.integrations.loss_weights import BatchWeights
 from tracer.integrations.on_its_way import Labelled
 from tracer.integrations.replacing import Replaced
 from tracer.records import ID
@@ -109,7 +109,8 @@ class Tracing:
         how: dict[str, Any],
         items: Callable[[Any], Tensor] | None,
     ) -> None:
-        self._accelerator, self._model, self._how, self._items = accelerator, model, how, items
+        self._accelerator, self._model, self._how = accelerator, model, how
+        self._weighing = BatchWeights(how["reduction"], items)
         self._now: Carried | None = None  # the batch that the loop has
         self._holder: Any = None  # what accelerate made of the optimizer
         self._replaced = Replaced()
@@ -172,12 +173,7 @@ class Tracing:
 
     def _weights(self, batch: Any, count: int) -> Tensor | None:
         parts = int(self._accelerator.gradient_accumulation_steps)
-        items: Tensor = self._items(batch) if self._items else items_of(self._model, batch, count)
-        if parts == 1 and bool((items == 1).all()):
-            return None  # the loop may divide by itself
-        if self._how["reduction"] == "sum":
-            return items.double() / parts
-        return mean_weights(items, parts)
+        return self._weighing.of(self._model, batch, count, parts)  # or the loop divides by itself
 
     def _clip(self, before: Callable[..., Any], parameters: Any, max_norm: Any, *rest: Any) -> Any:
         norm = before(parameters, max_norm, *rest)

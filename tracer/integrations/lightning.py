@@ -15,7 +15,7 @@ from tracer.errors import TracingError, shown
 from tracer.integrations.carried_ids import Carried, carrying, check_rows
 from tracer.integrations.checkpoints import check_checkpoint, check_new
 from tracer.integrations.lightning_limits import check_fit, check_trainer, package_of
-from tracer.integrations.loss_weights import items_of, mean_weights
+from tracer.integrations.loss_weights import BatchWeights
 from tracer.integrations.replacing import Replaced
 from tracer.integrations.training_step import TrainingStep
 from tracer.joined import members
@@ -94,6 +94,7 @@ class _Tracing:
     ) -> None:
         self._trainer, self._log, self._how = trainer, Path(log), how
         self._ids, self._items = ids, items
+        self._weighing = BatchWeights(how["reduction"], items)
         self._traced: TracingOptimizer | None = None
         self._step: TrainingStep | None = None
         self._replaced = Replaced()
@@ -200,7 +201,7 @@ class _Tracing:
         if stage == "fit":
             self._end()
 
-    def _announce(self, weights: Tensor) -> None:
+    def _announce(self, weights: Tensor | None) -> None:
         self._announced = True
         if self._traced is not None:
             self._traced.observe(self._here, weights, self._recorded())
@@ -208,13 +209,10 @@ class _Tracing:
     def _recorded(self) -> Any:
         return self._batch if self._how["record"] == "batches" else None
 
-    def _weights(self, module: Any, count: int) -> Tensor:
-        """Return what each example's loss counts."""
-        parts, batch = int(self._trainer.accumulate_grad_batches), self._batch
-        items: Tensor = self._items(batch) if self._items else items_of(module, batch, count)
-        if self._how["reduction"] == "sum":
-            return items.double() / parts
-        return mean_weights(items, parts)
+    def _weights(self, module: Any, count: int) -> Tensor | None:
+        """Return what each example's loss counts; None is what the wrapper takes without."""
+        parts = int(self._trainer.accumulate_grad_batches)
+        return self._weighing.of(module, self._batch, count, parts)
 
     def _clip(self, before: Callable[..., Any], optimizer: Any, limit: Any) -> None:
         if self._traced is None:

@@ -84,14 +84,37 @@ def measured(loss: Tensor, again: Callable[[Any], Tensor], total: Any, batches: 
     )
 
 
-def mean_weights(items: Tensor, batches: int) -> Tensor:
-    """Return ``c_i`` of a micro-batch's mean that is divided by the number of micro-batches.
+@dataclass(frozen=True)
+class BatchWeights:
+    """What each example counts in a loss of a micro-batch that is divided by their number.
 
-    Args:
-        items: ``n_i``, ``(b,)``.
-        batches: k.
+    Attributes:
+        reduction: ``"mean"`` or ``"sum"``: how the loss joins the examples' losses.
+        items: Says for a batch of how many items each example's loss is the mean; None: as
+            ``items_of`` does.
     """
-    return LossWeights(by_all=False, by_batches=True).of(items, None, batches)
+
+    reduction: str
+    items: Callable[[Any], Tensor] | None
+
+    def of(self, model: nn.Module, batch: Any, count: int, batches: int) -> Tensor | None:
+        """Return ``c_i`` of one micro-batch, ``(b,)``; None for equal shares of a step.
+
+        Args:
+            model: Says whether its loss shifts the labels.
+            batch: What it is given.
+            count: Of the examples.
+            batches: k.
+        """
+        mean = self.reduction == "mean"
+        if self.items is None and mean and batches == 1:
+            counted = _counted(model, batch)
+            if counted is None or bool(counted.all()):  # as usual: without making tensors
+                return None
+        items = items_of(model, batch, count) if self.items is None else self.items(batch)
+        if mean:
+            return LossWeights(by_all=False, by_batches=True).of(items, None, batches)
+        return items.double() / batches
 
 
 def items_of(model: nn.Module, batch: Any, count: int) -> Tensor:
@@ -102,15 +125,20 @@ def items_of(model: nn.Module, batch: Any, count: int) -> Tensor:
         batch: What it is given; labels of a mapping count where they are not -100.
         count: Of the examples.
     """
+    counted = _counted(model, batch)
+    return torch.ones(count) if counted is None else counted.reshape(count, -1).sum(1)
+
+
+def _counted(model: nn.Module, batch: Any) -> Tensor | None:
+    """Return which labels of a batch count; None where each example counts once."""
     given = batch if isinstance(batch, Mapping) else {}
     known = given.get("shift_labels")
     labels = given.get("labels") if known is None else known
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim == 0:
-        return torch.ones(count)
+        return None
     if labels.ndim > 1 and known is None and _shifts(model):
         labels = labels[..., 1:]
-    counted = labels != _IGNORED
-    return counted.reshape(count, -1).sum(1)
+    return labels != _IGNORED
 
 
 def _shifts(model: nn.Module) -> bool:
