@@ -105,6 +105,8 @@ def _require_examples(name: str, data: Any) -> None:
         advice = f"make one: {data.__name__}(...)"
     elif isinstance(data, (IterableDataset, Iterator)):
         advice = "give its examples by ID: list(data), or dict(enumerate(data))"
+    elif hasattr(data, "iloc"):
+        advice = "give its rows, not its columns: data.to_dict('index')"
     elif isinstance(data, (str, bytes)):
         advice = "give the examples that it names"
     elif isinstance(data, dict) and any(map(_is_data_set, data.values())):

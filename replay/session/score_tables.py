@@ -25,6 +25,13 @@ from tracer.records import ID
 _SHARE = 1e-3  # of the scores without their signs: by what they may miss the data part
 
 
+_HALF = {"bfloat16": 2.0**-7, "float16": 2.0**-10}  # units in the last place
+
+
+def _dtypes(attributes: Mapping[str, str | int | float]) -> str:
+    return str(attributes.get("gradient_dtype", ""))
+
+
 def _remedy(update_rule: str) -> str:
     """Return what an update rule does to gradients that are rounding, and what helps."""
     if "Rprop" in update_rule:  # which decides by their signs
@@ -139,12 +146,32 @@ class ScoreTables:
             result._quadrature[name] = np.where(theirs, other._quadrature[name], table)
         return result
 
+    def _say_half(self, attributes: Mapping[str, str | int | float]) -> None:
+        """Warn if scores cancel beyond what gradients in half precision can tell."""
+        unit = max((eps for kind, eps in _HALF.items() if kind in _dtypes(attributes)), default=0.0)
+        for name, (_, whole) in self._earned.items():
+            moved = np.abs(self._terms[name]["data"]).sum(0)
+            j = int(np.argmax(unit * whole - moved))
+            if unit * whole[j] > moved[j]:
+                warnings.warn(
+                    f"{name} scores of test example {shown(self.question.test_ids[j])} are "
+                    f"{whole[j]:.4g} without their signs, and cancel to steps that move its loss "
+                    f"by {moved[j]:.4g}. In {_dtypes(attributes)} that is rounding: some gradients "
+                    "cancel over the batch (attention's key biases, for example), and "
+                    f"{_remedy(str(attributes['update_rule']))}",
+                    PrecisionWarning,
+                    stacklevel=4,
+                )
+                return
+
     def influence(self, attributes: dict[str, str | int | float]) -> Influence:
         """Return the result.
 
         Warns:
-            PrecisionWarning: Scores do not add up to the data part of the loss differences.
+            PrecisionWarning: Scores do not add up to the data part of the loss differences, or
+                gradients in half precision leave them nothing but rounding.
         """
+        self._say_half(attributes)
         for name, (earned, whole) in self._earned.items():
             data = self._terms[name]["data"].sum(0)
             off = np.abs(earned - data)

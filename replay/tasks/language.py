@@ -115,6 +115,9 @@ def sequence_classification(
 ) -> Task:
     """Return a task whose loss is the cross-entropy of a sequence's class.
 
+    Of several labels, or numbers, it is the loss that transformers' models have; see their
+    ``config.problem_type``.
+
     Args:
         model: A sequence classifier of transformers, or a function that builds it.
         train: Training examples by ID: mappings.

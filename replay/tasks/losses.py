@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from replay.tasks.targets import cross_entropies, label_losses, squared_errors
 from tracer.errors import TaskError, shown
 
 IGNORED = -100  # the label of a token that does not count
@@ -51,7 +52,11 @@ class TokenLosses:
 
 @dataclass(frozen=True)
 class ClassLosses:
-    """Returns the cross-entropy of each sequence's class.
+    """Returns the loss that transformers' classifiers have for a sequence's labels.
+
+    The cross-entropy of a class; for several labels of one sequence the mean of their binary
+    cross-entropies; for numbers the mean squared error. The model's ``config.problem_type`` says
+    which; without it one score means numbers, and labels that are no whole numbers several labels.
 
     Attributes:
         autocast: Of the forward pass.
@@ -62,7 +67,14 @@ class ClassLosses:
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of each sequence, ``(b,)``."""
         logits, labels = _run(model, batch, self.autocast)
-        return F.cross_entropy(logits, labels, reduction="none")
+        known = getattr(getattr(model, "config", None), "problem_type", None)
+        if known is None and logits.shape[-1] == 1:
+            known = "regression"
+        several = known is None and labels.is_floating_point()
+        if several or known == "multi_label_classification":
+            return label_losses(logits, labels)
+        compare = squared_errors if known == "regression" else cross_entropies
+        return compare(logits, labels)
 
 
 def _run(model: nn.Module, batch: Any, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:

@@ -125,4 +125,9 @@ def _place(batch: Mapping[str, Any], row: int, width: int) -> slice:
             "is not known.\n1. Let it return one: 1 for a token, 0 for padding."
         )
     places = torch.nonzero(batch["attention_mask"][row])[:, 0]
+    if not len(places):
+        raise TaskError(
+            "an example of task.train or task.test has no token, so no mask can be drawn.\n"
+            "1. Leave empty sequences out of the data set."
+        )
     return slice(int(places[0]), int(places[-1]) + 1)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -30,6 +32,7 @@ from tests.integrations.trainers import (
 )
 from tests.integrations.vocabulary import TOKENIZER, mlm
 from tracer import open_log
+from tracer.errors import PrecisionWarning
 from tracer.integrations.transformers import trace
 
 READY = {
@@ -68,6 +71,35 @@ def test_a_ready_task(tmp_path, task, settings):
     run = Replay(tmp_path / "run.h5", task)
     assert run.verify(progress=False)
     assert run.influence([0, 3, 5], methods=("tracin",), progress=False).scores["tracin"].any()
+
+
+def test_a_model_in_bfloat16(tmp_path):
+    """Its key biases have gradients of nothing but rounding, which Adam makes scores of."""
+    task = tasks.causal_lm(lambda: language_model().bfloat16(), PADDED, PADDED, collate=padded)
+    traced(task, tmp_path, tmp_path / "run.h5")
+    run = Replay(tmp_path / "run.h5", task)
+    assert run.verify(progress=False)
+    with pytest.warns(PrecisionWarning, match=r"In torch.bfloat16 that is rounding: .*\n  1\. "):
+        rounded = run.influence([0, 3], methods=("tracin",), progress=False).scores["tracin"]
+    exact = Replay(tmp_path / "run.h5", task, dtype=torch.float64)
+    found = exact.influence([0, 3], methods=("tracin",), progress=False).scores["tracin"]
+    assert np.abs(rounded).max() > 100 > 10 > np.abs(found).max()
+
+
+LABELS = {
+    "numbers": (1, float),
+    "several labels": (3, lambda k: [float(k % 2), 1.0, 0.0]),
+    "whole numbers of one score": (1, lambda k: k % 2),
+}
+
+
+@pytest.mark.parametrize(("scores", "label"), LABELS.values(), ids=LABELS)
+def test_labels_of_other_kinds(tmp_path, scores, label):
+    words = [{"input_ids": e["input_ids"], "label": label(k)} for k, e in enumerate(PADDED)]
+    build = partial(classifier, labels=scores)
+    task = tasks.sequence_classification(build, words, words, tokenizer=TOKENIZER)
+    traced(task, tmp_path, tmp_path / "run.h5")
+    assert Replay(tmp_path / "run.h5", task).verify(progress=False)
 
 
 def test_masks_that_are_drawn_anew(tmp_path):

@@ -70,9 +70,9 @@ def language_model(layers=2):
     return GPT2LMHeadModel(GPT2Config(vocab_size=WORDS, bos_token_id=0, eos_token_id=1, **sizes))
 
 
-def classifier():
+def classifier(labels=3):
     set_seed(1)
-    config = BertConfig(vocab_size=WORDS, intermediate_size=32, num_labels=3, **SIZES)
+    config = BertConfig(vocab_size=WORDS, intermediate_size=32, num_labels=labels, **SIZES)
     return BertForSequenceClassification(config)
 
 

@@ -76,6 +76,11 @@ def measured(loss: Tensor, again: Callable[[Any], Tensor], total: Any, batches: 
             expected = second * (stretch if by_all else 1) / (batches if by_batches else 1)
             if math.isclose(first, expected, rel_tol=_TOLERANCE):
                 return LossWeights(by_all, by_batches)
+    if math.isnan(first):
+        raise TracingError(
+            "the loss of the first micro-batch is NaN, so what it is divided by is not known.\n"
+            "1. See that a label of each micro-batch counts: with -100 only, a mean is 0 / 0."
+        )
     raise TracingError(
         f"the loss of a micro-batch is {first:.6g} and {second:.6g} when it is taken once more "
         f"with {stretch} times the number of items, so what it is divided by is not known.\n"

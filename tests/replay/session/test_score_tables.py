@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -80,3 +82,24 @@ def test_windows_of_steps_add_up(run):
 def test_other_questions_are_refused(run):
     with pytest.raises(ValueError, match="different questions"):
         ScoreTables(question(run)) + ScoreTables(question(run, WALKING[:1]))
+
+
+@pytest.mark.parametrize(("kind", "said"), [("torch.bfloat16", True), ("torch.float32", False)])
+def test_scores_that_cancel_to_less_than_half_precision_tells(run, kind, said):
+    asked = question(run, ("tracin",))
+    tables = ScoreTables(asked)
+    with run._run.computing(), Progress(enabled=False) as shown:
+        chunk = next(placed(run._run.chunks.of(asked.test_ids, "test", most=2)))
+        tape = run._run.tape(asked.steps, shown, **asked.tape)
+        for step in RunPass(tape, chunk[1], asked).steps():
+            row = step.row()
+            row["credits/tracin"][0] += 1e3
+            row["credits/tracin"][1] -= 1e3
+            tables.add_step(chunk[0], step.index, step.ids, row)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        tables.influence({"gradient_dtype": kind, "update_rule": "Adam"})
+    message = (
+        r"tracin scores of test example .* cancel to steps that move its loss by 0\..*\n  1\. "
+    )
+    assert [bool(re.match(message, str(one.message))) for one in found] == [True] * said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -76,6 +77,8 @@ def test_data_sets_by_name_are_no_examples():
     message = r"Task\(train=...\) must hold examples by ID, .*; give one of its parts: data\['train"
     with pytest.raises(TaskError, match=message):
         of_pairs(splits)
+    with pytest.raises(TaskError, match=r"give its rows, not its columns: data.to_dict\('index'\)"):
+        of_pairs(pd.DataFrame({"x": [1]}))
     datasets = pytest.importorskip("datasets", reason="needs datasets")
     with pytest.raises(TaskError, match=message):
         of_pairs(datasets.DatasetDict(train=datasets.Dataset.from_dict({"x": [1]})))

@@ -66,6 +66,9 @@ def test_a_data_set_stays_what_it_is():
     assert not hasattr(task_of(WORDS).train, "keys")
     with pytest.raises(TaskError, match="must hold examples by ID"):
         task_of(DataLoader(WORDS))
+    empty = task_of([*WORDS[:2], {**WORDS[0], "input_ids": WORDS[0]["input_ids"][:0]}])
+    with pytest.raises(TaskError, match=r"has no token, .*\n1\. Leave empty"):
+        drawn(empty, [0, 2])
 
 
 def test_a_run_on_such_masks_and_one_on_others(tmp_path):

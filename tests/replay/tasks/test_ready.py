@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import nn
@@ -98,6 +100,72 @@ def test_a_model_is_copied():
     task = CASES["causal_lm"][0]
     assert task.model() is not READER
     assert task.model().head.weight is not READER.head.weight
+
+
+WRONG = {
+    "a float class": ([(x, float(y)) for x, y in PAIRS], "classes that are probabilities .* found"),
+    "classes as rows": ([(x, nn.functional.one_hot(y, 3)) for x, y in PAIRS], r"found \(4, 3\)"),
+    "a mapping": ([{"x": x, "y": y} for x, y in PAIRS], "found a mapping with 'x', 'y'"),
+    "three parts": ([(x, y, y) for x, y in PAIRS], "found 3 parts, Tensor, Tensor, Tensor"),
+    "no pair": (POINTS, r"found Tensor of shape \(4, 4\)"),
+}
+
+
+@pytest.mark.parametrize(("data", "message"), WRONG.values(), ids=WRONG)
+def test_examples_of_another_form(data, message):
+    task = tasks.classification(linear, data, data)
+    with pytest.raises(TaskError, match=rf"(?s){message}.*\n1\. .*\n2\. "):
+        task.loss(task.model(), task.collate([task.train[k] for k in range(4)]))
+
+
+def test_scores_that_do_not_fit():
+    """Cross-entropy of one class is 0, and a view takes targets of another order."""
+    one = tasks.classification(nn.Linear(4, 1), PAIRS, PAIRS)
+    with pytest.raises(TaskError, match=r"\(12, 1\) are of one class, whose cross-entropy is 0"):
+        one.loss(one.model(), one.collate(PAIRS))
+    other = [(x, torch.zeros(3, 2)) for x in POINTS]
+    pairs = nn.Sequential(nn.Linear(4, 6), nn.Unflatten(1, (2, 3)))
+    turned = tasks.regression(pairs, other, other)
+    with pytest.raises(TaskError, match=r"what the model returns, \(12, 2, 3\), found \(12, 3, 2"):
+        turned.loss(turned.model(), turned.collate(other))
+    named = tasks.classification(nn.Identity(), PAIRS, PAIRS, collate=lambda _: ({"a": 1}, POINTS))
+    with pytest.raises(TaskError, match="returns a tensor of scores, found dict"):
+        named.loss(named.model(), named.collate(PAIRS))
+
+
+def test_classes_in_other_integers():
+    task, batch = CASES["classification"][0], (POINTS, torch.arange(12) % 3)
+    expected = task.loss(model := task.model(), batch)
+    for kind in (torch.int32, torch.uint8):
+        assert torch.equal(expected, task.loss(model, (batch[0], batch[1].to(kind))))
+
+
+SCORES = torch.randn(4, 3, generator=DRAW)
+LABELS = torch.tensor([[1.0, 0, 1], [0, 0, 0], [1, 1, 1], [0, 1, 0]])
+PROBLEMS = {
+    "several labels": (None, SCORES, LABELS, nn.BCEWithLogitsLoss()),
+    "several labels, whole": ("multi_label_classification", SCORES, LABELS.long(), None),
+    "a number": (None, SCORES[:, :1], LABELS[:, 0], None),
+    "numbers": ("regression", SCORES, LABELS, nn.MSELoss()),
+    "a class": ("single_label_classification", SCORES, torch.arange(4) % 3, nn.CrossEntropyLoss()),
+}
+
+
+@pytest.mark.parametrize(("problem", "scores", "labels", "mean"), PROBLEMS.values(), ids=PROBLEMS)
+def test_losses_of_a_classifier_of_sequences(problem, scores, labels, mean):
+    task = tasks.sequence_classification(nn.Linear(1, 1), WORDS, WORDS, collate=classes)
+    model = nn.Linear(1, 1)
+    model.config = SimpleNamespace(problem_type=problem)
+    model.forward = lambda: SimpleNamespace(logits=scores)
+    if mean is None:
+        squared = nn.MSELoss(), scores[:, 0]
+        criterion, found = squared if problem is None else (nn.BCEWithLogitsLoss(), scores)
+        expected = criterion(found, labels.float())
+    else:
+        expected = mean(scores, labels)
+    each = task.loss(model, {"labels": labels})
+    assert each.shape == (4,)
+    assert torch.allclose(each.mean(), expected)
 
 
 def test_a_batch_without_labels():

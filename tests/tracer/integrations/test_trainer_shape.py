@@ -218,6 +218,8 @@ def test_refusals(tmp_path):
 def test_a_loss_that_nothing_explains():
     with pytest.raises(TracingError, match=r"is 1 and 0.3 when .* 3.5 times .*\n1. Return"):
         measured(torch.tensor(1.0), lambda total: torch.tensor(0.3), 10, 2)
+    with pytest.raises(TracingError, match=r"is NaN, so .*\n1\. See that a label"):
+        measured(torch.tensor(float("nan")), lambda total: torch.tensor(1.0), 10, 2)
 
 
 def test_items():
