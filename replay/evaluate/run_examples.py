@@ -63,24 +63,24 @@ class RunExamples:
         found = self._values.get(t, reach, where)
         return self._examples.values(state, where) if found is None else found
 
-    def between(self, now: Transition, points: Sequence[float]) -> tuple[Stack, Tensor] | None:
-        """Return gradients and values at some points of a step, a pass for all of each.
+    @property
+    def together(self) -> bool:
+        """Whether states are taken together."""
+        return not any(self.why.values())
 
-        They are None where the run's states are not taken together, either.
-        """
-        if any(self.why.values()):
-            return None
-        where, states = now.name, now.at_all(points)
+    def at_points(self, states: Mapping[str, Tensor]) -> tuple[Stack, Tensor] | None:
+        """Return gradients and values at any states, ``(S, *shape)`` each; None if that fails."""
         try:
             found = self._slopes.gradients(states)
-            values = self._heights.together.values(states, self._heights.batch())
+            return found, self._heights.together.values(states, self._heights.batch())
         except Exception:  # passes of their own say what is wrong
             return None
-        one = found.at(0)
-        if one is not None and self._gradients.is_due():
-            alone = self._examples.gradients(now.along(points[0]), where)
-            self._gradients.require(where, one, alone)
-        return found, values
+
+    def prove(self, now: Transition, u: float, found: PerExample) -> None:
+        """Count what was found at a point of a step; where it is due, compare it with one alone."""
+        if self._gradients.is_due():
+            alone = self._examples.gradients(now.along(u), now.name)
+            self._gradients.require(now.name, found, alone)
 
     def _refused(self) -> str | None:
         if self._examples.compares:

@@ -59,16 +59,6 @@ class Transition:
             self.before.buffers,
         )
 
-    def at_all(self, points: Sequence[float]) -> dict[str, Tensor]:
-        """Return ``w_t − uΔ_t`` at several ``u``, ``(S, *shape)`` each; all are floating."""
-        u = torch.tensor(points, dtype=torch.float64, device="cpu")
-        return {
-            name: torch.lerp(
-                w.double(), self.after.parameters[name].double(), u.view(-1, *[1] * w.dim())
-            )
-            for name, w in self.before.parameters.items()
-        }
-
 
 def stacked(states: Sequence[State]) -> dict[str, Tensor]:
     """Return parameters of several states, ``(S, *shape)`` each."""

@@ -58,14 +58,6 @@ class Stack:
         }
         return PerExample(self.losses[s], forms, {name: g[s] for name, g in self.total.items()})
 
-    def flat(self) -> PerExample:
-        """Return the gradients at all states as those of S n examples."""
-        forms = {
-            name: _form(delta.flatten(0, 1), None if inputs is None else inputs.flatten(0, 1))
-            for name, (delta, inputs) in self.factors.items()
-        }
-        return PerExample(self.losses.flatten(), forms, {})
-
 
 @dataclass(frozen=True)
 class _Use:

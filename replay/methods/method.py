@@ -7,7 +7,7 @@ credits the occurrences of each step by itself, or differentiates through all la
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,13 +16,14 @@ from replay.evaluate.test_side import Examples
 from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms.per_example import PerExample
 from replay.methods.names import Description
+from replay.path.bundle import Bundles
 from replay.path.step_path import Split, StepPath
 from replay.path.unrolling import Unrolling
 from replay.states.checkpoints import Checkpoint
 from replay.steps.replayed_step import ReplayedStep
 from replay.steps.tape import Tape
 
-Divide = Callable[[StepPath, float | None], Split]
+Divide = Callable[[Sequence[StepPath], Bundles, float | None], list[Split]]
 Credit = Callable[[ReplayedStep, TrainedStep, PerExample, frozenset[str] | None], Tensor]
 Unroll = Callable[[Tape, Examples], Unrolling]
 Score = Callable[[Checkpoint, PerExample, list[Examples]], Iterator[tuple[slice, Tensor]]]
@@ -34,7 +35,7 @@ class Method:
 
     Attributes:
         about: What it is called and what is said of it.
-        divide: Splits a step along its path, to a tolerance; needs a rule that can be split.
+        divide: Splits steps along their paths, to a tolerance; needs a rule that can be split.
         credit: Credits the occurrences of a step, ``(b, m)``, from the test gradients before it.
         unroll: Goes backwards through a tape's steps for some test examples, by their derivatives.
         score: Scores training examples at one checkpoint.

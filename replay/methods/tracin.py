@@ -8,16 +8,22 @@ with ``q_t = ∇φ(w_t, z')``, the single node ``u = 0`` of each step. For plain
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from replay.methods.method import Method
 from replay.methods.names import TRACIN
-from replay.path.step_path import Split, StepPath
+from replay.path.bundle import Bundles
+from replay.path.step_path import Node, Split, StepPath
 
 
-def divide(line: StepPath, _: float | None) -> Split:
-    """Divide the step by the gradient at its beginning."""
-    node = line.end(0)
+def divide(lines: Sequence[StepPath], _: Bundles, __: float | None) -> list[Split]:
+    """Divide each step by the gradient at its beginning."""
+    return [_by(line.end(0)) for line in lines]
+
+
+def _by(node: Node) -> Split:
     m = len(node.norms)
     return Split(
         node,

@@ -6,14 +6,13 @@ of, so that is what a ``Node`` keeps: averages of gradients are averages of node
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from replay.evaluate.run_examples import RunExamples
-from replay.evaluate.slots import SLOTS
 from replay.evaluate.test_side import Examples
 from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.forms import products
@@ -49,23 +48,6 @@ class Node:
         return self.parts.sum(0)
 
 
-def average(weights: Tensor, nodes: list[Node]) -> Node:
-    """Return ``Σ_k weights[k] nodes[k]``; weights are ``(k, m)``, one set per test example."""
-    shares = torch.zeros_like(nodes[0].shares)
-    parts, norms = torch.zeros_like(nodes[0].parts), torch.zeros_like(nodes[0].norms)
-    joined: dict[float, Tensor] = {}
-    for weight, node in zip(weights, nodes, strict=True):
-        shares += weight * node.shares
-        parts += weight * node.parts
-        norms += weight * node.norms
-        for u, each in node.weights.items():
-            joined[u] = joined.get(u, 0.0) + weight * each
-    return Node(shares, parts, norms, joined)
-
-
-Known = tuple[list[int], Node, Tensor]  # of which test examples; their node and values
-
-
 @dataclass
 class StepPath:
     """A step as a chunk of m test examples sees it; what is computed along it is kept.
@@ -75,7 +57,7 @@ class StepPath:
         trained: Gradients of its examples.
         examples: The test examples.
         run: The same, at several points in one pass.
-        ends: Gradients at ``u = 0`` and ``u = 1`` (buffers ``β_t``), computed when called.
+        ends: Gradients at ``u = 0`` and, where it is needed, at ``u = 1`` (buffers ``β_t``).
         values: ``φ`` at ``u = 0`` and at ``u = 1`` with ``β_t``, float64 ``(m,)`` each.
         names: Parameters that ``parts`` are about, the others being a part of their own; None
             is all.
@@ -87,7 +69,7 @@ class StepPath:
     trained: TrainedStep
     examples: Examples
     run: RunExamples
-    ends: tuple[Callable[[], PerExample], Callable[[], PerExample]]
+    ends: Sequence[PerExample]
     values: tuple[Tensor, Tensor]
     names: frozenset[str] | None
     keeps: bool
@@ -116,49 +98,28 @@ class StepPath:
         """
         if u not in self._end_nodes:
             columns = list(range(len(self.examples)))
-            self._end_nodes[u] = self._node(float(u), self.ends[u](), columns)
+            self._end_nodes[u] = self._node(float(u), self.ends[u], columns)
         return self._end_nodes[u]
 
-    def round(self, wanted: Mapping[float, list[int]]) -> dict[float, Known]:
-        """Return nodes and values at some points, each for some test examples at least.
-
-        Where passes are taken for several points, they are for all test examples.
-        """
-        points, found = list(wanted), dict[float, Known]()
-        for k in range(0, len(points), SLOTS):
-            found |= self._together(points[k : k + SLOTS])
-        alone = {u: some for u, some in wanted.items() if u not in found}
-        return found | {
-            u: (some, self._alone(u, some), self._value(u, some)) for u, some in alone.items()
-        }
-
-    def _together(self, points: list[float]) -> dict[float, Known]:
-        """Return what passes for several points give, where it is right."""
-        known = self.run.between(self.replayed.transition, points)
-        if known is None:
-            return {}
-        stack, values = known
+    def meet_end(self, u: int, shares: Tensor, parts: Tensor, norms: Tensor) -> None:
+        """Take over what is known of ``end``."""
         columns = list(range(len(self.examples)))
-        products = self._products(stack.flat())
-        found = {}
-        for s, u in enumerate(points):
-            one = stack.at(s)
-            if one is not None and bool(values[s].isfinite().all()):
-                part = slice(s * len(columns), (s + 1) * len(columns))
-                node = self._kept(u, one, columns, *(table[..., part] for table in products))
-                found[u] = columns, node, values[s].cpu()
-        return found
+        self.keep(float(u), self.ends[u], columns)
+        one = torch.ones(len(columns), dtype=torch.float64, device="cpu")
+        self._end_nodes[u] = Node(shares, parts, norms, {float(u): one})
 
-    def _alone(self, u: float, columns: list[int]) -> Node:
-        """Return the node at any ``u`` for some test examples, in ascending order."""
+    def round(self, u: float, columns: list[int]) -> tuple[Node, Tensor]:
+        """Return the node and ``φ`` at any ``u`` for some test examples, in ascending order."""
         now = self.replayed.transition
-        found = self.examples.gradients(now.along(u), now.name, columns)
-        return self._node(u, found, columns)
+        along = now.along(u)  # buffers as in the step
+        node = self._node(u, self.examples.gradients(along, now.name, columns), columns)
+        return node, self.examples.values(along, now.name, columns)
 
-    def _value(self, u: float, columns: list[int]) -> Tensor:
-        """Return ``φ`` at any ``u`` for some test examples, buffers ``β_t``, float64."""
-        now = self.replayed.transition
-        return self.examples.values(now.along(u), now.name, columns)
+    def keep(self, u: float, test: PerExample, columns: list[int]) -> None:
+        """Keep gradients at ``u`` of some test examples, if they are needed for ``mean``."""
+        if self.keeps:
+            kept = WeightedGradients(test, torch.tensor(columns, device="cpu"))
+            self._gradients.append((u, kept))
 
     def mean(self, node: Node) -> list[WeightedGradients]:
         """Return the gradients that a node averages, with their weights; needs ``keeps``."""
@@ -178,27 +139,9 @@ class StepPath:
         return {name: rate * factors[name] for name, rate in rates.items() if name in factors}
 
     def _node(self, u: float, test: PerExample, columns: list[int]) -> Node:
-        return self._kept(u, test, columns, *self._products(test))
-
-    def _kept(
-        self,
-        u: float,
-        test: PerExample,
-        columns: list[int],
-        shares: Tensor,
-        parts: Tensor,
-        norms: Tensor,
-    ) -> Node:
-        """Return a node, and keep its gradients if they are needed for ``mean``."""
-        if self.keeps:
-            kept = WeightedGradients(test, torch.tensor(columns, device="cpu"))
-            self._gradients.append((u, kept))
+        self.keep(u, test, columns)
         one = torch.ones(len(columns), dtype=torch.float64, device="cpu")
-        return Node(shares, parts, norms, {u: one})
-
-    def _products(self, test: PerExample) -> tuple[Tensor, Tensor, Tensor]:
-        """Return ``shares``, ``parts`` and ``norms`` of gradients, as in ``Node``."""
-        unknown = torch.full((test.count,), torch.nan, dtype=torch.float64, device="cpu")
+        unknown = one * torch.nan
         shares, parts = unknown.expand(len(self.trained.ids), -1), unknown.expand(4, -1)
         norms = unknown
         if not self.later:
@@ -208,7 +151,7 @@ class StepPath:
             parts = products.project(test, self.parts).cpu()
         if self.compares:
             norms = products.squared_norms(test, set(self.replayed.filters)).sqrt().cpu()
-        return shares, parts, norms
+        return Node(shares, parts, norms, {u: one})
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,9 @@ from replay.session.bound_run import BoundRun
 from replay.session.going_on import recognise
 from replay.session.grid import Grid, segments
 from replay.session.question import Question
-from replay.session.run_pass import RunPass
+from replay.session.run_pass import RunPass, neighbours
 from replay.session.shared_tables import added_up, of_checkpoint, of_chunk, of_step
+from replay.session.step_result import StepResult
 from replay.states.checkpoints import checkpoint_at
 from replay.steps.tape import Tape
 
@@ -166,20 +167,26 @@ class _Work:
     def _walk_window(self, tape: Tape, walks: Walks, advanced: Done) -> None:
         """Go through a tape's steps, for several chunks at once."""
         kept = time.monotonic()
-        for replayed in tape.walk():
-            t, trained = replayed.transition.step.index, tape.trained_at(replayed)
-            found = self._run.states.found(range(t, t + 1))
-            outside = {"outside": np.array(t in tape.factors.inferred)}
+        for some in neighbours(tape.walk(), joined=walks[0][1].joins):
+            steps = [(replayed, tape.trained_at(replayed)) for replayed in some]
             for rows, one in walks:
-                row = one.at(replayed, trained).row()
-                if of_step(t, rows) not in self._parts:  # else it lies behind the last state kept
-                    self._parts.add(of_step(t, rows), {**row, **outside, **found})
-                    advanced()
+                for result in one.at(steps):
+                    if of_step(result.index, rows) not in self._parts:
+                        self._add(rows, result, tape)  # else it lies behind the last state kept
+                        advanced()
+            t = some[-1].transition.step.index
             if self.plain or t == tape.window.start or time.monotonic() - kept < _KEPT:
                 continue
             for rows, one in walks:
                 self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})
             kept = time.monotonic()
+
+    def _add(self, rows: slice, result: StepResult, tape: Tape) -> None:
+        """Put on file what was found at a step."""
+        t = result.index
+        found = self._run.states.found(range(t, t + 1))
+        outside = {"outside": np.array(t in tape.factors.inferred)}
+        self._parts.add(of_step(t, rows), {**result.row(), **outside, **found})
 
     def _scores(self, k: int, chunk: Examples) -> dict[str, np.ndarray]:
         """Return what methods score at a checkpoint."""

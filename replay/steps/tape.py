@@ -49,6 +49,7 @@ class Tape:
         plain: Whether no step remembers another: SGD without momentum throughout, or no split.
         splits: Whether the rule can be split: steps are divided, and their moves compared.
         stop: The window's end.
+        last: The step whose examples a walk proves, since it sees them last.
 
     Raises:
         UnsupportedRuleError: The rule cannot be split; names it.
@@ -77,7 +78,7 @@ class Tape:
         self.splits = rule is not None
         self.plain = rule is None or not (unrolls or rule.remembers(log.ever_used))
         whole = window if proven is None else proven
-        self._last = whole[-1 if self.plain else 0]
+        self.last = whole[-1 if self.plain else 0]
         ends = {whole[0], whole[-1]}  # examples that are seen first and last are proven
         if len({_sizes(states, t) for t in whole[-2:]}) > 1:  # the last batch is a short one
             ends.add(whole[-2])
@@ -92,7 +93,6 @@ class Tape:
             allow_mismatch=allow_mismatch,
             whole=unrolls,
         )
-        self._test = models.test.engine
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
         self._kept: list[ReplayedStep] | None = None
@@ -114,10 +114,7 @@ class Tape:
 
     def walk(self) -> Iterator[ReplayedStep]:
         """Yield every step: forwards if they are independent (``plain``), else backwards."""
-        for replayed in self.forwards() if self.plain else self._backwards():
-            if replayed.transition.step.index == self._last:
-                self._test.audit()
-            yield replayed
+        return self.forwards() if self.plain else self._backwards()
 
     def forwards(self) -> Iterator[ReplayedStep]:
         """Yield every step with its examples' gradients, forwards."""

@@ -146,7 +146,7 @@ def _halve(columns: Columns, samples: Samples, look: Look, tolerance: float, res
     errors = JUMP * found.jumps
     while True:
         allowed, room = tolerance * norm(found.shares.sum(1)), MOST - samples.inside
-        error = tolerance * relative(errors.sum(1), allowed)
+        error = tolerance * relative(errors.cumsum(1)[:, -1], allowed)
         goes_on = (error > tolerance) & (room > 0)
         done = ~goes_on
         result.put(columns[done], samples.of(done), found.weights[done], error[done])
@@ -168,9 +168,10 @@ def _finer(
     samples = old.with_more(more)
     found = with_trends(samples)
     within = (samples.u[:, :-1, None] >= old.u[:, None, 1:-1]).sum(2)  # which of the old ones
-    parts = within[:, None] == np.arange(before.shares.shape[1])[:, None]
-    change = norm(before.shares - parts.astype(np.float64) @ found.shares)
     rows = np.arange(len(within))[:, None]
+    halves = np.zeros_like(before.shares)
+    np.add.at(halves, (rows, within), found.shares)  # one after the other, however many rows
+    change = norm(before.shares - halves)
     halved = change[rows, within].clip(_LEAST * found.jumps, JUMP * found.jumps)
     kept = np.where(samples.widths > 0, errors[rows, within], 0.0)
     return samples, found, np.where(chosen[rows, within], halved, kept)
@@ -180,7 +181,8 @@ def _largest(errors: Array, rest: Array, room: Columns) -> NDArray[np.bool_]:
     """Choose the largest errors of each row, so that the others are not more than ``rest``."""
     order = np.argsort(-errors, axis=1)
     falling = np.take_along_axis(errors, order, axis=1)
-    others = falling.sum(1, keepdims=True) - np.cumsum(falling, axis=1)
+    sums = np.cumsum(falling, axis=1)
+    others = sums[:, -1:] - sums
     count = np.minimum(1 + (others > rest).sum(1, keepdims=True), room)
     found: NDArray[np.bool_] = (np.argsort(order, axis=1) < count) & (errors > 0)
     return found
