@@ -88,6 +88,7 @@ def gradients(
     }
     nodes = list(dict.fromkeys(use.node for use in uses.values()))
     total, deltas = _backward(losses, weights, {n: parameters[n] for n in uses}, nodes)
+    total = _flat(total)
     factors = {name: (deltas[use.node], use.inputs) for name, use in uses.items()}
     right = _finite([losses.detach(), *deltas.values(), *total.values()])
     for name, whole in total.items():
@@ -105,6 +106,15 @@ def _backward(
     found = torch.autograd.grad(given.sum(), [*wanted, *edges])
     whole = dict(zip(targets, found[: len(wanted)], strict=False))
     return whole, dict(zip(nodes, found[len(wanted) :], strict=True))
+
+
+def _flat(total: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the same, those of each state one after the other in memory, as ``fused`` has them."""
+    if len({one.dtype for one in total.values()}) != 1:
+        return total
+    rows = [one.flatten(1) for one in total.values()]
+    parts = torch.split(torch.cat(rows, 1), [row.shape[1] for row in rows], 1)
+    return {n: part.view(total[n].shape) for n, part in zip(total, parts, strict=True)}
 
 
 def _use(name: str, parameter: Tensor, losses: Tensor, graph: Graph) -> _Use:

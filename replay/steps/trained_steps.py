@@ -131,7 +131,7 @@ class _Passes:
         for s, one in enumerate(given):
             part = found.at(s)
             ids = one.step.batch_ids
-            rows.append(None if part is None else TrainedStep.of([part], ids, [part.total], {}))
+            rows.append(None if part is None else TrainedStep([part], ids, part.total, {}))
         return rows
 
     def unlike(self, found: TrainedStep) -> str | None:
