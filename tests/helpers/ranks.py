@@ -19,11 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, default_collate
 
 from replay import Task
-from tests.helpers.mixed import SGD_ADAM, Mixed
+from tests.helpers.mixed import SGD_ADAM, Plain
 from tests.helpers.places import ROOT
+from tests.helpers.rules import O
 from tracer import TracingOptimizer, with_ids
 
 SIZE, STEPS = 24, 5
@@ -67,6 +68,46 @@ class Unused(nn.Module):
         return self.branches[int(x[0, 0] > 0)](x)
 
 
+class Looking(nn.Module):
+    """A model whose rows are looked up: it gives sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.rows, self.last = nn.Embedding(8, 3, sparse=True), nn.Linear(3, 1)
+
+    def forward(self, x):
+        """Look up three rows of each example."""
+        return self.last(torch.tanh(self.rows((x[:, :3] * 3).long() % 8).sum(1)))
+
+
+class Shaken(Dataset):
+    """Examples that are drawn at random."""
+
+    def __len__(self):
+        return SIZE
+
+    def __getitem__(self, k):
+        return {"x": X[k] + 0.1 * torch.randn(6, dtype=X.dtype), "y": Y[k]}
+
+
+class Sparse:
+    """SparseAdam of what is looked up, and Adam of the rest."""
+
+    def made(self, parameters):
+        """Return both."""
+        rows, *rest = parameters
+        return Plain([O.SparseAdam([rows], lr=0.05), O.Adam(rest, lr=0.02)])
+
+
+class Turns:
+    """Two optimizers, by name, that take turns."""
+
+    def made(self, parameters):
+        """Return both."""
+        known = list(parameters)
+        return {"first": O.SGD(known[:2], lr=0.1, momentum=0.9), "last": O.Adam(known[2:], lr=0.02)}
+
+
 def sequential(*layers):
     """Return a builder of a model in float64."""
     return lambda: nn.Sequential(*(layer() for layer in layers)).double()
@@ -99,6 +140,7 @@ class Story:
         weights: Whether weights are announced.
         drop_last: Whether the sampler drops the last example, and gives none twice.
         couples: Whether BatchNorm layers become those of ``Synchronised``.
+        shaken: Whether examples are drawn at random.
     """
 
     model: object = LINEAR
@@ -111,10 +153,11 @@ class Story:
     weights: bool = False
     couples: bool = False
     drop_last: bool = False
+    shaken: bool = False
 
     def optimizer(self, parameters):
         """Return a new optimizer."""
-        if isinstance(self.rule, Mixed):
+        if not isinstance(self.rule, tuple):
             return self.rule.made(parameters)
         kind, settings = self.rule
         return kind(parameters, **settings)
@@ -154,18 +197,29 @@ STORIES = {
     "coupled": Story(NORMED, even, couples=True),
     "batches": Story(batches=once, traced={"record": "batches"}),
     "several": Story(NORMED, even, clip=0.05, rule=SGD_ADAM),
+    "uneven-several": Story(batches=uneven, rule=SGD_ADAM, traced={"snapshot_every": 2}),
+    "sparse": Story(lambda: Looking().double(), even, rule=Sparse()),
+    "turns": Story(DROPPING, even, rule=Turns()),
+    "seeds": Story(batches=even, traced={"record": "seeds"}, shaken=True),
 }
 
 
 def task(story):
     """Return the task of a story."""
     examples = [{"x": X[k], "y": Y[k]} for k in range(SIZE)]
-    return Task(story.model, losses, examples, examples[:4])
+    given = {"first": losses, "last": sizes} if isinstance(story.rule, Turns) else losses
+    train = Shaken() if story.shaken else examples
+    return Task(story.model, given, train, examples[:4], measure=losses)
 
 
 def losses(model, batch):
     """Return squared errors."""
     return (model(batch["x"]) - batch["y"]).square().sum(1)
+
+
+def sizes(model, batch):
+    """Return the losses of those steps that the second of two takes."""
+    return (model(batch["x"]) - 2 * batch["y"]).cosh().sum(1)
 
 
 def batches_of(story, rank):
@@ -180,27 +234,35 @@ def batches_of(story, rank):
         yield from ([ids.tolist()] for ids, _ in DataLoader(data, batch_size=4, sampler=sampler))
 
 
-def take(story, ddp, optimizer, own):
+def take(story, ddp, optimizer, own, data, t):
     """Take one step of micro-batches; announce them if the optimizer is a wrapper."""
-    traced = isinstance(optimizer, TracingOptimizer)
+    traced, loss_of = isinstance(optimizer, TracingOptimizer), losses
+    ddp.zero_grad()
+    if isinstance(story.rule, Turns):
+        optimizer, loss_of = optimizer["last" if t % 2 else "first"], sizes if t % 2 else losses
     optimizer.zero_grad()
     for j, ids in enumerate(own):
         with ExitStack() as stack:
             if j < len(own) - 1 and not story.sync:
                 stack.enter_context(ddp.no_sync())
-            batch = {"x": X[ids], "y": Y[ids]}
-            found = losses(ddp, batch)
+            batch = {"x": X[ids], "y": Y[ids]} if data is None else collated(data, ids)
+            found = loss_of(ddp, batch)
             c = torch.arange(1.0, len(ids) + 1, dtype=torch.float64) / 7
             summed = found.sum() if story.traced.get("reduction") else found.mean() / len(own)
             loss = (c * found).sum() if story.weights else summed
             if traced:
-                recorded = batch if story.traced.get("record") else None
+                recorded = batch if story.traced.get("record") == "batches" else None
                 optimizer.observe(ids, weights=c if story.weights else None, batch=recorded)
             loss.backward()
     if story.clip:
         clip = optimizer.clip_grad_norm_ if traced else None
         clip(story.clip) if clip else nn.utils.clip_grad_norm_(ddp.parameters(), story.clip)
     optimizer.step()
+
+
+def collated(data, ids):
+    """Return the examples of an epoch in one batch."""
+    return default_collate([data[k][1] for k in ids])
 
 
 def begun(story, rank):
@@ -221,13 +283,16 @@ def twins(story, path, rank):
     ends = []
     for traced in (False, True):
         ddp, optimizer = begun(story, rank)
+        data = with_ids(Shaken(), seed=7) if story.shaken else None
         with ExitStack() as stack:
             if traced:
-                options = {"snapshot_every": 1, **story.traced}
+                options = {"snapshot_every": 1, "data": data, **story.traced}
                 given = getattr(optimizer, "parts", optimizer)
                 optimizer = stack.enter_context(TracingOptimizer(given, ddp, path, **options))
-            for own in batches_of(story, rank):
-                take(story, ddp, optimizer, own)
+            for t, own in enumerate(batches_of(story, rank)):
+                if data is not None:
+                    data.set_epoch(t // 2)
+                take(story, ddp, optimizer, own, data, t)
         ends.append([p.detach().clone() for p in [*ddp.parameters(), *ddp.buffers()]])
         ends[-1].append(torch.get_rng_state())
     return all(map(torch.equal, *ends))
