@@ -11,7 +11,7 @@ from replay.steps.displacement import Displacement
 from replay.steps.optimizer_state import OptimizerState
 from tracer.records import Step
 from tracer.rules.filter import Filter
-from tracer.rules.rule import Numbers
+from tracer.rules.rule import Numbers, UpdateRule
 
 _STEP = 4 << 10  # bytes that a step takes besides its tensors, about
 _VISIT = 128  # ... an ID and its coefficient
@@ -72,3 +72,13 @@ def settings(step: Step, kappas: Sequence[float]) -> tuple[dict[str, Numbers], d
                 numbers[name] = group.hyperparameters
                 factors[name] = -kappa if group.hyperparameters.get("maximize") else kappa
     return numbers, factors
+
+
+def of_all_groups(step: Step, rule: UpdateRule) -> dict[str, Numbers]:
+    """Return the hyperparameters that a rule takes the largest of, over its optimizer's groups."""
+    found: dict[str, Numbers] = {}
+    for number, groups in step.groups_by_optimizer.items():
+        keys = rule.of(number).largest
+        most = {f"{k} largest": max(group.hyperparameters[k] for group in groups) for k in keys}
+        found |= {name: most for group in groups for name in group.names}
+    return found

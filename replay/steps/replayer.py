@@ -22,7 +22,7 @@ from replay.steps.effective_gradient import effective_gradients
 from replay.steps.filters import filters_of
 from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
-from replay.steps.replayed_step import ReplayedStep, settings
+from replay.steps.replayed_step import ReplayedStep, of_all_groups, settings
 from replay.steps.trained_steps import TrainedSteps
 from replay.task import Task
 from tracer.errors import MismatchError
@@ -136,8 +136,9 @@ class Replayer:
     ) -> tuple[dict[str, Filter], dict[str, Moments], Division]:
         """Return how a step moves each parameter, the moments after it, and the step divided."""
         later = {} if self.stored is None else self.stored.later(now.step)
+        largest = of_all_groups(now.step, rule)
         numbers: dict[str, Numbers] = {
-            name: {**optimizer.as_tensors(name, n), **later.get(name, {})}
+            name: {**optimizer.as_tensors(name, n), **later.get(name, {}), **largest[name]}
             for name, n in logged.items()
         }
         device, dtype = self._models.device, self._models.test.dtype

@@ -77,6 +77,37 @@ def test_an_optimizer_from_outside(tmp_path, name, options, dtype):
     assert np.abs(terms["rounding"]).max() <= limit * np.abs(terms["data"]).max()
 
 
+@pytest.mark.parametrize("options", [{}, {"decouple": False}, {"betas": (0.0, 0.99)}], ids=str)
+def test_prodigy_with_a_group_whose_rate_is_0_at_times(tmp_path, options):
+    """That group looks at no gradient, and moves on at the others' rate."""
+    kind = kind_of("prodigyopt:Prodigy")
+
+    def pause(t, optimizer, _model):
+        optimizer.param_groups[1]["lr"] = float(t in {1, 2, 5})
+
+    rule = Rule("", kind, {**DECAY, "lr": 1.0, "d0": 1e-3, **options})
+    loop = {
+        "groups": lambda model: [{"params": layer.parameters()} for layer in (model[0], model[2])]
+    }
+    loop |= {"settle": pause}
+    run = trace(tmp_path / "run.h5", rule, **loop)
+    same(run.end, untraced(run, **loop))
+    assert str(Replay(run.path, run.task).verify(progress=False)) == "steps 0:6 reproduce"
+    terms = replayed(run).terms["tracin"]
+    assert np.abs(terms["rounding"]).max() <= 1e-13 * np.abs(terms["data"]).max()
+
+
+def test_lion_that_forgets(tmp_path):
+    kind, path = kind_of("lion_pytorch:Lion"), tmp_path / "run.h5"
+    with pytest.raises(
+        UnsupportedRuleError, match=r"(?s)second beta of 0 .*  1\. Train with betas"
+    ):
+        replayed(trace(path, Rule("", kind, {"lr": 0.01, "betas": (0.9, 0.0)})))
+    run = trace(tmp_path / "signs.h5", Rule("", kind, {"lr": 0.01, "betas": (0.0, 0.0)}))
+    terms = replayed(run).terms["tracin"]
+    assert np.abs(terms["rounding"]).max() <= 1e-13 * np.abs(terms["data"]).max()
+
+
 def test_an_option_that_makes_it_another_rule(tmp_path):
     kind = kind_of("pytorch_optimizer:Lion")
     run = trace(tmp_path / "run.h5", Rule("", kind, {"lr": 0.01, "cautious": True}))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tracer.errors import UnsupportedRuleError
 from tracer.rules.arithmetic import over_size
 from tracer.rules.filter import Filter
 from tracer.rules.rule import Now, Numbers, State, UpdateRule
@@ -29,9 +30,17 @@ class Lion(UpdateRule):
 
     def step(self, now: Now) -> tuple[Filter, State]:
         lr, b1, b2 = (float(now.numbers[name]) for name in ("lr", "betas.0", "betas.1"))
+        if not b2 and b1:
+            raise UnsupportedRuleError(
+                "Lion with a second beta of 0 forgets its momentum in the step that uses it, and "
+                "its steps are split by what is left of it.\n"
+                "  1. Train with betas=(0.0, 0.0), or a second beta above 0;\n"
+                "  2. or ask for tracincp, tracin-sgd or the measured drops (Replay.drops)."
+            )
+        ahead = b1 / b2 if b1 else 0.0
         move = Filter(
-            direct=lr * (1 - b1 / b2),
-            through=lr * b1 / b2,
+            direct=lr * (1 - ahead),
+            through=lr * ahead,
             keep=b2,
             gain=1 - b2,
             post=over_size(_mixed(now.buffer, now.u, b1)),

@@ -89,6 +89,8 @@ class UpdateRule:
         refuses: Options with which it is another rule, that is not split.
         after: Hyperparameters that a step changes and needs as they are after it: ``now.numbers``
             has them once more, as ``d after`` for ``d``.
+        largest: Hyperparameters of which a step takes the largest of all groups, which
+            ``now.numbers`` has as ``lr largest`` for ``lr``.
         recorded: Whether ``now.state`` is the run's own before each step, from the log or by steps
             taken again, because it cannot be found from gradients to within their rounding.
             One that rounds its buffer when it puts it away has it in that state, too, as the step
@@ -105,6 +107,7 @@ class UpdateRule:
     frozen: str = "its factors"
     refuses: tuple[str, ...] = ()
     after: tuple[str, ...] = ()
+    largest: tuple[str, ...] = ()
     recorded: bool = False
 
     def remembers(self, used: Callable[[str], bool]) -> bool:

@@ -21,6 +21,7 @@ class Several(UpdateRule):
         self.buffer = next((rule.buffer for rule in self._rules if rule.buffer), None)
         self.recorded = any(rule.recorded for rule in self._rules)
         self.after = tuple({key: None for rule in self._rules for key in rule.after})
+        self.largest = tuple({key: None for rule in self._rules for key in rule.largest})
         self.frozen = "; ".join(f"{name}: {rule.frozen}" for name, rule in rules if rule.frozen)
 
     def remembers(self, used: Callable[[str], bool]) -> bool:
