@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 
 from replay import Replay
 from tests.helpers import rules
 from tests.helpers.comparing import compare
+from tests.helpers.mixed import ADAMW, Mixed
 from tests.helpers.outside import ROWS
 from tests.helpers.rules import Rule, trace, untraced
 from tracer.errors import LogError, UnsupportedRuleError
@@ -90,3 +92,31 @@ def test_a_state_that_is_neither_on_file_nor_found_again(tmp_path):
         Replay(run.path, run.task, **how).influence([0], methods=("tracin",), progress=False)
     run = trace(tmp_path / "on-file.h5", rule, **loop, state_every=1)
     compare(run, rules.clip_factors(run, None), methods=("tracin",), **how)
+
+
+def test_beside_another_optimizer_and_in_segments(tmp_path):
+    """The state of one of two is the run's own; steps are replayed again from it."""
+    kind, options = ROWS[7]
+    rule = Mixed(Rule("soap", kind, options), ADAMW)
+    run = trace(tmp_path / "run.h5", rule, state_every=1)
+    how = {"rules": {"SOAP": kind.rule}, "methods": ("tracin",)}
+    for memory in ("2GiB", "4kB"):
+        found = compare(run, rules.clip_factors(run, None), memory=memory, **how)
+    assert found.attributes["as_in_the_run"].startswith("tests.helpers.outside.SOAP: the eigenb")
+
+
+def test_own_effects_are_the_quadratic_form(tmp_path):
+    kind, options = ROWS[7]
+    run = trace(tmp_path / "run.h5", Rule("", kind, options), steps=4, state_every=1)
+    replay = Replay(run.path, run.task, rules={"SOAP": kind.rule})
+    own = np.zeros(rules.TRAIN)
+    for logged, had in zip(run.logged[0], run.had, strict=True):
+        ids = logged.step.batch_ids
+        for z, g in zip(ids, logged.gradients, strict=True):
+            for n, one in g.items():
+                size = 0.1 * had[n].numbers["size"] * (1 - 0.05 * 0.1) * len(ids)
+                own[z] += size * float(
+                    (kind.turned(one, had[n].matrix) ** 2 / had[n].divisor).sum()
+                )
+    found = replay.self_influence(progress=False).scores["self"]
+    assert np.abs(found - own).max() <= 1e-10 * np.abs(own).max()
