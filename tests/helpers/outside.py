@@ -391,10 +391,14 @@ ROWS = [
     (AdaBelief, {"lr": 0.02, "weight_decay": 0.1}),
     (Lamb, {"lr": 0.02, "weight_decay": 0.1}),
     (LARS, {"lr": 0.1, "weight_decay": 0.1}),
-    (LARS, {"lr": 0.1, "weight_decay": 0.1, "nesterov": True}),
     (SGDScheduleFree, {"lr": 0.1, "weight_decay": 0.1}),
     (AdamWScheduleFree, {"lr": 0.02, "weight_decay": 0.1}),
     (Prodigy, {"lr": 1.0, "weight_decay": 0.1}),
     (SOAP, {"lr": 0.05, "weight_decay": 0.1}),
     (FewBits, {"lr": 0.02, "weight_decay": 0.1}),
+]
+OPTIONS = [
+    (LARS, {"lr": 0.1, "weight_decay": 0.1, "nesterov": True}),
+    (SOAP, {"lr": 0.05, "normalize_gradient": 1.0}),
+    (SOAP, {"lr": 0.05, "correct_bias": 0.0, "precondition_frequency": 3}),
 ]
