@@ -12,7 +12,7 @@ from replay import Replay
 from tests.helpers import rules
 from tests.helpers.comparing import compare
 from tests.helpers.mixed import ADAMW, Mixed
-from tests.helpers.outside import OPTIONS, ROWS
+from tests.helpers.own_states import OPTIONS, ROWS
 from tests.helpers.rules import Rule, trace, untraced
 from tracer.errors import LogError, UnsupportedRuleError
 
@@ -102,7 +102,7 @@ def test_beside_another_optimizer_and_in_segments(tmp_path):
     how = {"rules": {"SOAP": kind.rule}, "methods": ("tracin",)}
     for memory in ("2GiB", "4kB"):
         found = compare(run, rules.clip_factors(run, None), memory=memory, **how)
-    assert found.attributes["as_in_the_run"].startswith("tests.helpers.outside.SOAP: the eigenb")
+    assert found.attributes["as_in_the_run"].startswith("tests.helpers.own_states.SOAP: the eigenb")
 
 
 def test_own_effects_are_the_quadratic_form(tmp_path):
