@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import combinations
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from replay.arguments import one_of
 from replay.plots.canvas import (
@@ -23,9 +25,13 @@ from replay.plots.canvas import (
 from replay.results.agreement import LABELS, METRICS, Agreement
 from replay.results.influence import Influence
 
+Table = NDArray[np.float64]
+Places = NDArray[np.int64]
 _MATRIX = METRICS[:6]  # those that are the same both ways and at most 1
 _RASTER = 1500  # points that are an image from here on, also in a PDF
 _COLUMNS = 3
+_DOTS = 1 << 16  # drawn at most, besides the largest
+LARGEST = 1500  # dots that are always drawn
 _PALE = 1.8  # beyond the range, so that black text stands on every cell
 
 
@@ -73,6 +79,8 @@ def scatter(
 ) -> Figure:
     """Draw the scores of methods against each other: a dot is a training and a test example.
 
+    Of very many dots the largest are drawn, and others taken evenly; a title says so.
+
     Args:
         influence: The result.
         pairs: Pairs of methods, x then y; default: every pair.
@@ -89,8 +97,48 @@ def scatter(
     return figure
 
 
+def strongest(x: Table, y: Table) -> Places:
+    """Return the places of the largest scores of either table that are finite in both.
+
+    Rows are looked at one by one: tables may be larger than memory.
+    """
+    whole = _largest(x, y)
+    sizes, places, least = np.zeros(0), np.zeros(0, np.int64), -1.0
+    for j, (finite, *rows) in enumerate(_rows(x, y)):
+        shares = [np.abs(row) / size for row, size in zip(rows, whole, strict=True)]
+        found = np.where(finite, np.maximum(*shares), -1.0)
+        new = np.flatnonzero(found > least)
+        sizes = np.concatenate([sizes, found[new]])
+        places = np.concatenate([places, new + j * len(found)])
+        kept = np.argsort(-sizes, kind="stable")[:LARGEST]
+        sizes, places = sizes[kept], places[kept]
+        least = sizes[-1] if len(kept) == LARGEST else -1.0
+    return np.sort(places)
+
+
+def _rows(x: Table, y: Table) -> Iterator[tuple[NDArray[np.bool_], Table, Table]]:
+    """Yield each row of two tables, and where both are finite."""
+    for a, b in zip(x, y, strict=True):
+        yield np.isfinite(a) & np.isfinite(b), a, b
+
+
+def _largest(x: Table, y: Table) -> list[float]:
+    """Return the largest size in each of two tables, where both are finite."""
+    found = [1e-300, 1e-300]
+    for finite, *rows in _rows(x, y):
+        sizes = [float(np.abs(row[finite]).max(initial=0)) for row in rows]
+        found = [*map(max, found, sizes)]
+    return found
+
+
 def _scatter(axes: Axes, influence: Influence, pair: tuple[str, str]) -> None:
-    x, y = (drawn(influence.scores[one_of("method", m, influence.scores)]).ravel() for m in pair)
+    tables = [influence.scores[one_of("method", m, influence.scores)] for m in pair]
+    size, places = tables[0].size, np.arange(min(tables[0].size, _DOTS))
+    if size > _DOTS:
+        evenly = np.linspace(0, size - 1, _DOTS).astype(np.int64)
+        places = np.union1d(evenly, strongest(*tables))
+        axes.set_title(f"{len(places):,} of {size:,} dots: the largest, and others evenly")
+    x, y = (drawn(table.reshape(-1)[places]) for table in tables)
     cross(axes)
     axes.plot(
         *(x, y, "o"),
@@ -102,7 +150,7 @@ def _scatter(axes: Axes, influence: Influence, pair: tuple[str, str]) -> None:
     )
     diagonal(axes, x, y)
     axes.set(xlabel=f"{pair[0]} score [{unit_of(influence.attributes)}]", ylabel=f"{pair[1]} score")
-    say_missing(axes, *(influence.scores[method] for method in pair))
+    say_missing(axes, *tables)
 
 
 def _value(found: Agreement, first: str, second: str, metric: str) -> float:

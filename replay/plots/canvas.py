@@ -104,7 +104,8 @@ def drawn(values: Any) -> Values:
 
 def say_missing(axes: Axes, *values: Any) -> None:
     """Say on the axes how many numbers are not finite, if any."""
-    count = sum(int((~np.isfinite(np.asarray(one))).sum()) for one in values)
+    rows = (row for one in values for row in np.atleast_2d(one))  # of tables beyond memory, too
+    count = sum(int((~np.isfinite(row)).sum()) for row in rows)
     if count:
         text, where = f"{count} not finite, not drawn", axes.transAxes
         axes.text(0.5, 0.98, text, transform=where, ha="center", va="top", fontsize=8, color=RED)

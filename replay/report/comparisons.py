@@ -10,12 +10,11 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from replay.plots.agreement import strongest
 from replay.report.tables import Table, counted, numeric, words
 from replay.results.agreement import LABELS, Agreement, where_totals_hold
 from replay.results.influence import Influence
 from replay.results.row import Row as Scores
-
-_MOST = 1500  # dots of a figure that answer
 
 
 def agreement_table(found: Agreement, scores: Mapping[str, Scores], name: str) -> Table:
@@ -52,10 +51,10 @@ def hover(figure: Figure, influence: Influence, pair: tuple[str, str]) -> Markup
     Places are in the units of the figure's SVG: points, from the top left.
     """
     x, y = (influence.scores[method] for method in pair)
-    chosen = _strongest(x, y)
+    chosen = strongest(x, y)
     axes, (width, height) = figure.axes[0], figure.get_size_inches() * 72
     tests, trains = np.unravel_index(chosen, x.shape)
-    data = np.stack([x.flat[chosen], y.flat[chosen]], axis=1)
+    data = np.stack([one.reshape(-1)[chosen] for one in (x, y)], axis=1)
     places = axes.transData.transform(data) * 72 / figure.dpi if len(data) else data
     dots: dict[str, Any] = {
         "size": [round(float(width), 2), round(float(height), 2)],
@@ -76,14 +75,3 @@ def in_script(value: Any) -> Markup:
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")
     return Markup(text)
-
-
-def _strongest(x: Scores, y: Scores) -> Any:
-    """Return the places of the largest scores of either table that are finite in both."""
-    finite = np.isfinite(x.ravel()) & np.isfinite(y.ravel())
-    sizes = []
-    for scores in (x.ravel(), y.ravel()):
-        size = np.where(finite, np.abs(scores), -1.0)
-        sizes.append(size / max(float(size.max(initial=0)), 1e-300))
-    order = np.argsort(-np.maximum(*sizes), kind="stable")[:_MOST]
-    return np.sort(order[finite[order]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from importlib import import_module
 
 import matplotlib as mpl
 import numpy as np
@@ -51,6 +52,24 @@ def test_numbers_that_are_not_finite_and_ids_that_a_typesetter_reads(draw, tmp_p
     found.scores["ideal"][0, 0] = np.nan
     found.terms["ideal"]["data"][1] = np.nan
     draw(found).savefig(tmp_path / "figure.svg")
+
+
+def test_of_many_scores_the_largest_are_drawn_and_some(monkeypatch):
+    module = import_module("replay.plots.agreement")
+    monkeypatch.setattr(module, "_DOTS", 5)
+    monkeypatch.setattr(module, "LARGEST", 4)
+    x, y = np.random.default_rng(0).normal(size=(2, 2, 6)) * [[[1]], [[9]]]
+    x[1, 2], y[0, 4] = np.nan, np.inf
+    finite = np.isfinite(x) & np.isfinite(y)
+    shares = [np.abs(one) / np.abs(one[finite]).max() for one in (x, y)]
+    largest = np.argsort(-np.where(finite, np.fmax(*shares), -1).ravel())[:4]
+    assert module.strongest(x, y).tolist() == sorted(largest)
+    (axes,) = plots.scatter(replace(adding_up(), scores={"x": x, "y": y})).axes
+    places = sorted({0, 2, 5, 8, 11, *largest})
+    assert axes.get_title().startswith(f"{len(places)} of 12 dots: ")
+    line = next(line for line in axes.lines if len(line.get_xdata()) == len(places))
+    np.testing.assert_array_equal(line.get_xdata(), x.ravel()[places])
+    assert axes.texts[0].get_text().startswith("2 not finite")
 
 
 def test_scatter_has_every_score():
