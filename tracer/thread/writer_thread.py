@@ -17,7 +17,7 @@ from tracer.thread.ring import Ring, Slot
 
 Job: TypeAlias = Callable[[LogWriter], None]
 
-_BURST = 0.05  # seconds that jobs are collected for; what a kill may cost, about
+_BURST = 0.2  # seconds that jobs are collected for; what a kill may cost, about
 
 
 class WriterThread:
