@@ -3,16 +3,22 @@
 *tracing*: a step of DistributedDataParallel with two ranks of one thread each, traced over
 untraced. Both are runs of the same processes that take turns in blocks; a block's time is divided
 by that of the untraced block of its turn. Median and quartiles of the ratios on rank 0, and the
-processor time of all its threads, which other programs on the machine change less. A second
-untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did, and
-nothing of the other one: the rest is what gathering adds.
+processor time of all threads of both ranks, which other programs on the machine change less. A
+second untraced run says how far two of a kind are apart. *rank 0 alone* logs what that rank did,
+and nothing of the other one: the rest is what gathering adds.
 
 *replaying*: `tracin` of a run of the same model, 100 test examples, shared among processes of one
 thread each, over one process alone with one thread. From the moment at which all processes have
 opened the run to the result; the parts' files are in it. Median of the ratios of the turns.
 
+*memory*: what a process holds whose tables are larger than its `--memory`.
+
+*model*: what a step of a replay takes, fitted to small sizes, and by that a large one.
+
     python benchmarks/scale.py tracing
     python benchmarks/scale.py replaying
+    MALLOC_MMAP_THRESHOLD_=1048576 python benchmarks/scale.py memory
+    python benchmarks/scale.py model
 """
 
 from __future__ import annotations
@@ -32,6 +38,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from cost_model import model
+from large_tables import memory
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -43,8 +51,8 @@ from replay.results.parts import remove_parts
 from replay.session.together import influence_together
 from tracer import TracingOptimizer
 
-RANKS, BLOCKS, STEPS = 2, 15, 8
-TRACED, TURNS = 128, 3
+RANKS, BLOCKS, STEPS = 2, 30, 8
+TRACED, TURNS = 72, 1
 KINDS = ("untraced", "untraced again", "rank 0 alone", "traced")
 
 
@@ -85,7 +93,7 @@ class Run:
         self.block()
 
     def block(self) -> tuple[float, float]:
-        """Train a block; return seconds and processor seconds a step."""
+        """Train a block; return a step's seconds, and processor seconds of both ranks."""
         dist.barrier()
         began, used = time.perf_counter(), time.process_time()
         for _ in range(STEPS):
@@ -93,7 +101,10 @@ class Run:
             self.optimizer.zero_grad()
             F.cross_entropy(self._ddp(x), y).backward()
             self.optimizer.step(**self._options)
-        return (time.perf_counter() - began) / STEPS, (time.process_time() - used) / STEPS
+        took = time.perf_counter() - began
+        both = torch.tensor(time.process_time() - used, dtype=torch.float64)
+        dist.all_reduce(both)
+        return took / STEPS, both.item() / STEPS
 
 
 def rank(number: int, folder: Path) -> None:
@@ -118,6 +129,8 @@ def show(times: dict[str, list[tuple[float, float]]]) -> None:
     """Print a row for each kind."""
     base = times["untraced"]
     print(f"load {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    both = 1000 * statistics.median(one[1] for one in base)
+    print(f"processor time of an untraced step on both ranks: {both:.1f} ms")
     print("| run | ms a step | over untraced: quartiles, median | processor time |")
     print("|---|---|---|---|")
     for kind, found in times.items():
@@ -203,5 +216,5 @@ def replaying() -> None:
 
 if __name__ == "__main__":
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in sys.argv[1:] or ["tracing", "replaying"]:
-        {"tracing": tracing, "replaying": replaying}[name]()
+    for name in sys.argv[1:] or ["tracing", "replaying", "memory", "model"]:
+        {"tracing": tracing, "replaying": replaying, "memory": memory, "model": model}[name]()
