@@ -125,9 +125,8 @@ def fitted(rule: str) -> None:
         f"{100 * p / parts.sum():.0f} % {n}" for p, n in zip(parts, TERMS, strict=True)
     )
     print(f"1e6 x 1e4 examples, 1e5 steps of 1,000, 1e8 parameters: {hours:.2e} hours of this core")
-    print(
-        f"({core:.1e} operations a second), {there:.0f} hours of {GPUS} GPUs at {SPEED:.0e}; {shares}"
-    )
+    print(f"({core:.1e} operations a second), {there:.0f} hours of {GPUS} GPUs at {SPEED:.0e}")
+    print(shares)
 
 
 def model() -> None:
