@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Arrays = Mapping[str, NDArray[Any]]
+Piece = bytes | memoryview
 _LINE = 32  # bytes of a first line, at most
 
 
@@ -46,20 +47,26 @@ class Record:
         return found
 
 
-def packed(header: Mapping[str, Any], arrays: Arrays) -> bytes:
-    """Return a record as bytes."""
+def packed(header: Mapping[str, Any], arrays: Arrays) -> list[Piece]:
+    """Return a record as bytes, in pieces: large arrays are not copied."""
     little = {
         name: np.asarray(a, a.dtype.newbyteorder("<"), order="C") for name, a in arrays.items()
     }
     named = [[name, a.dtype.str, list(a.shape)] for name, a in little.items()]
     line = json.dumps({**header, "arrays": named}, sort_keys=True).encode() + b"\n"
-    body = b"".join([line, *(a.tobytes() for a in little.values())])
-    return with_checksum(body)
+    return _checked([line, *(a.reshape(-1).view(np.uint8).data for a in little.values())])
 
 
 def with_checksum(body: bytes) -> bytes:
     """Return bytes behind a line with their checksum and how many they are."""
-    return f"{zlib.crc32(body):08x} {len(body)}\n".encode() + body
+    return b"".join(_checked([body]))
+
+
+def _checked(body: list[Piece]) -> list[Piece]:
+    checksum, size = 0, 0
+    for piece in body:
+        checksum, size = zlib.crc32(piece, checksum), size + len(piece)
+    return [f"{checksum:08x} {size}\n".encode(), *body]
 
 
 def without_checksum(data: bytes) -> bytes | None:

@@ -160,7 +160,7 @@ class Parts:
         assert self._file is not None
         path, start = Path(self._file.name), self._file.tell()
         try:
-            self._file.write(packed(header, arrays))
+            self._file.writelines(packed(header, arrays))
             self._file.flush()
         except OSError as error:
             raise _unwritten(path.parent, error) from error
