@@ -4,7 +4,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 OLDEST := .venv-oldest
-TRAINERS := transformers lightning accelerate ignite skorch lora
+TRAINERS := transformers lightning accelerate ignite skorch fastai lora
 
 .PHONY: help demo test test-oldest test-integrations soak lint bench docs constraints clean
 .PHONY: example-mnist example-mislabelled example-text example-approximation-study

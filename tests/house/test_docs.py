@@ -28,7 +28,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")]
 PAGES += sorted((ROOT / "docs").rglob("*.md"))
-TRAINERS = ("transformers", "lightning", "accelerate", "ignite", "skorch")
+TRAINERS = ("transformers", "lightning", "accelerate", "ignite", "skorch", "fastai")
 OPTIONAL = {
     f"docs/how-to/{name}.md": name for name in TRAINERS
 }  # `make test-integrations` has them

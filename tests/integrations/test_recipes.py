@@ -67,3 +67,25 @@ def test_skorch(page):
         ids = [i for t in range(7) for i in log.batch_ids(t)]
         assert len(set(ids)) == 51  # the others are skorch's validation
         assert {step.epoch for step in log.steps()} == {0, 1, 2}
+
+
+@pytest.fixture
+def learner():
+    return pytest.importorskip("fastai.learner", reason="needs pip install fastai").Learner
+
+
+@pytest.mark.parametrize("page", ["fastai"], indirect=True)
+def test_fastai(learner, page):
+    torch.manual_seed(7)
+    model, train, held = page["build"](), page["train"], page["held"]
+
+    def plain(groups, **settings):
+        return page["OptimWrapper"](opt=torch.optim.AdamW(model.parameters(), lr=1e-2))
+
+    loaders = page["DataLoaders"](DataLoader(train, 8, shuffle=True), DataLoader(held, 8))
+    untraced = learner(loaders, model, F.cross_entropy, opt_func=plain)
+    with untraced.no_bar(), untraced.no_logging():
+        untraced.fit(2, lr=1e-2)
+    assert same_bits(model, page["model"])
+    with open_log("run.h5") as log:
+        assert [step.epoch for step in log.steps()] == [0] * 6 + [1] * 6
