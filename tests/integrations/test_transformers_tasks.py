@@ -83,7 +83,7 @@ def test_a_model_in_bfloat16(tmp_path):
         rounded = run.influence([0, 3], methods=("tracin",), progress=False).scores["tracin"]
     exact = Replay(tmp_path / "run.h5", task, dtype=torch.float64)
     found = exact.influence([0, 3], methods=("tracin",), progress=False).scores["tracin"]
-    assert np.abs(rounded).max() > 100 > 10 > np.abs(found).max()
+    assert np.abs(rounded).max() > 5 * np.abs(found).max() > 0
 
 
 LABELS = {
