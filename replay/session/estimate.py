@@ -141,12 +141,12 @@ def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
             return run.tape(walk.steps[:count], shown, **how)
 
         whole, part = tape(len(walk.steps)).estimate(), tape(few).estimate()
-        each = 0.0
-        if whole.replays:
+        each, again = 0.0, whole.replays - part.replays * len(walk.steps) / few  # beyond the timed
+        if again > 0:
             kept = 0 if tape(1).plain and walk.names is None else walk.vectors
             chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
             each = len(chunks) * _timed(lambda count: list(tape(count).checks()), few)[1]
-    return Cost(whole.replays * each, max(0, whole.nbytes - part.nbytes))
+    return Cost(max(0.0, again) * each, max(0, whole.nbytes - part.nbytes))
 
 
 def _timed(job: Callable[[int], object], more: int) -> tuple[float, float]:

@@ -12,6 +12,7 @@ import torch
 from replay import Replay
 from replay.steps.replayer import Replayer
 from replay.steps.schedule import Capacity, capacity_of, estimate, segment_starts
+from replay.steps.trained_steps import TrainedSteps
 from tests.helpers.rules import BY_NAME, trace
 
 
@@ -141,13 +142,13 @@ def test_estimates_see_what_is_replayed_again(tmp_path, monkeypatch):
     """Time is counted in replays and passes instead of seconds."""
     run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=40)
     ticks = [0.0]
-    replayed = Replayer._run
+    replayed = TrainedSteps.of
 
-    def spy(self, how, step, state):
+    def spy(self, t, **how):
         ticks[0] += 1.0
-        return replayed(self, how, step, state)
+        return replayed(self, t, **how)
 
-    monkeypatch.setattr(Replayer, "_run", spy)
+    monkeypatch.setattr(TrainedSteps, "of", spy)
     monkeypatch.setattr("time.perf_counter", lambda: ticks[0])
     for memory in ("2GiB", 2_000_000):
         replay = Replay(run.path, task=run.task, memory=memory)
