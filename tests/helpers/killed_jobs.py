@@ -34,9 +34,6 @@ ELASTIC = [
     "3",
     "--monitor-interval",
     "0.1",
-    "-m",
-    "--",
-    "replay",
 ]
 
 
