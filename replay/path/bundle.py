@@ -138,14 +138,16 @@ class _Products:
 
     def __init__(self, lines: Sequence[StepPath]) -> None:
         forms = [line.trained.batches[0].forms for line in lines]
+        self._visits = len(lines[0].trained.ids)
         parts, moved = [line.parts for line in lines], [line.replayed.filters for line in lines]
         scales = [line.scale for line in lines]
         self._count = len(parts[0])
         self._scale, self._moved = dict[str, Tensor](), dict[str, Tensor]()
         self._trained: dict[str, tuple[Tensor, Tensor | None]] = {}
         self._parts: dict[str, dict[int, Tensor]] = {}
-        for name, form in forms[0].items():
-            self._trained[name] = _factors([one[name] for one in forms])
+        for name, form in lines[0].ends[0].forms.items():
+            if name in forms[0]:
+                self._trained[name] = _factors([one[name] for one in forms])
             zero = form.tensors[0].new_zeros(form.shape)
             number = partial(zero.new_tensor, dtype=torch.float64)
             self._scale[name] = number([s.get(name, 0.0) for s in scales])[:, None, None]
@@ -162,22 +164,22 @@ class _Products:
         """Return shares ``(16, b, J, m)``, parts ``(16, k, J, m)`` and norms ``(16, J, m)``."""
         m = next(iter(found.values()))[0].shape[1]
         size = sum(len(delta) for delta, _ in list(found.values())[:1]) // SLOTS * m
-        b = next(iter(self._trained.values()))[0].shape[1]
         some = next(iter(self._scale.values()))
-        shares, parts = some.new_zeros(SLOTS, b, size), some.new_zeros(SLOTS, self._count, size)
-        norms = some.new_zeros(SLOTS, size)
-        for name in self._trained:  # in one order in every process: sums are rounded
-            if name not in found:
-                continue
+        shares = some.new_zeros(SLOTS, self._visits, size)
+        parts, norms = some.new_zeros(SLOTS, self._count, size), some.new_zeros(SLOTS, size)
+        for name in self._scale:  # in one order in every process: sums are rounded
             delta, inputs = (None if one is None else _turned(one) for one in found[name])
-            theirs, other = self._trained[name]
             assert delta is not None
-            gram, squares = torch.bmm(theirs, delta.mT), delta.double().square().sum(2)
-            if inputs is not None and other is not None:
-                gram *= torch.bmm(other, inputs.mT)
+            squares = delta.double().square().sum(2)
+            if inputs is not None:
                 squares *= inputs.double().square().sum(2)
-            shares += gram.double().mul_(self._scale[name])
             norms += squares.mul_(self._moved[name])
+            if name in self._trained:  # a frozen one may move all the same
+                theirs, other = self._trained[name]
+                gram = torch.bmm(theirs, delta.mT)
+                if inputs is not None and other is not None:
+                    gram *= torch.bmm(other, inputs.mT)
+                shares += gram.double().mul_(self._scale[name])
             for k, part in self._parts[name].items():  # each by itself: others may have more
                 along = torch.bmm(delta, part)
                 along = along if inputs is None else along.mul_(inputs)

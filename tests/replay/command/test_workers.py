@@ -54,9 +54,9 @@ def test_workers_start_again_when_one_is_killed(monkeypatch, ends, code, times):
     begun = Mock(side_effect=ends)
     monkeypatch.setattr(launch, "_launched", begun)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.delenv(BEGUN, raising=False)
-    assert (launch.on_several(2, ["verify", "run.h5"]), begun.call_count) == (code, times)
+    monkeypatch.setenv(BEGUN, "2")  # so that it is put back, whatever is set meanwhile
     monkeypatch.delenv(BEGUN)
+    assert (launch.on_several(2, ["verify", "run.h5"]), begun.call_count) == (code, times)
 
 
 def test_errors_are_said_once(folder):
