@@ -166,6 +166,9 @@ class Unrolling:
     ) -> Tensor:
         """Return ``−⟨ā, c_i g_i⟩`` of every occurrence, float64 ``(b, m)``."""
         chosen = {n: -c for n, c in cotangent.items() if names is None or n in names}
+        if not chosen:  # the step moved none of them
+            sizes = len(trained.ids), len(self._examples)
+            return torch.zeros(*sizes, dtype=torch.float64, device="cpu")
         return torch.cat([products.with_vectors(batch, chosen) for batch in trained.batches])
 
 

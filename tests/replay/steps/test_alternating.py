@@ -78,6 +78,11 @@ def test_without_an_example_and_its_derivative(tmp_path):
     assert np.abs(found.values[0] - values(untraced(clip=0.05, scales=scales), run)).max() < 1e-12
     assert np.abs(found.values[0] - whole).max() > 1e-3
     slopes = replay.influence([0, 1], **ASK | {"methods": ("unrolled",)}).scores["unrolled"]
+    blocks = [  # a step of one of them moves nothing of the other
+        replay.influence([0, 1], **ASK | {"methods": ("unrolled",), "parameters": f"{name}.*"})
+        for name in (GENERATOR, DISCRIMINATOR)
+    ]
+    assert np.allclose(sum(one.scores["unrolled"] for one in blocks), slopes, rtol=0, atol=1e-13)
     direction, h = torch.linspace(-1, 1, 12, dtype=torch.float64), 1e-5
     ends = [values(untraced(clip=0.05, scales=one + s * h * direction), run) for s in (1, -1)]
     expected = (ends[1] - ends[0]) / (2 * h)
