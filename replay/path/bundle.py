@@ -179,6 +179,10 @@ class _Products:
                 gram = torch.bmm(theirs, delta.mT)
                 if inputs is not None and other is not None:
                     gram *= torch.bmm(other, inputs.mT)
+                elif inputs is not None:  # a column that is a layer on one side only: numbers
+                    gram *= inputs.mT
+                elif other is not None:
+                    gram *= other
                 shares += gram.double().mul_(self._scale[name])
             for k, part in self._parts[name].items():  # each by itself: others may have more
                 along = torch.bmm(delta, part)
@@ -216,14 +220,15 @@ def bundled(lines: Sequence[StepPath]) -> Bundles:
     alike: dict[Hashable, list[StepPath]] = {}
     for line in lines if lines[0].run.together else ():
         if _fits(line):
-            names = (tuple(one.forms) for one in (line.trained.batches[0], *line.ends))
-            alike.setdefault((len(line.trained.ids), *names), []).append(line)
-    found: dict[int, Bundle] = {}
-    for some in alike.values():
-        one = Bundle(some)
+            found = (one.forms.items() for one in (line.trained.batches[0], *line.ends))
+            kinds = (tuple((name, type(form)) for name, form in some) for some in found)
+            alike.setdefault((len(line.trained.ids), *kinds), []).append(line)
+    bundles: dict[int, Bundle] = {}
+    for lines in alike.values():
+        one = Bundle(lines)
         one.meet_ends()
-        found |= {id(line): one for line in some}
-    return found
+        bundles |= {id(line): one for line in lines}
+    return bundles
 
 
 def _fits(line: StepPath) -> bool:

@@ -130,6 +130,19 @@ class Scaled(Net):
         return h * self.scale
 
 
+class Column(Net):
+    """Has a column that scales what is trained, and is a layer of what is measured."""
+
+    def __init__(self):
+        super().__init__()
+        self.column = nn.Parameter(torch.rand(4, 1))
+
+    def between(self, h, x):
+        if self.training:
+            return h * self.column[:, 0]
+        return h + nn.functional.linear(h[:, :1], self.column)
+
+
 class Moody(Net):
     """Is another one when somebody says so."""
 
@@ -201,6 +214,16 @@ def test_states_together_give_what_each_gives_alone(tmp_path, stacked, rule):
         np.testing.assert_allclose(found.scores[method], scores, rtol=0, atol=size)
         if method in one.drops:
             np.testing.assert_allclose(found.drops[method], one.drops[method], 1e-12, 1e-14)
+
+
+def test_a_parameter_that_is_a_layer_on_one_side_only(tmp_path, stacked):
+    task = traced(tmp_path / "run.h5", Column)
+    one, found = (
+        asked(tmp_path / "run.h5", task, METHODS[:2], audit=k, dtype=torch.float64) for k in (1, 99)
+    )
+    assert {name for name, _ in stacked} == {"gradients of task.loss", "values of task.loss"}
+    for method, scores in one.scores.items():
+        np.testing.assert_allclose(found.scores[method], scores, rtol=0, atol=1e-13)
 
 
 def test_no_bit_depends_on_who_asks(tmp_path):
