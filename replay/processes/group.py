@@ -45,7 +45,7 @@ class Group:
 
     @cached_property
     def _store(self) -> Store:
-        return Store.of_job()
+        return Store.of_job(self.rank, self.size)
 
     def device(self, named: str) -> str:
         """Return which device this process takes: of several GPUs, one of its own."""

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+from replay.processes.meeting import met
 from tracer.errors import InputError
 
 _PATIENCE = timedelta(minutes=30)  # without a sign of the others
@@ -26,19 +27,21 @@ class Store:
 
     Args:
         kept: What keeps it, one of ``torch.distributed``'s stores.
+        name: Of the part of it that these processes share.
     """
 
-    def __init__(self, kept: Any) -> None:
-        self._kept, self._beats = kept, 0
+    def __init__(self, kept: Any, name: str = "job") -> None:
+        self._kept, self._name, self._beats = kept, name, 0
         self._ended = threading.Event()
 
     @classmethod
-    def of_job(cls) -> Store:
+    def of_job(cls, rank: int, size: int) -> Store:
         """Return the store of the job that the environment names."""
         from torch.distributed.rendezvous import rendezvous
 
         with _reached():
-            store = cls(next(rendezvous("env://", timeout=_PATIENCE))[0])
+            kept = next(rendezvous("env://", timeout=_PATIENCE))[0]
+            store = cls(kept, met(kept, rank, size, cls(kept).missed()))
         store.begin()
         return store
 
@@ -53,18 +56,18 @@ class Store:
     def add(self, name: str, number: int) -> int:
         """Add to a number, which begins at 0, and return it."""
         with _reached():
-            return int(self._kept.add(name, number))
+            return int(self._kept.add(self._key(name), number))
 
     def set(self, name: str, text: str) -> None:
         """Write a text."""
         with _reached():
-            self._kept.set(name, text)
+            self._kept.set(self._key(name), text)
 
     def get(self, name: str) -> str:
         """Return a text, as soon as it is written."""
         self.wait([name])
         with _reached():
-            return str(self._kept.get(name).decode())
+            return str(self._kept.get(self._key(name)).decode())
 
     def wait(self, names: Sequence[str]) -> None:
         """Wait until all texts are written.
@@ -97,7 +100,10 @@ class Store:
 
     def _written(self, names: Sequence[str]) -> bool:
         with _reached():
-            return bool(self._kept.check(list(names)))
+            return bool(self._kept.check([self._key(name) for name in names]))
+
+    def _key(self, name: str) -> str:
+        return f"{self._name}/{name}"
 
     def _beat(self) -> None:
         while not self._ended.wait(_BEAT):

@@ -101,7 +101,7 @@ class BoundRun:
             tests: How many examples there are beside a batch.
         """
         found = torch.get_num_threads()
-        if size < _MUCH * found or not self.log.is_dense or self.computing.device.type != "cpu":
+        if size < _MUCH or not self.log.is_dense or self.computing.device.type != "cpu":
             return
         examples = tests + len(self.log.batch_ids(0))
         arithmetic = examples * sum(

@@ -6,6 +6,7 @@ import copy
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from functools import partial
 from types import SimpleNamespace
@@ -21,6 +22,7 @@ from replay.command.importing import say_interrupted
 from replay.processes import launch, store
 from replay.processes.alone import Alone
 from replay.processes.launch import BEGUN
+from replay.processes.meeting import met
 from replay.processes.store import Store
 from replay.session.together import influence_together
 from tests.helpers import killed_jobs
@@ -134,6 +136,18 @@ def test_long_work_of_others_is_waited_for(monkeypatch):
     with pytest.raises(InputError, match="no sign|gave a sign"):
         own.get("told/never")
     own.end()
+
+
+def test_what_dead_processes_claimed_is_free_again():
+    """Torchrun keeps a store through its restarts; one of the first start never came so far."""
+    kept = HashStore()
+    kept.set("hello/2", "a word of a process that was killed before it was answered")
+    for ranks in ((0, 1), (0, 1, 2), (2, 0, 1)):
+        with ThreadPoolExecutor() as pool:
+            begun = [pool.submit(met, kept, rank, len(ranks), lambda: None) for rank in ranks]
+            names = {one.result() for one in begun}
+        assert len(names) == 1
+        assert Store(kept, names.pop()).add("claimed/steps from 0", 1) == 1
 
 
 def test_a_launcher_that_is_gone_is_said(monkeypatch):
