@@ -35,7 +35,6 @@ def test_interrupt_while_importing(folder):
     "arguments",
     [
         ["--log", "run.h5", "--test", "ids.txt"],
-        ["--log", "run.h5", "--test", "ids.txt", "--json"],
         ["inspect", "run.h5"],
         ["--help"],
     ],

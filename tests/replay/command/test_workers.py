@@ -123,11 +123,11 @@ def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):
 
 def test_long_work_of_others_is_waited_for(monkeypatch):
     """Each gives signs of life while it works; one's own are none of others."""
-    monkeypatch.setattr(store, "_PATIENCE", timedelta(seconds=1))
+    monkeypatch.setattr(store, "_PATIENCE", timedelta(seconds=0.5))
     monkeypatch.setattr(store, "_BEAT", 0.1)
     kept = HashStore()
     other, own = Store(kept), Store(kept)
-    stopped = threading.Timer(2.0, other.set, ["told/late", "7"])
+    stopped = threading.Timer(1.0, other.set, ["told/late", "7"])
     for beating in (other, own):
         beating.begin()
     stopped.start()

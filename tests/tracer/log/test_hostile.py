@@ -44,7 +44,7 @@ def originals(tmp_path_factory):
     return [(path, path.read_bytes(), digest(path)) for path in paths]
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_mutated_files(originals, tmp_path, seed):
     """Flipped, zeroed, copied and cut bytes: never another result, never a crash."""
     rng = random.Random(seed)

@@ -60,7 +60,7 @@ def test_of_a_burst_what_fits_is_kept(tmp_path):
     assert done.stdout in ("11 11\n", "12 12\n"), done.stderr  # of 200 kB each, and w_0
 
 
-@pytest.mark.parametrize(("ending", "every"), [("close", 1), ("forget", 1), ("close", 5)])
+@pytest.mark.parametrize(("ending", "every"), [("forget", 1), ("close", 5)])
 def test_file_size_limit(tmp_path, ending, every):
     path = tmp_path / "run.h5"
     check_stopped(script(FULL, path, "limit", ending, every), path)

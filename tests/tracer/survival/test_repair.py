@@ -70,7 +70,7 @@ def values(name, count):
         (0, 300, {}, {b"OHDR"}, 6),
         (3, 300, {}, {b"EAIB"}, 6),
         (260, 1500, {}, {b"EAIB", b"EASB"}, 6),
-        (33_000, 36_500, {}, {b"EADB", b"EASB"}, 3),  # blocks larger than a page of the disk
+        (33_000, 36_500, {}, {b"EADB", b"EASB"}, 2),  # blocks larger than a page of the disk
         (9_000, 10_500, {"compression": 1}, {b"EADB"}, 4),  # entries with sizes
         (131_500, 137_000, {}, {b"EASB", b""}, 2),  # blocks divided into pages of their own
     ],
