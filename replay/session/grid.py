@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,6 +19,7 @@ from tracer.errors import InputError
 _NAME = "grid"
 _CHUNKS, _MOST = 8, 32  # of test examples that are walked back: at least, and examples in each
 _BLOCK = 64  # other examples taken together at most
+_COLUMNS = 64  # blocks of training examples whose scores at a checkpoint are one part
 _SEGMENTS, _LONG = 8, 16  # for each process at most, and steps in each at least
 
 
@@ -107,3 +109,13 @@ class Grid:
     def blocks(self) -> list[Examples]:
         """Chunks of training examples."""
         return self._run.chunks.of(self._question.train_ids, "train", most=_BLOCK)
+
+    @property
+    def columns(self) -> Iterator[tuple[slice, list[Examples]]]:
+        """Yield blocks of training examples, some at a time, with their columns."""
+        start = 0
+        for k in range(0, len(self.blocks), _COLUMNS):
+            some = self.blocks[k : k + _COLUMNS]
+            stop = start + sum(map(len, some))
+            yield slice(start, stop), some
+            start = stop

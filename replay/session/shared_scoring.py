@@ -125,7 +125,7 @@ class _Work:
             for rows, chunk in self.grid.chunks:
                 if (name := of_checkpoint(k, rows)) in self._parts or not self._group.claims(name):
                     continue
-                self._parts.add(name, self._scores(k, chunk))
+                self._score(k, rows, chunk)
                 advanced()
 
     def _walk_all(self, advanced: Done) -> None:
@@ -188,20 +188,27 @@ class _Work:
         outside = {"outside": np.array(t in tape.factors.inferred)}
         self._parts.add(of_step(t, rows), {**result.row(), **outside, **found})
 
-    def _scores(self, k: int, chunk: Examples) -> dict[str, np.ndarray]:
-        """Return what methods score at a checkpoint."""
+    def _score(self, k: int, rows: slice, chunk: Examples) -> None:
+        """Put on file what methods score at a checkpoint, some training examples at a time."""
         point, question = checkpoint_at(self._run.states, k), self._question
         one, names = RunExamples(chunk, self._run.states), point.scale.keys()
         gradients = one.gradients(k, point.state, point.name, names=names)
         found = self._run.states.found(range(self._run.states.last))
-        for method in question.summing:
-            assert method.score is not None
-            table = found[method.name] = np.zeros((len(chunk), len(question.train_ids)))
-            for columns, scores in method.score(point, gradients, self.grid.blocks):
-                table[:, columns] = scores.numpy()
         if not question.walking and k in question.ends:
             found["values"] = one.values(k, point.state, point.name).cpu().numpy()
-        return found
+        for columns, blocks in self.grid.columns:
+            last = columns.stop == len(question.train_ids)
+            name = of_checkpoint(k, rows, None if last else columns)
+            if name in self._parts:
+                continue
+            tables = {"columns": np.array([columns.start, columns.stop])}
+            for method in question.summing:
+                assert method.score is not None
+                table = np.zeros((len(chunk), columns.stop - columns.start))
+                for some, scores in method.score(point, gradients, blocks):
+                    table[:, some] = scores.numpy()
+                tables[method.name] = table
+            self._parts.add(name, {**tables, **(found if last else {})})
 
     def _tape(self, steps: range) -> Tape:
         """Return the training side of some steps; the last one serves the next chunk, too."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from replay.results.influence import Influence
+from replay.results.part_file import Arrays
 from replay.results.parts import Parts
 from replay.results.room import Room
 from replay.session.bound_run import BoundRun
@@ -24,9 +25,16 @@ def of_step(t: int, rows: slice) -> str:
     return f"step {t}, {of_chunk(rows)}"
 
 
-def of_checkpoint(k: int, rows: slice) -> str:
-    """Return the name of a part: scores at a checkpoint, for a chunk."""
-    return f"checkpoint {k}, {of_chunk(rows)}"
+def of_checkpoint(k: int, rows: slice, columns: slice | None = None) -> str:
+    """Return the name of a part: scores at a checkpoint, for a chunk.
+
+    Args:
+        k: The checkpoint.
+        rows: The chunk.
+        columns: Of training examples; None is the last part, which the others come before.
+    """
+    name = f"checkpoint {k}, {of_chunk(rows)}"
+    return name if columns is None else f"{name}, columns {columns.start}-{columns.stop}"
 
 
 def added_up(
@@ -45,17 +53,29 @@ def added_up(
     tables, scaled = ScoreTables(question, room), set[int]()
     for rows, _ in grid.chunks:
         for kind, k in _order(run, question, plain=plain):
-            found = parts[of_step(k, rows) if kind == "step" else of_checkpoint(k, rows)]
-            run.states.adopt(found)
             if kind == "step":
+                found = parts[of_step(k, rows)]
+                run.states.adopt(found)
                 tables.add_step(rows, k, run.log.batch_ids(k), found)
                 scaled |= {k} if found["outside"] else set()
                 continue
-            for method in question.summing:
-                tables.add_scores(method.name, k, rows, slice(None), found[method.name])
+            for found in _at_checkpoint(parts, k, rows):
+                columns = slice(*found["columns"].tolist())
+                for method in question.summing:
+                    tables.add_scores(method.name, k, rows, columns, found[method.name])
+            run.states.adopt(found)
             if "values" in found:
                 tables.add_values(k, rows, found["values"])
     return finished(run, question, tables, len(scaled) if question.walking else None)
+
+
+def _at_checkpoint(parts: Parts, k: int, rows: slice) -> Iterator[Arrays]:
+    """Yield the parts of a chunk at a checkpoint, the last one last."""
+    last = of_checkpoint(k, rows)
+    for name in parts.names():
+        if name.startswith(f"{last}, columns "):
+            yield parts[name]
+    yield parts[last]
 
 
 def _order(run: BoundRun, question: Question, *, plain: bool) -> Iterator[tuple[str, int]]:

@@ -11,7 +11,7 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.results.parts import Parts, parts_of, remove_parts
-from replay.session import shared_scoring
+from replay.session import grid, shared_scoring
 from replay.session.together import influence_together, self_influence_together, verified_together
 from tests.helpers.cases import cross_entropy
 from tests.helpers.jobs import Solo
@@ -147,6 +147,19 @@ def test_only_what_is_missing_is_computed(logs, tmp_path, monkeypatch, name, tor
     assert len(first) + len(second) + len(third) == len(whole) + bool(torn)
     remove_parts(out)
     assert not parts_of(out).exists()
+
+
+def test_scores_at_a_checkpoint_are_put_on_file_some_columns_at_a_time(
+    logs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(grid, "_BLOCK", 3)  # of 9 test and 16 training examples
+    asked, out = {"methods": ("tracincp",), "checkpoints": 2}, tmp_path / "out.h5"
+    whole, expected = interrupted(monkeypatch, None, logs / "sgd", tmp_path / "1.h5", **asked)
+    monkeypatch.setattr(grid, "_COLUMNS", 2)
+    first, _ = interrupted(monkeypatch, 2, logs / "sgd", out, **asked)
+    rest, found = interrupted(monkeypatch, None, logs / "sgd", out, **asked)
+    same_bits(found, expected)
+    assert (len(whole), len(first), len(rest)) == (6, 2, 16)
 
 
 def test_a_state_that_does_not_fit_is_not_used(logs, tmp_path, monkeypatch):
