@@ -149,9 +149,7 @@ def test_only_what_is_missing_is_computed(logs, tmp_path, monkeypatch, name, tor
     assert not parts_of(out).exists()
 
 
-def test_scores_at_a_checkpoint_are_put_on_file_some_columns_at_a_time(
-    logs, tmp_path, monkeypatch
-):
+def test_scores_at_a_checkpoint_are_put_on_file_some_columns_at_a_time(logs, tmp_path, monkeypatch):
     monkeypatch.setattr(grid, "_BLOCK", 3)  # of 9 test and 16 training examples
     asked, out = {"methods": ("tracincp",), "checkpoints": 2}, tmp_path / "out.h5"
     whole, expected = interrupted(monkeypatch, None, logs / "sgd", tmp_path / "1.h5", **asked)
