@@ -97,6 +97,9 @@ def clipped_apart(case: Case) -> Cause | None:
         return None
     if any(found.get(n, 0.0) < case.observed[n] for n in differing):
         return None
+    clipped = {n: g * min(1.0, most / (found[n] or 1.0)) for n, g in case.plain.items()}
+    if not case.fits(clipped):  # two norms may be alike for another reason
+        return None
     return Cause(
         f"the gradient of each parameter was clipped by itself, to a norm of {most:.4g}",
         (

@@ -161,7 +161,7 @@ def _ratio(case: Case) -> float:
     found = norms(case.plain)
     size = sum(found.get(n, 0.0) * x for n, x in case.observed.items())
     ratio = size / (sum(found.get(n, 0.0) ** 2 for n in case.observed) or 1.0)
-    alike = case.gap({n: ratio * x for n, x in found.items()}) <= case.share
+    alike = case.fits({n: ratio * g for n, g in case.plain.items()})
     return ratio if alike and len(case.observed) > 1 else 0.0
 
 
