@@ -14,6 +14,7 @@ from tests.helpers.cases import CASES
 from tests.helpers.training import Run
 from tracer import open_log
 from tracer.errors import LogWarning
+from tracer.thread import writer_thread
 
 
 @pytest.mark.parametrize("every", [1, 3])
@@ -85,7 +86,8 @@ def test_replay_while_training(tmp_path, every):
 
 
 @pytest.mark.parametrize("every", [1, 50])
-def test_from_another_process(tmp_path, every):
+def test_from_another_process(tmp_path, monkeypatch, every):
+    monkeypatch.setattr(writer_thread, "_BURST", 0.03)  # there, too
     path = tmp_path / "run.h5"
     read, write = os.pipe()
     child = os.fork()
