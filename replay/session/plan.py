@@ -47,8 +47,8 @@ class Plan(list[ParameterPath]):
 
     Attributes:
         passes: Of training gradients, test gradients and test values, how many states of the run
-            one pass takes, or why each state takes one of its own. A step whose batch is not like step
-            0's (of another size, say) takes one of its own in any case.
+            one pass takes, or why each state takes one of its own. A step whose batch is not like
+            that of step 0 (of another size, say) takes one of its own in any case.
     """
 
     def __init__(
