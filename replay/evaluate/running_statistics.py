@@ -95,13 +95,26 @@ class Statistics:
             if not buffer.is_floating_point() or old is None or torch.equal(buffer, old):
                 continue
             if name not in self.after or not agrees(self.after[name], buffer):
-                raise written(name, where)
+                raise _otherwise(name, where)
 
 
 _KINDS = (_MEAN, _VARIANCE)
 
 
-def written(name: str, where: str) -> GradientError:
+def elsewhere(name: str, where: str) -> GradientError:
+    """Return the error of running statistics that forward passes of the step did not leave so."""
+    return GradientError(
+        f"{where}: the run's buffer {name!r} after the step is not what the step's forward passes "
+        "leave, and unrolled differentiates these alone.\n"
+        "  1. If the loop runs the model in train mode between steps (an evaluation without "
+        "model.eval()), call model.eval() before, and train again;\n"
+        "  2. if the replay has another dtype than the run (dtype=, --dtype) and the model draws "
+        "noise, leave that out;\n"
+        "  3. or ask for the other methods, which take buffers as they were."
+    )
+
+
+def _otherwise(name: str, where: str) -> GradientError:
     """Return the error of a buffer of which nobody knows how it follows from the parameters."""
     return GradientError(
         f"{where}: the buffer {name!r} changes with the parameters in another way than BatchNorm's "

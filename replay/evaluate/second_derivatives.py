@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from replay.evaluate.binding import BoundModel, without_graph
-from replay.evaluate.running_statistics import Statistics, agrees, written
+from replay.evaluate.running_statistics import Statistics, agrees, elsewhere
 from replay.evaluate.second_pass import SecondPass, Vectors
 from replay.evaluate.state import Transition
 from replay.evaluate.train_side import forward_pass, penalty_of
@@ -46,6 +46,7 @@ class SecondDerivatives:
         self._task, self._bound, self._device = task, bound, device
         self._names = list(names)
         self._together = True
+        self._left: Buffers = {}  # running statistics, as the step's forward passes left them
 
     def pulled_back(self, now: Transition, gradient: Vectors, buffers: Vectors) -> Vectors:
         """Return cotangents of parameters and buffers before a step.
@@ -71,6 +72,16 @@ class SecondDerivatives:
                 before = self._rank(now, list(passes), starts, gradient, buffers)
                 found, buffers = _sum(found, before), {}  # of rank 0, which comes first
         return found
+
+    def require_logged(self, now: Transition) -> None:
+        """Compare the buffers that the passes of the step just pulled back left with the log's.
+
+        Raises:
+            GradientError: The run had others after the step; names one.
+        """
+        for name, value in self._left.items():
+            if not agrees(value, now.after.buffers[name]):
+                raise elsewhere(name, now.name)
 
     def _rank(
         self,
@@ -107,9 +118,7 @@ class SecondDerivatives:
             losses = forward()
         statistics.check(now.name)
         if k == max(j for j, one in enumerate(now.step.micro_batches) if one.rank == 0):
-            for name, value in statistics.after.items():
-                if not agrees(value, now.after.buffers[name]):
-                    raise written(name, now.name)
+            self._left = {name: value.detach() for name, value in statistics.after.items()}
         objective = (losses * micro.coefficients.to(losses)).sum()
         gradients = self._first(now, objective, inputs, failed)
         outputs, leaves = gradients | statistics.after, inputs | statistics.before

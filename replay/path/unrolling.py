@@ -85,6 +85,7 @@ class Unrolling:
         if now.step.index > self._steps.start:
             self._prove(now)
             parts = self._second.pulled_back(now, cotangent, self._buffers)
+            self._second.require_logged(now)
             for name in self._names:
                 if name in parts:
                     self._parameters[name][W] += parts.pop(name)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from replay.evaluate.binding import BoundModel
+from replay.evaluate.copies import models
 from replay.evaluate.nested import checksum
 from replay.evaluate.train_side import fetched
 from replay.losses import Loss
@@ -56,6 +58,26 @@ def autocast(case: Case) -> Cause | None:
                 "autocast",
             )
     return None
+
+
+def other_numbers(case: Case) -> Cause | None:
+    """The replay computes in another dtype, in which the model draws other random numbers."""
+    if case.same_dtype:
+        return None
+    (built,), log = models(case.task, 1), case.states.log
+    own = replace(case, bound=BoundModel(built, log, device=case.device, dtype=None))
+    if not case.fits(own.replayed()):
+        return None
+    return Cause(
+        "this replay computes in another dtype than the run, in which torch may draw other random "
+        "numbers (computed in the run's dtype, the step reproduces)",
+        (
+            "Leave out dtype= (--dtype): gradients are then computed in the run's dtype;",
+            "or let the model draw in the run's dtype and convert what it drew: "
+            "torch.randn(..., dtype=torch.float32).to(x.dtype).",
+        ),
+        "other-randomness",
+    )
 
 
 def random_data(case: Case) -> Cause | None:

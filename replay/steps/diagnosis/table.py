@@ -11,6 +11,7 @@ from replay.steps.diagnosis.case import Case, Cause
 Hypothesis = Callable[[Case], Cause | None]
 
 OF_GRADIENTS: tuple[Hypothesis, ...] = (
+    modes.other_numbers,
     scale.a_count,
     modes.penalty,
     modes.eval_mode,

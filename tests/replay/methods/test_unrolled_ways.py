@@ -13,6 +13,7 @@ from torch import nn
 from replay import Influence, Replay
 from tests.helpers import rules
 from tests.helpers.alternatives import Loop
+from tests.helpers.cases import mlp
 from tests.helpers.rerun import RUNS, SGD, TRAIN, Rerun
 from tests.helpers.rules import BY_NAME
 from tests.replay.methods.test_unrolled import ONE, unrolled
@@ -66,21 +67,49 @@ def test_a_result_says_what_it_is(tmp_path):
     assert np.array_equal(loaded.scores["unrolled"], both.scores["unrolled"])
 
 
-def test_float32(tmp_path):
-    run = BY["sgd-mlp"]
-    task = run.task()
+class Noise(nn.Module):
+    """Adds noise drawn in a dtype, which decides the numbers; None is its input's."""
+
+    def __init__(self, dtype=None):
+        super().__init__()
+        self.dtype = dtype
+
+    def forward(self, x):
+        drawn = torch.randn(x.shape, dtype=self.dtype or x.dtype).to(x)
+        return x + 0.3 * drawn if self.training else x
+
+
+def noisy(dtype=None):
+    return nn.Sequential(
+        nn.Linear(4, 6), Noise(dtype), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 3)
+    )
+
+
+def in_float32(build, path, between=lambda model: None):
+    """Train a model in float32 for five steps; return the run."""
+    task = replace(BY["sgd-mlp"], build=build).task()
     cut = replace(
         task, model=lambda: task.model().float(), train=halves(task.train), test=halves(task.test)
     )
     model = cut.model()
     inner = torch.optim.AdamW(model.parameters(), lr=0.01, eps=1e-3)
-    with TracingOptimizer(inner, model, tmp_path / "run.h5") as optimizer:
+    with TracingOptimizer(inner, model, path) as optimizer:
         for t in range(5):
             ids = [t, t + 1, t + 1]
             optimizer.zero_grad()
             cut.loss(model, cut.collate([cut.train[i] for i in ids])).mean().backward()
             optimizer.step(batch_ids=ids)
-    run = type("Run", (), {"task": lambda _: cut})()
+            between(model)
+    return type("Run", (), {"task": lambda _: cut})()
+
+
+def halves(examples):
+    return [(x.float(), y) for x, y in examples]
+
+
+@pytest.mark.parametrize("build", [mlp, lambda: noisy(torch.float32)])
+def test_float32(tmp_path, build):
+    run = in_float32(build, tmp_path / "run.h5")
     found, expected = (
         unrolled(run, tmp_path / "run.h5", dtype=dtype).scores["unrolled"]
         for dtype in (None, "float64")
@@ -88,8 +117,26 @@ def test_float32(tmp_path):
     assert 1e-9 < np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
 
 
-def halves(examples):
-    return [(x.float(), y) for x, y in examples]
+def test_noise_drawn_in_the_dtype_of_its_input(tmp_path):
+    """The proof in float64 draws other numbers; what is proved are derivatives, not the run."""
+    found = []
+    for dtype in (None, torch.float32):
+        torch.manual_seed(3)
+        run = in_float32(lambda dtype=dtype: noisy(dtype), tmp_path / f"{dtype}.h5")
+        found.append(unrolled(run, tmp_path / f"{dtype}.h5").scores["unrolled"])
+    assert np.array_equal(*found)
+
+
+def test_statistics_that_the_loop_moved_between_steps(tmp_path):
+    def look(model):
+        model(torch.ones(3, 4))  # in train mode
+
+    run = in_float32(lambda: noisy(torch.float32), tmp_path / "run.h5", look)
+    said = (
+        r"step 4: the run's buffer '2.running_mean' after .*\n  1\. If .* without model\.eval\(\)"
+    )
+    with pytest.raises(GradientError, match=said):
+        unrolled(run, tmp_path / "run.h5")
 
 
 class Squares(torch.autograd.Function):

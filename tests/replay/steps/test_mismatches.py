@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -179,3 +180,25 @@ def test_stored_states_are_compared(tmp_path, name, key, last):
     with pytest.raises(MismatchError, match=f"recomputed {key} of '0.weight' differs"):
         Replay(run.path, task=run.task).verify(progress=False)
     replayed(run, allow_mismatch=True)
+
+
+@pytest.mark.parametrize("drawn", [None, torch.float32])
+def test_a_model_that_draws_other_numbers_in_float64(tmp_path, drawn):
+    """The cause is named, and each remedy works."""
+
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x + torch.randn(x.shape, dtype=drawn or x.dtype).to(x))
+
+    task = Case("noisy", lambda: Noisy(4, 3), dtype=torch.float32).task()
+    model = task.model()
+    with TracingOptimizer(
+        torch.optim.SGD(model.parameters(), lr=0.1), model, tmp_path / "run.h5"
+    ) as optimizer:
+        task.loss(model, task.collate([task.train[i] for i in range(5)])).mean().backward()
+        optimizer.step(batch_ids=range(5))
+    Replay(tmp_path / "run.h5", task).verify(progress=False)
+    run = Replay(tmp_path / "run.h5", task, dtype="float64")
+    said = r"(?s)cause: this replay computes in another dtype.*1\. Leave out dtype=.*#other-random"
+    with nullcontext() if drawn else pytest.raises(MismatchError, match=said):
+        run.verify(progress=False)
