@@ -38,9 +38,15 @@ def loss_of_step(given: Losses, optimizers: Sequence[str]) -> Loss:
     if len(optimizers) == 1 and optimizers[0] in known:
         return known[optimizers[0]]
     took = " and ".join(map(shown, optimizers)) or "the only optimizer"
+    remedy = "Name the losses as TracingOptimizer named the optimizers"
+    if len(optimizers) > 1:
+        first = optimizers[0]
+        remedy = (
+            f"Have each take its own, optimizer[{first!r}].step(batch_ids=ids), and train again"
+        )
     raise TaskError(
         f"Task(loss=...) has losses for {_listed(given)}, and a step was taken by {took}.\n"
-        "1. Name the losses as TracingOptimizer named the optimizers;\n"
+        f"1. {remedy};\n"
         "2. or, if all of them step at once, pass one loss: that of which gradients were taken."
     )
 

@@ -23,7 +23,7 @@ from tracer.wrapper import moved
 from tracer.wrapper.arguments import check_arguments
 from tracer.wrapper.collected import close_when_collected
 from tracer.wrapper.epochs import checked_data
-from tracer.wrapper.first_steps import FirstSteps, checked_task
+from tracer.wrapper.first_steps import FirstSteps, check_losses, checked_task
 from tracer.wrapper.forecast import Forecast
 from tracer.wrapper.joining import joined, say_left_out
 from tracer.wrapper.log_path import checked_path
@@ -108,11 +108,12 @@ class TracingOptimizer(Traced):
             for one in members(inner):
                 check_parameters(one, names)
             check_apart(inner, names)
+            check_losses(task, inner)
             drawn, known = checked_data(record, data), checked_task(task, check_steps)
             shared = known, reduction, snapshot_every, record, drawn
             settings = Settings(*shared, resume, steps, compression, sync_every, state_every)
             tracing = begin(path, inner, model, settings, ranks)
-        first = FirstSteps(tracing.log, task, check_steps)
+        first = FirstSteps(tracing.log, task, check_steps, inner)
         super().__init__(inner, names, tracing, first)
         self._parts = {k: Traced(one, names, tracing, first, k) for k, one in _parts(inner)}
         opened(tracing.forwards, inner, model, path)

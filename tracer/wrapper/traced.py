@@ -82,7 +82,7 @@ class Traced(Delegating):
         now.moment.step_ends(self._key, now.forwards.clip_factor(ALL))
         now.forwards.step_ended()
         now.forecasts.step_taken()
-        self._first.step_taken()
+        self._first.step_taken(self._key)
         return result
 
     def _takes_part(self, call: Call, batch_ids: Any) -> bool:
@@ -97,6 +97,7 @@ class Traced(Delegating):
         now.skips.step_begins()
         result = now.log.step_along(call, now.moment.clip_factor)
         now.moment.taken_part(self._key)
+        self._first.taken_together()
         return result
 
     def observe(self, batch_ids: Any, weights: Any = None, batch: Any = None) -> None:

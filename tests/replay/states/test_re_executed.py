@@ -10,6 +10,7 @@ import torch
 
 from replay import Replay
 from replay.states.environment import differences, matched, remedy
+from replay.states.opening import taken_again
 from tests.helpers.sparse import MODELS, OPTIMIZERS, STEPS, data, loss, tampered, task, trace
 from tracer import open_log
 from tracer.errors import LogError, MismatchError, PrecisionWarning, UnsupportedRuleError
@@ -209,3 +210,52 @@ def test_the_environment_is_compared_and_matched(tmp_path):
     assert torch.get_num_threads() == threads
     run = Replay(tmp_path / "run.h5", task(), match_environment=True)
     assert not run.verify(progress=False).proof.unproved
+
+
+@pytest.fixture
+def still(tmp_path, monkeypatch):
+    """A run without a rate: any gradient leads to its parameters, and to another momentum."""
+    monkeypatch.setitem(OPTIMIZERS, "still", lambda ps: torch.optim.SGD(ps, lr=0.0, momentum=0.9))
+    for every, how in ((1, {"state_every": 1}), (STEPS, {})):
+        trace(tmp_path / f"{every}.h5", "mlp", "still", snapshot_every=every, **how)
+    with open_log(tmp_path / "1.h5") as whole, open_log(tmp_path / f"{STEPS}.h5") as log:
+        yield whole, log
+
+
+def again(log, loss=loss):
+    return taken_again(log, dataclasses.replace(task(), loss=loss), torch.device("cpu"), 1 << 20)
+
+
+def turned(log, t):
+    """Return a gradient of which a log has the norms, and which the run did not have."""
+    model, (x, y), ids = task().model(), data(), log.batch_ids(t)
+    model.load_state_dict(log.parameters(0))
+    torch.set_rng_state(log.step(t).micro_batches[0].random_state.cpu)
+    loss(model, (x[ids], y[ids])).mean().backward()
+    return {name: -p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("t", [8, 10])
+def test_the_recorded_state_is_the_runs_whatever_was_taken_before(still, t):
+    whole, log = still
+    states = again(log)
+
+    def wrong(found):
+        momentum = whole.state(t)["optimizer"]["state"]
+        pairs = zip(found.states.values(), momentum.values(), strict=True)
+        return [not torch.equal(a["momentum_buffer"], b["momentum_buffer"]) for a, b in pairs]
+
+    states.transition(0, turned(log, 0))
+    states.at(9)  # keeps states on its way
+    assert all(wrong(states.optimizer_again(t)))
+    assert not any(wrong(states.recorded(t)))
+    for k in range(t):  # gradients of others are taken no more
+        states.transition(k, turned(log, k))
+    assert not any(wrong(states.recorded(t)))
+    assert not states.unproved
+
+
+def test_a_state_that_equal_parameters_do_not_prove_is_none(still):
+    states = again(still[1], lambda model, batch: loss(model, batch).square())
+    assert states.optimizer_again(4) is not None
+    assert states.recorded(4) is None

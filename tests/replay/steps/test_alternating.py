@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,14 +13,16 @@ from replay import Replay, Task
 from tests.helpers.adversarial import (
     DISCRIMINATOR,
     GENERATOR,
+    Alternating,
     discriminating,
     discriminating_detached,
     trace,
     untraced,
 )
+from tests.helpers.adversarial import task as build_task
 from tests.helpers.comparing import compare
-from tracer import open_log
-from tracer.errors import GradientError, TaskError
+from tracer import TracingOptimizer, open_log
+from tracer.errors import GradientError, TaskError, TracingError, TracingWarning
 from tracer.rules.table import RULES
 
 ASK = {"methods": ("tracin",), "progress": False}
@@ -166,3 +169,53 @@ def test_a_task_with_two_losses_says_what_is_measured():
     losses = {DISCRIMINATOR: discriminating, GENERATOR: discriminating}
     with pytest.raises(TaskError, match=r"has 2 losses, and Task\(measure=\.\.\.\) has to say"):
         Task(torch.nn.Identity, losses, [0], [0])
+
+
+def of_all(optimizer, ids):
+    optimizer.step(batch_ids=ids)
+
+
+def one_after_the_other(optimizer, ids):
+    optimizer[DISCRIMINATOR].step(batch_ids=ids)
+    optimizer[GENERATOR].step()
+
+
+@pytest.mark.parametrize("step", [of_all, one_after_the_other])
+@pytest.mark.parametrize("one_loss", [False, True])
+def test_a_step_of_both_is_said_at_once_if_each_has_a_loss(tmp_path, step, one_loss):
+    """The task's one loss is the other remedy; a step is then a step of both."""
+    task, ids = build_task(), [0, 1, 2, 3]
+    if one_loss:
+        task = dataclasses.replace(task, loss=discriminating, measure=None)
+    model = task.model()
+    optimizers = Alternating().made(model)
+    with TracingOptimizer(optimizers, model, tmp_path / "run.h5", task=task) as optimizer:
+        for t in range(5):
+            optimizer.zero_grad()
+            discriminating(model, torch.stack([task.train[i] for i in ids])).mean().backward()
+            said = r"step 0 of .*, and the task has a loss for each.*1\. .*optimizer\['disc"
+            first = t == 0 and not one_loss
+            with pytest.warns(TracingWarning, match=f"(?s){said}") if first else nullcontext():
+                step(optimizer, ids)
+    run = Replay(tmp_path / "run.h5", task)
+    said = r"(?s)taken by 'disc.*' and 'gen.*1\. Have each .*optimizer\['disc.*'\]\.step\(batch_ids"
+    with nullcontext() if one_loss else pytest.raises(TaskError, match=said):
+        run.verify(progress=False)
+
+
+@pytest.mark.parametrize(
+    ("wrapped", "said"),
+    [
+        (dict, "'disc.*', 'gen.*', and none for the optimizer 'g', whose"),
+        (list, r"\(without a name"),
+    ],
+)
+def test_an_optimizer_without_a_loss_is_an_error_at_once(tmp_path, wrapped, said):
+    task = build_task()
+    model = task.model()
+    half = torch.optim.SGD(model.discriminator.parameters())
+    other = torch.optim.SGD(model.generator.parameters())
+    inner = {DISCRIMINATOR: half, "g": other} if wrapped is dict else half
+    with pytest.raises(TracingError, match=f"(?s)losses for .*{said}.*1\\. Name the opt"):
+        TracingOptimizer(inner, model, tmp_path / "run.h5", task=task)
+    assert not list(tmp_path.iterdir())
