@@ -12,6 +12,15 @@ from replay.results.output import check_free, moved_when_whole
 from tracer.errors import InputError
 
 
+def check_checkpoint(target: Path, *, overwrite: bool, inputs: Iterable[str | Path] = ()) -> None:
+    """Raise unless a ``state_dict`` can be written; see ``save_state_dict``."""
+    if target.suffix not in (".pt", ".safetensors"):
+        raise InputError(
+            f"a checkpoint ends in .pt or .safetensors, found {target.name!r}; rename it."
+        )
+    check_free(target, None, overwrite=overwrite, inputs=inputs)
+
+
 def save_state_dict(
     state: Mapping[str, Tensor],
     target: Path,
@@ -30,11 +39,7 @@ def save_state_dict(
     Raises:
         InputError: It has another ending, or cannot be written.
     """
-    if target.suffix not in (".pt", ".safetensors"):
-        raise InputError(
-            f"a checkpoint ends in .pt or .safetensors, found {target.name!r}; rename it."
-        )
-    check_free(target, None, overwrite=overwrite, inputs=inputs)
+    check_checkpoint(target, overwrite=overwrite, inputs=inputs)
     own = {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
     with moved_when_whole(target, overwrite=overwrite) as partial:
         if target.suffix == ".pt":

@@ -30,11 +30,12 @@ def checkpoints(
     overwrite: bool,
 ) -> None:
     """Compute the sweep, write it, show it."""
+    run = opened(log, settings, target)
+    ids = chosen(run, tests)
     check_free(target, CHECKPOINT_SWEEP, overwrite=overwrite, inputs=[log, *tests.inputs])
     with reserved(target):
-        run = opened(log, settings, target)
         found = run.checkpoint_sweep(
-            chosen(run, tests),
+            ids,
             counts=counts,
             placements=placements or None,
             allow_mismatch=allow_mismatch,

@@ -60,16 +60,15 @@ def counterfactual(
         "allow_mismatch": allow_mismatch,
     }
     with group.agreeing():
+        run = opened(log, settings, target)
+        ids, lists = chosen(run, tests), _lists(choice, run)
+        usual = beside(log, INFLUENCE_ENDING)
+        known = _scores(scores, usual, run, ids) if group.leads else None
         if group.leads:
             check_free(target, COUNTERFACTUAL, overwrite=overwrite, inputs=inputs)
     with job(group, target):
-        with group.agreeing():
-            run = opened(log, settings, target)
-            ids = chosen(run, tests)
-            usual = beside(log, INFLUENCE_ENDING)
-            known = _scores(scores, usual, run, ids) if group.leads else None
         how |= {"out": target, "overwrite": overwrite, "progress": group.leads}
-        found = _asked(choice, run, ids, **how)
+        found = _asked(choice, run, ids, lists, **how)
     if not group.leads:
         return
     click.echo(f"wrote {target}", err=True)
@@ -117,14 +116,16 @@ def _lists(choice: Choice, run: Replay) -> list[list[ID]]:
     return [chosen_training(run, str(choice.remove))]
 
 
-def _asked(choice: Choice, run: Replay, tests: list[ID], **how: Any) -> Counterfactual:
+def _asked(
+    choice: Choice, run: Replay, tests: list[ID], lists: list[list[ID]], **how: Any
+) -> Counterfactual:
     """Take the runs."""
     if choice.leave_one_out is not None:
-        return run.leave_one_out(tests, chosen_training(run, choice.leave_one_out), **how)
+        return run.leave_one_out(tests, [identity for (identity,) in lists], **how)
     if choice.subsets is not None:
         how |= {"count": choice.subsets, "fraction": choice.fraction, "seed": choice.seed}
         return run.subsets(tests, **how)
     if choice.scale is None:
-        return run.counterfactual(tests, remove=_lists(choice, run), **how)
-    scale = dict.fromkeys(_lists(choice, run)[0], choice.scale)
+        return run.counterfactual(tests, remove=lists, **how)
+    scale = dict.fromkeys(lists[0], choice.scale)
     return run.counterfactual(tests, scale=scale, **how)

@@ -64,14 +64,13 @@ def influence(
     began, group = time.perf_counter(), here()
     inputs: list[str | Path] = [log, *tests.inputs]
     with group.agreeing():
+        run = opened(log, settings, target)
+        ids = chosen(run, tests)
         if group.leads:
             check_free(target, INFLUENCE, overwrite=overwrite, inputs=inputs)
         if group.leads and as_page:
             reports().require_free(page_of(target), overwrite=overwrite, inputs=inputs)
     with job(group, target):
-        with group.agreeing():
-            run = opened(log, settings, target)
-            ids = chosen(run, tests)
         found = influence_together(run, ids, group, target, **question)
         if found is None:
             return

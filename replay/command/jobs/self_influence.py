@@ -35,11 +35,10 @@ def self_influence(
     """Compute self-influence, write it, show it."""
     group, asked = here(), {"steps": steps, "checkpoints": checkpoints, "by": by}
     with group.agreeing():
+        run = opened(log, settings, target)
         if group.leads:
             check_free(target, SELF_INFLUENCE, overwrite=overwrite, inputs=[log])
     with job(group, target):
-        with group.agreeing():
-            run = opened(log, settings, target)
         asked["allow_mismatch"] = allow_mismatch
         found = self_influence_together(run, group, target, **asked)
         if found is None:

@@ -34,9 +34,9 @@ def verify(
 ) -> None:
     """Take every step again and show what was found."""
     group, missed = here(), None
+    with group.agreeing():
+        run = opened(log, settings)
     with _kept(group, log) as place:
-        with group.agreeing():
-            run = opened(log, settings)
         try:
             found = verified_together(run, group, place, steps=steps, sample=sample)
         except NotVerified as error:  # an answer, too

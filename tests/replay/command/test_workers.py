@@ -64,11 +64,13 @@ def test_workers_start_again_when_one_is_killed(monkeypatch, ends, code, times):
 def test_errors_are_said_once(folder):
     """A user's file of the name of a module of ours is not it, where the program is installed."""
     (folder / "replay.py").write_text("raise SystemExit(7)")
-    asked = ["influence", "run.h5", "--test", "all", "--out", "nowhere/out.h5", "--workers", "2"]
+    (folder / "run.influence.h5").write_text("an earlier result, which is looked at last")
+    asked = ["influence", "run.h5", "--test-id", "a3", "--workers", "2"]
     process = started(["-c", INSTALLED, *asked])
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err.count("cannot write nowhere/out.h5: there is no folder nowhere.") == 1
+    assert err.count("--test-id 'a3': the test set has no such example") == 1
+    assert "run.influence.h5" not in err
     assert "Traceback" not in err
 
 
