@@ -36,10 +36,7 @@ def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str)
             f"{type(losses).__name__}; {advice}."
         )
     if losses.dim() == 0:
-        raise TaskError(
-            f"{where}: {function} returned a scalar for a batch of {b} IDs; expected shape "
-            f"({b},): {advice}."
-        )
+        raise _one_number(function, b, where)
     if losses.shape != (b,):
         raise TaskError(
             f"{where}: {function} returned shape {tuple(losses.shape)} for a batch of {b} IDs; "
@@ -53,6 +50,22 @@ def checked_losses(losses: Any, ids: Sequence[ID], *, function: str, where: str)
             "influence is undefined there. Did the run itself diverge?"
         )
     return losses
+
+
+def _one_number(function: str, b: int, where: str) -> TaskError:
+    remedies = [
+        "Take the reduction out of it, cross_entropy(..., reduction='none'): the training loop "
+        f"takes the mean, {function}(model, batch).mean()",
+        "of what has several losses for an example (tokens, pixels), take the mean over all "
+        "dimensions but the first: losses.flatten(1).mean(1)",
+    ]
+    if b == 1:
+        remedies.append("where it squeezes, leave the first dimension: squeeze(-1), not squeeze()")
+    numbered = ";\n".join(f"  {k}. {remedy}" for k, remedy in enumerate(remedies, start=1))
+    return TaskError(
+        f"{where}: {function} returned one number for {b} example{'s' * (b > 1)}, a mean or a sum, "
+        f"and has to return the loss of each, of shape ({b},).\n{numbered}."
+    )
 
 
 def require_finite(found: PerExample, ids: Sequence[ID], where: str) -> None:

@@ -32,6 +32,7 @@ def causal_lm(
     collate: Callable[[list[Any]], Any] | None = None,
     columns: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
+    label_smoothing: float = 0.0,
     **rest: Any,
 ) -> Task:
     """Return a task whose loss is the mean over a sequence's next tokens that count.
@@ -47,10 +48,11 @@ def causal_lm(
         columns: What of an example the collator gets, as a Trainer removes columns; None is all,
             or what the tokenizer names if it makes the collator.
         autocast: Of the run's forwards, such as ``torch.bfloat16``; values in float64 go without.
+        label_smoothing: As in the run: ``label_smoothing_factor`` of a Trainer.
         **rest: Others of ``Task``.
     """
     collator = collate_of(_MASKS, {"mlm": False}, collate, tokenizer, columns)
-    loss, shown = TokenLosses(shifts=True, autocast=autocast), _shown(tokenizer)
+    loss, shown = TokenLosses(True, autocast, label_smoothing), _shown(tokenizer)
     return Task(built(model), loss, train, test, collate=collator, **{**shown, **rest})
 
 
@@ -63,6 +65,7 @@ def masked_lm(
     collate: Callable[[list[Any]], Any] | None = None,
     columns: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
+    label_smoothing: float = 0.0,
     seed: int = 0,
     **rest: Any,
 ) -> Task:
@@ -83,6 +86,7 @@ def masked_lm(
         columns: What of an example the collator gets, as a Trainer removes columns; None is all,
             or what the tokenizer names if it makes the collator.
         autocast: Of the run's forwards, such as ``torch.bfloat16``; values in float64 go without.
+        label_smoothing: As in the run: ``label_smoothing_factor`` of a Trainer.
         seed: What masks are drawn from besides the ID.
         **rest: Others of ``Task``.
 
@@ -91,7 +95,7 @@ def masked_lm(
     """
     require_usual_generators(collate)
     collator = collate_of(_MASKS, {"mlm": True}, collate, tokenizer, columns)
-    loss, shown = TokenLosses(shifts=False, autocast=autocast), _shown(tokenizer)
+    loss, shown = TokenLosses(False, autocast, label_smoothing), _shown(tokenizer)
     task = Task(built(model), loss, train, test, collate=collator, **{**shown, **rest})
     return replace(
         task,
@@ -111,6 +115,7 @@ def sequence_classification(
     collate: Callable[[list[Any]], Any] | None = None,
     columns: Sequence[str] | None = None,
     autocast: torch.dtype | None = None,
+    label_smoothing: float = 0.0,
     **rest: Any,
 ) -> Task:
     """Return a task whose loss is the cross-entropy of a sequence's class.
@@ -127,10 +132,11 @@ def sequence_classification(
         columns: What of an example the collator gets, as a Trainer removes columns; None is all,
             or what the tokenizer names if it makes the collator.
         autocast: Of the run's forwards, such as ``torch.bfloat16``; values in float64 go without.
+        label_smoothing: As in the run: ``label_smoothing_factor`` of a Trainer.
         **rest: Others of ``Task``.
     """
     collator = collate_of("DataCollatorWithPadding", {}, collate, tokenizer, columns)
-    loss, shown = ClassLosses(autocast=autocast), _shown(tokenizer)
+    loss, shown = ClassLosses(autocast, label_smoothing), _shown(tokenizer)
     return Task(built(model), loss, train, test, collate=collator, **{**shown, **rest})
 
 

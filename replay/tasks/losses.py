@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from replay.tasks.targets import cross_entropies, label_losses, squared_errors
 from tracer.errors import TaskError, shown
 
+_OF_NO_CLASS = {"multi_label_classification": label_losses, "regression": squared_errors}
 IGNORED = -100  # the label of a token that does not count
 
 
@@ -24,10 +25,12 @@ class TokenLosses:
     Attributes:
         shifts: Whether the scores at a place are of the next token.
         autocast: Of the forward pass.
+        label_smoothing: Share of a token's label that all tokens have alike.
     """
 
     shifts: bool
     autocast: torch.dtype | None
+    label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of each sequence, ``(b,)``."""
@@ -40,7 +43,11 @@ class TokenLosses:
         if self.shifts:
             logits, labels = logits[:, :-1], labels[:, 1:]
         each = F.cross_entropy(
-            logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none"
+            logits.transpose(1, 2),
+            labels,
+            ignore_index=IGNORED,
+            reduction="none",
+            label_smoothing=self.label_smoothing,
         )
         return each, labels != IGNORED
 
@@ -60,9 +67,11 @@ class ClassLosses:
 
     Attributes:
         autocast: Of the forward pass.
+        label_smoothing: Share of a class's label that all classes have alike.
     """
 
     autocast: torch.dtype | None
+    label_smoothing: float = 0.0
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Return the loss of each sequence, ``(b,)``."""
@@ -70,11 +79,15 @@ class ClassLosses:
         known = getattr(getattr(model, "config", None), "problem_type", None)
         if known is None and logits.shape[-1] == 1:
             known = "regression"
-        several = known is None and labels.is_floating_point()
-        if several or known == "multi_label_classification":
-            return label_losses(logits, labels)
-        compare = squared_errors if known == "regression" else cross_entropies
-        return compare(logits, labels)
+        if known is None and labels.is_floating_point():
+            known = "multi_label_classification"
+        if known not in _OF_NO_CLASS:
+            return cross_entropies(logits, labels, self.label_smoothing)
+        if self.label_smoothing:
+            raise TaskError(
+                f"label_smoothing= smooths classes, and {known} has none: leave it out."
+            )
+        return _OF_NO_CLASS[known](logits, labels)
 
 
 def _run(model: nn.Module, batch: Any, autocast: torch.dtype | None) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ from tracer.errors import TaskError
 _OWN = "Or write a Task with a loss of your own."
 
 
-def cross_entropies(scores: Tensor, classes: Tensor) -> Tensor:
+def cross_entropies(scores: Tensor, classes: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Return the cross-entropy of each example, ``(b,)`` or as many as classes have dimensions.
 
     Args:
         scores: ``(b, classes, ...)``.
         classes: Whole numbers, ``(b, ...)``, or probabilities of the shape of the scores.
+        label_smoothing: Share of a class's label that all classes have alike.
 
     Raises:
         TaskError: They do not fit.
@@ -37,7 +38,7 @@ def cross_entropies(scores: Tensor, classes: Tensor) -> Tensor:
             f"2. {_OWN}"
         )
     given = classes.long() if whole else classes.to(scores)
-    return F.cross_entropy(scores, given, reduction="none")
+    return F.cross_entropy(scores, given, reduction="none", label_smoothing=label_smoothing)
 
 
 def squared_errors(scores: Tensor, targets: Tensor) -> Tensor:

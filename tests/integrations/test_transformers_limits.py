@@ -14,7 +14,14 @@ from transformers import DataCollatorWithFlattening
 
 from replay import tasks
 from tests.helpers.places import ROOT
-from tests.integrations.trainers import CAUSAL, PADDED, masked_model, trainer
+from tests.integrations.trainers import (
+    CAUSAL,
+    PADDED,
+    language_model,
+    masked_model,
+    padded,
+    trainer,
+)
 from tests.integrations.vocabulary import TOKENIZER, mlm
 from tracer.errors import TracingError
 from tracer.integrations.transformers import trace
@@ -70,6 +77,13 @@ def test_sharded_training(tmp_path, package, settings, message):
     )
     assert f"TracingError: {message}" in ran.stderr
     assert not (tmp_path / "run.h5").exists()
+
+
+def test_labels_that_the_task_does_not_smooth(tmp_path):
+    task = tasks.causal_lm(language_model, PADDED, PADDED, collate=padded)
+    one = trainer(task, tmp_path, label_smoothing_factor=0.1)
+    with pytest.raises(TracingError, match=r"1\. Build the task with label_smoothing=0\.1"):
+        trace(one, tmp_path / "run.h5", task=task)
 
 
 def test_packed_sequences(tmp_path):

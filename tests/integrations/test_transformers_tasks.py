@@ -50,6 +50,10 @@ READY = {
         ),
         {},
     ),
+    "causal_lm, smoothed": (
+        tasks.causal_lm(language_model, PADDED, PADDED, collate=padded, label_smoothing=0.1),
+        {"label_smoothing_factor": 0.1},
+    ),
     "sequence_classification, a tokenizer": (
         tasks.sequence_classification(classifier(), PADDED, PADDED, tokenizer=TOKENIZER),
         {},

@@ -8,8 +8,15 @@ from tracer.errors import TracingError
 from tracer.integrations.limits import ONE_DEVICE, Case, refuse
 
 
-def check_trainer(trainer: Any, record: str) -> None:
-    """Raise TracingError if a Trainer does what cannot be traced, or not by what is recorded."""
+def check_trainer(trainer: Any, record: str, task: Any = None) -> None:
+    """Raise TracingError if a Trainer does what cannot be traced, or not by what is recorded.
+
+    Args:
+        trainer: The Trainer.
+        record: What is recorded.
+        task: A task, or its name; the loss of a ready one says how it smooths labels.
+    """
+    _check_smoothing(_of(trainer.args, "label_smoothing_factor", 0.0), _of(task, "loss"))
     refuse("the Trainer", _cases(trainer, trainer.args))
     collator = getattr(trainer, "data_collator", None)
     if record == "ids" and _of(collator, "mlm"):
@@ -18,6 +25,17 @@ def check_trainer(trainer: Any, record: str) -> None:
             '1. To log what it draws: trace(..., record="batches").\n'
             "2. To draw each example's mask from its ID: train on task.train with task.collate of "
             "replay.tasks.masked_lm."
+        )
+
+
+def _check_smoothing(factor: float, loss: Any) -> None:
+    own = _of(loss, "label_smoothing")
+    if own is not None and own != factor:
+        raise TracingError(
+            f"the Trainer has label_smoothing_factor={factor}, and the loss of the task has "
+            f"label_smoothing={own}: the run would not replay.\n"
+            f"1. Build the task with label_smoothing={factor}.\n"
+            f"2. Or train with label_smoothing_factor={own}."
         )
 
 

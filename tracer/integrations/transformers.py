@@ -55,7 +55,7 @@ def trace(
     Raises:
         TracingError: The trainer does what cannot be traced; says what.
     """
-    check_trainer(trainer, record)
+    check_trainer(trainer, record, task)
     if record not in ("ids", "batches"):
         raise TracingError(f'record must be "ids" or "batches" here, found {shown(record)}.')
     how = {"record": record, "snapshot_every": snapshot_every, "check_steps": check_steps}

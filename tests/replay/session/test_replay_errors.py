@@ -50,10 +50,13 @@ def test_model_that_differs_from_the_log(path, model, message):
         Replay(path, task=changed(TASK, model=model))
 
 
+MEAN = r"returned one number for 1 example, .* of shape \(1,\).\n  1\. .*reduction='none'.*\n  2\. "
+
+
 @pytest.mark.parametrize(
     ("loss", "message"),
     [
-        (lambda m, b: cross_entropy(m, b).mean(), "returned a scalar for a batch of"),
+        (lambda m, b: cross_entropy(m, b).mean(), MEAN),
         (lambda m, b: m(b[0]), "returned shape"),
         (lambda m, b: cross_entropy(m, b).tolist(), "must return a tensor of shape"),
         (lambda m, b: cross_entropy(m, b)[:1], "one ID and one loss for each example"),
@@ -63,6 +66,17 @@ def test_loss_of_the_wrong_shape(path, loss, message):
     trained(path, TASK)
     with pytest.raises(TaskError, match=message):
         influence(path, changed(TASK, loss=loss))
+
+
+def test_one_number_for_one_example(path):
+    """A loss that squeezes is right for all batches but those of one; the remedy is named."""
+    task = changed(TASK, loss=lambda m, b: cross_entropy(m, b)[:, None].squeeze())
+    Case("ones", mlp, batches=[[0], [3]]).trace(path)
+    said = r"returned one number for 1 example, .* \(1,\)(?s:.*)\n  3\. .*squeeze\(-1\)"
+    with pytest.raises(TaskError, match=said):
+        Replay(path, task).verify(progress=False)
+    right = changed(TASK, loss=lambda m, b: cross_entropy(m, b)[:, None].squeeze(-1))
+    Replay(path, right).verify(progress=False)
 
 
 def test_a_collate_without_a_batch(path):

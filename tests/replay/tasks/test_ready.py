@@ -37,6 +37,21 @@ def right_class(model, example):
     return nn.functional.cross_entropy(logits, torch.tensor(example["label"]))
 
 
+def smoothed(loss):
+    """Return a loss of which a tenth is the mean over all classes."""
+
+    def smooth(logits, label):
+        logs = logits.log_softmax(-1)
+        return -0.9 * logs[label] - 0.1 * sum(logs) / len(logs)
+
+    def of_example(model, example):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nn.functional, "cross_entropy", smooth)
+            return loss(model, example)
+
+    return of_example
+
+
 READER = Reader(whole=False)
 CASES = {
     "classification": (
@@ -60,6 +75,21 @@ CASES = {
             READER, WORDS, WORDS, collate=padded, columns=COLUMNS, autocast=torch.bfloat16
         ),
         None,
+    ),
+    "causal_lm, smoothed": (
+        tasks.causal_lm(READER, WORDS, WORDS, collate=padded, columns=COLUMNS, label_smoothing=0.1),
+        smoothed(next_words),
+    ),
+    "sequence_classification, smoothed": (
+        tasks.sequence_classification(
+            lambda: Reader(whole=True),
+            WORDS,
+            WORDS,
+            collate=classes,
+            columns=COLUMNS,
+            label_smoothing=0.1,
+        ),
+        smoothed(right_class),
     ),
     "sequence_classification": (
         tasks.sequence_classification(
@@ -166,6 +196,12 @@ def test_losses_of_a_classifier_of_sequences(problem, scores, labels, mean):
     each = task.loss(model, {"labels": labels})
     assert each.shape == (4,)
     assert torch.allclose(each.mean(), expected)
+    if mean is None:
+        smooth = tasks.sequence_classification(
+            model, WORDS, WORDS, collate=classes, label_smoothing=0.1
+        )
+        with pytest.raises(TaskError, match="label_smoothing= smooths classes, and .* has none"):
+            smooth.loss(model, {"labels": labels})
 
 
 def test_a_batch_without_labels():

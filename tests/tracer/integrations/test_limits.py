@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 
 from tracer.errors import TracingError
-from tracer.integrations import accelerate_limits, lightning_limits
+from tracer.integrations import accelerate_limits, lightning_limits, trainer_limits
+
+SMOOTHING = "label_smoothing"
 
 
 def named(name, **attributes):
@@ -48,6 +51,17 @@ def test_lightning(message, found):
     lightning()
     with pytest.raises(TracingError, match=message):
         lightning(**found)
+
+
+@pytest.mark.parametrize(("factor", "own"), [(0.1, 0.0), (0.0, 0.1), (0.1, 0.1), (0.1, None)])
+def test_labels_that_a_trainer_smooths(factor, own):
+    """A loss that does not say how it smooths is not doubted."""
+    task = SimpleNamespace(loss=SimpleNamespace(**({} if own is None else {SMOOTHING: own})))
+    one = SimpleNamespace(args=SimpleNamespace(label_smoothing_factor=factor))
+    said = rf"label_smoothing_factor={factor}, and .*{own}:.*\n1\. Build .*label_smoothing={factor}"
+    fits = own in (None, factor)
+    with nullcontext() if fits else pytest.raises(TracingError, match=said):
+        trainer_limits.check_trainer(one, "ids", task)
 
 
 def accelerator(**found):

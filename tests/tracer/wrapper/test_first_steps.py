@@ -114,7 +114,7 @@ def test_a_task_that_is_wrong_is_said_at_once(path):
     ((t, text),) = said
     assert (t, len(open_log(path))) == (3, 6)
     assert text.startswith(f"steps 0:3 of {path} cannot be replayed, nor will the later ones: Task")
-    assert "returned a scalar for a batch of 3 IDs" in text
+    assert "returned one number for 3 examples, a mean" in text
 
 
 def test_no_check(path):
@@ -139,12 +139,12 @@ def test_names_are_looked_up_in_what_is_imported(path, tmp_path, monkeypatch, ca
     )
     monkeypatch.setitem(sys.modules, "of_a_test", module)
     for name in ("train.py:task", "of_a_test:task"):
-        assert "returned a scalar" in train(path, named=name, overwrite=True)[1][0][1]
+        assert "returned one number" in train(path, named=name, overwrite=True)[1][0][1]
     with monkeypatch.context() as patch:  # as `python -m package.train` has it
         patch.setitem(sys.modules, "__main__", module)
         module.__spec__ = ModuleSpec("package.train", None)
         ((_, text),) = train(path, named="package.train:task", overwrite=True)[1]
-        assert "returned a scalar" in text
+        assert "returned one number" in text
     train(path, named=module.task, overwrite=True)
     with open_log(path) as log:
         assert log.metadata["task"] == "of_a_test:task"
