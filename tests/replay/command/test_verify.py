@@ -93,7 +93,8 @@ def test_several_processes_need_a_place(folder, capsys, monkeypatch):
     monkeypatch.setattr(job, "here", Solo)
     with monkeypatch.context() as patch:
         patch.setattr(job.tempfile, "TemporaryFile", Mock(side_effect=OSError(30, "Read-only")))
-        code, _, err = verify(capsys)
+        assert "run.h5 names no task" in verify(capsys)[2]  # a wrong input is said first
+        code, _, err = verify(capsys, "--task", "tasks.py:task")
     told = "run.h5 which steps reproduce, and nothing can be written there: Read-only.\n1. Take one"
     assert (code, told in err) == (2, True)
     (folder / "own").mkdir()
