@@ -24,8 +24,7 @@ def on_several(workers: int, arguments: Sequence[str]) -> int:
         workers: How many processes.
         arguments: Of the program.
     """
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    os.environ.setdefault(_THREADS, str(max(1, (known or 1) // workers)))
+    os.environ.setdefault(_THREADS, str(threads_each(workers)))
     os.environ[BEGUN] = str(workers)
     code, path = 0, [str(one) for one in sys.path]  # a user's replay.py is not what is meant
     for _ in range(1 + _RESTARTS):
@@ -33,6 +32,23 @@ def on_several(workers: int, arguments: Sequence[str]) -> int:
         if code >= 0:
             return code
     return 128 - code
+
+
+def cores() -> int:
+    """Return how many processors this program may use."""
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return known or 1
+
+
+def at_once(workers: int, threads: int) -> int:
+    """Return how many of some processes run at once, each with so many threads."""
+    return max(1, min(workers, cores() // threads))
+
+
+def threads_each(workers: int) -> int:
+    """Return how many threads each process has."""
+    told = os.environ.get(_THREADS, "")
+    return int(told) if told.isdigit() else max(1, cores() // workers)
 
 
 def _launched(workers: int, arguments: Sequence[str]) -> int:

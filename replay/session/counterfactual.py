@@ -16,6 +16,7 @@ from replay.counterfactual.stacks import seconds, stacked
 from replay.counterfactual.stacks import taken as taken_runs
 from replay.processes.alone import Alone
 from replay.processes.group import Group
+from replay.processes.launch import at_once
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
@@ -24,7 +25,7 @@ from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun
 from replay.session.counterfactual_runs import runs_of
-from replay.session.estimate import Cost, at_once, peak_bytes
+from replay.session.estimate import Cost, peak_bytes
 from replay.session.going_on import THREADS
 from replay.session.provenance import measured_value, provenance
 from replay.session.workers import Work, taken_apart
@@ -131,7 +132,7 @@ def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
     """Return what taking the runs will cost, about, from some timed steps of one of them.
 
     Each process goes along the run itself once, to the last step at which a run leaves it. All
-    share the processors of this machine; how long a process takes to start is not in it.
+    share the processors of this machine.
     """
     runs = runs_of(run, asked)
     total, starts = len(run.log), [runs.start(change) for change in asked.changes]
@@ -142,10 +143,11 @@ def estimated_runs(run: BoundRun, asked: Alternatives, workers: int) -> Cost:
     each = step if whole is None else whole / len(stacks[0])
     along, count = total - began, min(workers, len(stacks))
     taking = step * along * count + each * sum(total - start for start in starts)
-    marks = len(asked.marks) * (1 + sum(start < total for start in starts) / at_once(count))
+    beside = at_once(count, torch.get_num_threads())
+    marks = len(asked.marks) * (1 + sum(start < total for start in starts) / beside)
     table = 8 * len(asked.test_ids) * len(asked.marks) * len(starts)
     held = peak_bytes() * (1 if count == 1 else 1 + count)
-    took = step * along + taking / at_once(count) + values * marks
+    took = step * along + taking / beside + values * marks
     return Cost(took, held + table, table, torch.get_num_threads())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -14,14 +13,18 @@ import torch
 
 from replay.evaluate.chunks import BLOCK
 from replay.evaluate.slots import SLOTS
+from replay.evaluate.test_side import Examples
+from replay.processes.launch import at_once
 from replay.progress import Progress, duration
 from replay.results.agreement import compare_methods
 from replay.results.summary import counted_threads
 from replay.session.bound_run import BoundRun
+from replay.session.crew import Crew
+from replay.session.grid import segments
 from replay.session.periods import Periods
 from replay.session.plan import passes_of
 from replay.session.question import Question
-from replay.session.scoring import settle, tried
+from replay.session.scoring import settle
 from replay.steps.tape import Tape
 
 _STEPS = 4  # timed beyond the first, which also proves the gradients
@@ -35,11 +38,12 @@ class Cost:
 
     Attributes:
         seconds: Duration.
-        peak_bytes: The most memory that the process held, on its device and beside it.
+        peak_bytes: The most memory that the processes held, on their devices and beside them.
         table_bytes: What of it are tables of results, which no budget bounds.
         threads: With how many threads; 0 if that is not known.
         passes: How many states of the run are taken in one pass, or why each takes its own; see
             ``Replay.plan``.
+        starting: What of the seconds is for starting processes.
     """
 
     seconds: float
@@ -47,69 +51,110 @@ class Cost:
     table_bytes: int = 0
     threads: int = 0
     passes: dict[str, str] = field(default_factory=dict)
+    starting: float = 0.0
 
-    def among(self, workers: int) -> Cost:
-        """Return what it will be for some processes of this machine, which share its cores."""
-        seconds = self.seconds / at_once(workers)
-        return replace(self, seconds=seconds, peak_bytes=self.peak_bytes * workers)
+    def with_start(self, own: float, workers: int) -> Cost:
+        """Return what it is with the start, which takes one process of this machine ``own``.
+
+        A job of several has one more process, which starts the others.
+        """
+        turns = 1 if workers == 1 else 1 + workers / at_once(workers, 1)
+        starting = own * turns
+        return replace(self, seconds=self.seconds + starting, starting=starting)
 
     def __str__(self) -> str:
         tables = f", {self.table_bytes / 1e9:.2f} GB of it tables" if self.table_bytes else ""
         threads = f", {counted_threads(self.threads)}" if self.threads else ""
         memory = f"peak memory {self.peak_bytes / 1e9:.2f} GB{tables}"
-        return f"{duration(self.seconds)}, {memory}{threads}"
+        start = f", {duration(self.starting)} of it to start" if self.starting else ""
+        return f"{duration(self.seconds)}{start}, {memory}{threads}"
 
 
-def at_once(workers: int) -> int:
-    """Return how many of some processes run at once here, of the threads of this one."""
-    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(workers, (known or 1) // torch.get_num_threads()))
-
-
-def estimated(run: BoundRun, question: Question) -> Cost:
+def estimated(run: BoundRun, question: Question, workers: int = 1) -> Cost:
     """Return what answering a question and comparing the methods will take, about.
 
     The first steps of the window and a few training examples at the first checkpoint are
     computed. Early steps refine a split more often than late ones.
+
+    Args:
+        run: The run.
+        question: The question.
+        workers: How many processes of this machine divide the work.
     """
-    steps, columns, whole = question.steps, question.train_ids, replace(question, periods=Periods())
+    columns, whole = question.train_ids, replace(question, periods=Periods())
     split = tuple(m for m in question.methods if m.walks)
-    seconds, held, passes = 0.0, 0, dict[str, str]()
+    crew, held, passes = Crew(run, workers), 0, dict[str, str]()
+    began = time.perf_counter()
     settle(run, question)
-
-    def few(count: int) -> None:
-        tried(run, replace(walk, steps=steps[:count]))
-
-    def heuristic(count: int) -> None:
-        tried(run, replace(sums, train_ids=columns[:count]))
-
+    seconds = time.perf_counter() - began
     if split:
         walk = replace(whole, methods=split, train_ids=columns[:1], checkpoints=[])
         passes = _passes(run, walk)
         some = any(why.startswith(str(SLOTS)) for why in passes.values())
-        more = min((2 * SLOTS if some else _STEPS) + 1, len(steps))
-        first, each = _timed(few, more)
-        ahead = _ahead(run, walk, more)
-        seconds += first + each * (len(steps) - 1) + ahead.seconds
-        held = ahead.peak_bytes
+        more = min((2 * SLOTS if some else _STEPS) + 1, len(question.steps))
+        took, held = _walked(run, walk, crew, more)
+        seconds += took
     if question.summing:
         sums = replace(whole, methods=question.summing, checkpoints=[0])
-        with run.computing():
-            block, shelf = run.chunks.block(columns)
-            more = min(max(_EXAMPLES + 1, block), len(columns))  # a whole block: its memory is met
-            run.chunks.of(columns[:more], "train", most=BLOCK)  # compared with others here
-        share = len(columns) / more if run.chunks.asked_of_all["train"] else 1.0
-        seconds += run.chunks.took["train"] * share
-        first, each = _timed(heuristic, more)
-        seconds += len(question.checkpoints) * (first + each * (len(columns) - 1))
-        held += shelf
-    seconds += run.chunks.took["test"] + _comparing(question)
-    cells = question.periods.tables * len(question.methods) * len(columns) + _TERMS * len(
-        split
-    ) * len(steps)
-    tables = 8 * len(question.test_ids) * cells
-    threads = run.computing.threads.number
-    return Cost(seconds, peak_bytes() + held + tables, tables, threads, passes)
+        took, shelf = _summed(run, sums, crew, len(question.checkpoints))
+        seconds, held = seconds + took, held + shelf
+    seconds += _comparing(question)
+    cells = question.periods.tables * len(question.methods) * len(columns)
+    terms = _TERMS * len(split) * len(question.steps)
+    tables = 8 * len(question.test_ids) * (cells + terms)
+    threads, peak = run.computing.threads.number, workers * (peak_bytes() + held) + tables
+    return Cost(seconds, peak, tables, threads, passes)
+
+
+def _walked(run: BoundRun, walk: Question, crew: Crew, more: int) -> tuple[float, int]:
+    """Return what going through the steps takes, and what is held of them besides.
+
+    Steps that remember others are walked backwards, the training side by each process for itself.
+    """
+    steps = walk.steps
+    trials = crew.tried(lambda count: replace(walk, steps=steps[:count]), more)
+    pieces, each = trials.pieces, trials.each
+    with run.computing(), Progress(enabled=False) as shown:
+
+        def tape(count: int) -> Tape:
+            how = {**walk.tape, "allow_mismatch": True}
+            return run.tape(steps[:count], shown, **how)
+
+        whole, part = tape(len(steps)).estimate(), tape(more).estimate()
+        if tape(1).plain:
+            pieces = len(segments(run.states, steps, crew.workers))
+        elif (others := min(pieces, crew.workers) - 1) and part.replays == 0:  # it was kept here
+            each += others * _timed(lambda count: list(tape(count).forwards()), more)[1]
+        seconds = len(steps) * (each * crew.share(pieces) + trials.adding)
+        again = whole.replays - part.replays * len(steps) / more  # beyond what was timed
+        if again > 0:
+            walks = pieces if crew.workers > 1 else len(_chunks(run, walk, tape(1)))
+            replayed = _timed(lambda count: list(tape(count).checks()), more)[1]
+            seconds += again * replayed * walks * crew.share(walks)
+    seconds += crew.begins(trials) + crew.own(trials.base) + trials.last
+    return seconds, max(0, whole.nbytes - part.nbytes)
+
+
+def _chunks(run: BoundRun, walk: Question, tape: Tape) -> list[Examples]:
+    """Return the test examples of a walk as one process alone takes them."""
+    kept = 0 if tape.plain and walk.names is None else walk.vectors
+    return run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
+
+
+def _summed(run: BoundRun, sums: Question, crew: Crew, points: int) -> tuple[float, int]:
+    """Return what the scores at some checkpoints take, and what is held of examples' data."""
+    columns, took = sums.train_ids, run.chunks.took
+    with run.computing():
+        block, shelf = run.chunks.block(columns)
+        more = min(max(_EXAMPLES + 1, block), len(columns))  # a whole block: its memory is met
+        before = took["train"]
+        run.chunks.of(columns[:more], "train", most=BLOCK)  # compared with others here
+        compared = took["train"] - before
+    share = len(columns) / more if run.chunks.asked_of_all["train"] else 1.0
+    trials = crew.tried(lambda count: replace(sums, train_ids=columns[:count]), more)
+    one = trials.base + len(columns) * trials.each, trials.last + len(columns) * trials.adding
+    seconds = points * (one[0] * crew.share(points * trials.pieces) + one[1])
+    return seconds + crew.begins(trials) + compared * share, shelf
 
 
 def _passes(run: BoundRun, walk: Question) -> dict[str, str]:
@@ -126,27 +171,6 @@ def _comparing(question: Question) -> float:
     few = {name: table[:1] for name, table in rows.items()}
     _, each = _timed(lambda size: compare_methods(few if size == 1 else rows, k=10), 2)
     return each * len(question.test_ids)
-
-
-def _ahead(run: BoundRun, walk: Question, few: int) -> Cost:
-    """Return what recording a window ahead of the walk takes more than recording few steps.
-
-    Steps that remember others are walked backwards; those that memory does not hold are replayed
-    without their examples' gradients first, for each chunk of test examples.
-    """
-    with run.computing(), Progress(enabled=False) as shown:
-
-        def tape(count: int) -> Tape:
-            how = {**walk.tape, "allow_mismatch": True}
-            return run.tape(walk.steps[:count], shown, **how)
-
-        whole, part = tape(len(walk.steps)).estimate(), tape(few).estimate()
-        each, again = 0.0, whole.replays - part.replays * len(walk.steps) / few  # beyond the timed
-        if again > 0:
-            kept = 0 if tape(1).plain and walk.names is None else walk.vectors
-            chunks = run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
-            each = len(chunks) * _timed(lambda count: list(tape(count).checks()), few)[1]
-    return Cost(max(0.0, again) * each, max(0, whole.nbytes - part.nbytes))
 
 
 def _timed(job: Callable[[int], object], more: int) -> tuple[float, float]:

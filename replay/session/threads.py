@@ -42,11 +42,11 @@ class Threads:
 
     def scoring(self) -> AbstractContextManager[None]:
         """Compute scores, with the number that was asked for or chosen."""
-        return _threads(self.number)
+        return with_threads(self.number)
 
     def again(self) -> AbstractContextManager[None]:
         """Take steps again, with what was asked for or is found: a run's bits depend on it."""
-        return _threads(self._asked or torch.get_num_threads())
+        return with_threads(self._asked or torch.get_num_threads())
 
     def keep(self, number: int) -> None:
         """Take the number of an earlier part of the work, or of another process that does a part.
@@ -97,7 +97,7 @@ class Threads:
 
 
 @contextmanager
-def _threads(number: int) -> Iterator[None]:
+def with_threads(number: int) -> Iterator[None]:
     """Let torch have so many threads; leave its number as found."""
     found = torch.get_num_threads()
     if number == found:

@@ -12,6 +12,7 @@ import torch
 
 from replay.processes.alone import Alone
 from replay.processes.group import Group
+from replay.processes.launch import threads_each
 from replay.progress import Progress
 from replay.results.influence import Influence
 from replay.results.parts import Parts, parts_of
@@ -20,6 +21,7 @@ from replay.results.self_influence import SelfInfluence
 from replay.session import shared_self
 from replay.session.bound_run import BoundRun
 from replay.session.choices import Window, window
+from replay.session.estimate import Cost, estimated
 from replay.session.going_on import THREADS, begin_together
 from replay.session.question import Asked, Question
 from replay.session.replay import Replay
@@ -28,6 +30,7 @@ from replay.session.scoring import answered, settle
 from replay.session.self_influence import SelfQuestion, settle_self
 from replay.session.shared_scoring import answered_together
 from replay.session.shared_verification import compared_together
+from replay.session.threads import with_threads
 from replay.steps.verify import Verification
 from tracer.records import ID
 
@@ -72,6 +75,23 @@ def influence_together(
             parts = Parts(parts_of(target), _question(run, question))
         with parts:
             return answered_together(run, question, group, parts, bars)
+
+
+def estimated_together(
+    replay: Replay, test_ids: Sequence[ID], workers: int, **asked: Unpack[Asked]
+) -> Cost:
+    """Return what influence takes some processes of this machine, about.
+
+    Args:
+        replay: The run.
+        test_ids: m test examples.
+        workers: How many.
+        **asked: As for ``Replay.influence``, with the same errors.
+    """
+    run = replay._run
+    question = Question.of(run.log, run.task, test_ids, **asked)
+    with with_threads(torch.get_num_threads() if workers == 1 else threads_each(workers)):
+        return estimated(run, question, workers)
 
 
 def self_influence_together(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +50,9 @@ def counterfactual(
         run = opened(log, settings)
         ids, lists = chosen(run, tests), _lists(choice, run)
         _scores(scores, beside(log, INFLUENCE_ENDING), run, ids)
+        start = time.process_time()
         cost = run.estimate_counterfactual(ids, remove=lists, along=along, workers=workers)
-        click.echo(cost_text(cost, as_json=as_json))
+        click.echo(cost_text(cost.with_start(start, workers), as_json=as_json))
         return
     inputs: list[str | Path] = [log, *tests.inputs, *choice.inputs]
     group = here()

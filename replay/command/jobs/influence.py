@@ -23,7 +23,7 @@ from replay.results.earlier import warn_of_change
 from replay.results.output import check_free
 from replay.results.variables import INFLUENCE
 from replay.session.estimate import Cost, peak_bytes
-from replay.session.together import influence_together
+from replay.session.together import estimated_together, influence_together
 
 
 def influence(
@@ -58,7 +58,8 @@ def influence(
     }
     if dry_run:
         run = opened(log, settings)
-        cost = run.estimate(chosen(run, tests), **question).among(workers)
+        ids, start = chosen(run, tests), time.process_time()
+        cost = estimated_together(run, ids, workers, **question).with_start(start, workers)
         click.echo(cost_text(cost, as_json=as_json))
         return
     began, group = time.perf_counter(), here()

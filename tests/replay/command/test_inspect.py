@@ -109,10 +109,13 @@ def test_dry_run_writes_nothing(folder, capsys):
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
     assert code == 0
     assert out.startswith("about ")
-    assert re.search(r"peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread\n", out)
+    said = r" s, [\d.]+ s of it to start, peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread\n"
+    assert re.search(said, out)
     assert out.splitlines()[1:] == ["16 states in one pass"]
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
-    assert set(json.loads(out)) == {"seconds", "peak_bytes", "table_bytes", "threads", "passes"}
+    assert set(json.loads(out)) == {
+        *("seconds", "starting", "peak_bytes", "table_bytes", "threads", "passes")
+    }
     assert json.loads(out)["table_bytes"] == 8 * 2 * (3 * 14 + 2 * 12 * 4)
     assert {p.name for p in folder.iterdir()} - {"__pycache__"} == {p.name for p in before} - {
         "__pycache__"

@@ -11,7 +11,6 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.command.show.plan import plan_table
-from replay.session.estimate import Cost
 from tests.helpers.cases import cross_entropy as loss
 from tracer import TracingOptimizer
 from tracer.errors import InputError
@@ -164,11 +163,3 @@ def test_estimate(network):
     cost = run.estimate([0, 1], methods=("tracin", "ideal", "tracincp"), checkpoints=2)
     assert 0 < cost.seconds < 60
     assert cost.peak_bytes > 1e7
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.123, "0.12 s"), (75, "75 s"), (1500, "25 min"), (2e4, "5.6 h")],
-)
-def test_costs_in_words(seconds, text):
-    assert str(Cost(seconds, 1_500_000_000)) == f"{text}, peak memory 1.50 GB"

@@ -1,0 +1,135 @@
+"""What a job of several processes is estimated to take: counted, not timed."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from replay import Replay
+from replay.session import estimate, together
+from replay.session.crew import Crew
+from replay.session.estimate import Cost
+from replay.session.together import estimated_together, influence_together
+from replay.steps.trained_steps import TrainedSteps
+from tests.helpers.jobs import Solo
+from tests.helpers.rules import BY_NAME, trace
+
+STEPS = 40
+
+
+@pytest.fixture
+def with_cores(monkeypatch):
+    """Say how many processors there are."""
+
+    def say(count):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(count)}, raising=False)
+
+    return say
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """Let the clock count how often a step's gradients are asked for, instead of seconds."""
+    now, asked = [0.0], TrainedSteps.of
+
+    def counted(self, t, **how):
+        now[0] += 1.0
+        return asked(self, t, **how)
+
+    monkeypatch.setattr(TrainedSteps, "of", counted)
+    monkeypatch.setattr("time.perf_counter", lambda: now[0])
+    return now
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "workers", "pieces", "taken"),
+    [
+        (2, 1, 1, 8, 8),
+        (2, 1, 2, 8, 4),
+        (4, 1, 3, 8, 3),  # 3, 3 and 2 pieces
+        (1, 1, 2, 8, 8),
+        (2, 1, 4, 8, 4),
+        (8, 4, 4, 8, 4),  # two at once
+        (2, 8, 2, 8, 8),
+        (16, 1, 16, 8, 1),  # eight have nothing to do
+        (8, 1, 4, 1, 1),
+    ],
+)
+def test_who_does_what_when(tmp_path, with_cores, cores, threads, workers, pieces, taken):
+    with_cores(cores)
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    crew = Crew(Replay(run.path, task=run.task, threads=threads)._run, workers)
+    assert pieces * crew.share(pieces) == pytest.approx(taken)
+
+
+@pytest.mark.parametrize(
+    ("rule", "cores", "each"),
+    [("sgd", 1, 1), ("sgd", 2, 0.5), ("adamw", 1, 2), ("adamw", 2, 1)],
+)
+def test_a_job_is_all_that_its_processes_do(tmp_path, ticks, with_cores, rule, cores, each):
+    """Each of two walks backwards by itself; forwards, each takes half of the run."""
+    with_cores(cores)
+    run = trace(tmp_path / "run.h5", BY_NAME[rule], steps=STEPS)
+    found = estimated_together(Replay(run.path, run.task), [0, 1], 2, methods="tracin")
+    assert found.seconds == pytest.approx(STEPS * each, rel=0.1)
+
+
+def test_a_job_replays_again_what_memory_does_not_hold(tmp_path, ticks, with_cores):
+    with_cores(2)
+    run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=STEPS)
+    asked = {"methods": "tracin"}
+    replay = Replay(run.path, run.task, memory=2_000_000)
+    expected = estimated_together(replay, [0, 1], 2, **asked).seconds
+    began = ticks[0]
+    influence_together(replay, [0, 1], Solo(2), tmp_path / "out.h5", **asked)
+    both = ticks[0] - began
+    assert both > 3 * STEPS
+    assert expected == pytest.approx(both / 2, rel=0.1)
+
+
+def test_choosing_threads_is_counted(tmp_path, ticks, monkeypatch):
+    def settle(run, question):
+        ticks[0] += 1000
+
+    monkeypatch.setattr(estimate, "settle", settle)
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    assert 1000 < Replay(run.path, run.task).estimate([0], methods="tracin").seconds < 1010
+
+
+@pytest.mark.parametrize(("told", "workers", "number"), [("", 2, 4), ("3", 2, 3), ("", 1, 5)])
+def test_a_job_is_tried_with_the_threads_it_will_have(
+    tmp_path, monkeypatch, with_cores, told, workers, number
+):
+    with_cores(8)
+    monkeypatch.setenv("OMP_NUM_THREADS", told)
+    monkeypatch.setattr(together, "estimated", lambda *_: torch.get_num_threads())
+    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    torch.set_num_threads(5)
+    try:
+        assert estimated_together(Replay(run.path, run.task), [0], workers) == number
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize(("workers", "cores", "starting"), [(1, 2, 3), (2, 2, 6), (4, 2, 9)])
+def test_a_job_starts_what_starts_it(with_cores, workers, cores, starting):
+    with_cores(cores)
+    cost = Cost(10.0, 1).with_start(3.0, workers)
+    assert (cost.seconds, cost.starting) == (10 + starting, starting)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "starting", "text"),
+    [
+        (0.123, 0, "0.12 s"),
+        (75, 2.34, "75 s, 2.3 s of it to start"),
+        (1500, 0, "25 min"),
+        (2e4, 3, "5.6 h, 3 s of it to start"),
+    ],
+)
+def test_costs_in_words(seconds, starting, text):
+    said = str(Cost(seconds, 1_500_000_000, starting=starting))
+    assert said == f"{text}, peak memory 1.50 GB"
