@@ -161,7 +161,8 @@ def _passes(run: BoundRun, walk: Question) -> dict[str, str]:
     """Return how many states of the run are taken in one pass."""
     with run.computing(), Progress(enabled=False) as shown:
         tape = run.tape(walk.steps, shown, **walk.tape)
-        return passes_of(tape, run.chunks.of(walk.test_ids, "test", between=walk.refines))
+        chunks = run.chunks.of(walk.test_ids, "test", between=walk.refines)
+        return passes_of(tape, chunks, walk.steps)
 
 
 def _comparing(question: Question) -> float:

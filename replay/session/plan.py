@@ -15,11 +15,13 @@ from replay.progress import Progress
 from replay.session.bound_run import BoundRun
 from replay.steps.tape import Tape
 from replay.task import Task, example_ids
+from tracer.log.read.summary import batch_sizes
 
 _TEST = 8  # test examples that are looked at
 _PENALTY, _STEP, _FROZEN = "only the penalty moves it", "no gradient in step 0", "not moved"
 _UNUSED = "no gradient"
 _SEVERAL, _ONE = f"{SLOTS} states in one pass", "each state in a pass of its own"
+_TRAINING = "training gradients"
 WITHOUT_GRADIENT = (_PENALTY, _STEP, _FROZEN, _UNUSED)
 
 
@@ -48,7 +50,7 @@ class Plan(list[ParameterPath]):
     Attributes:
         passes: Of training gradients, test gradients and test values, how many states of the run
             one pass takes, or why each state takes one of its own. A step whose batch is not like
-            that of step 0 (of another size, say) takes one of its own in any case.
+            that of step 0 takes one of its own in any case; those of another size are counted.
     """
 
     def __init__(
@@ -58,10 +60,15 @@ class Plan(list[ParameterPath]):
         self.passes = passes or {}
 
 
-def passes_of(tape: Tape, chunks: list[Examples]) -> dict[str, str]:
-    """Return in words how the states of a run are taken; see ``Plan``."""
-    found = {"training gradients": tape.why, **RunExamples(chunks[0], tape.states).why}
-    return {side: _SEVERAL if why is None else f"{_ONE}: {why}" for side, why in found.items()}
+def passes_of(tape: Tape, chunks: list[Examples], steps: range) -> dict[str, str]:
+    """Return in words how the states of some steps are taken; see ``Plan``."""
+    found = {_TRAINING: tape.why, **RunExamples(chunks[0], tape.states).why}
+    said = {side: _SEVERAL if why is None else f"{_ONE}: {why}" for side, why in found.items()}
+    log = tape.states.log
+    alike = (batch_sizes(log, steps) == batch_sizes(log, range(1))).all(1).sum()
+    if tape.why is None and alike < len(steps):
+        said[_TRAINING] += f" for {alike} of {len(steps)} steps"
+    return said
 
 
 def paths_of_run(run: BoundRun) -> Plan:
@@ -77,7 +84,8 @@ def paths_of_run(run: BoundRun) -> Plan:
         for name, w in now.before.parameters.items()
     )
     how = {"allow_mismatch": True, "splits": False}
-    return Plan(paths, passes_of(run.tape(range(1), Progress(enabled=False), **how), chunks))
+    tape = run.tape(range(1), Progress(enabled=False), **how)
+    return Plan(paths, passes_of(tape, chunks, range(len(run.log))))
 
 
 def _of_training(task: Task, now: Transition, models: Models, budget: int) -> dict[str, str]:

@@ -275,9 +275,13 @@ def test_what_no_stack_holds_is_taken_alone_and_the_plan_says_why(tmp_path, stac
 def test_the_plan_says_what_is_taken_together(tmp_path):
     task = traced(tmp_path / "run.h5")
     plan = Replay(tmp_path / "run.h5", task=task).plan()
-    assert plan.passes == dict.fromkeys(
-        ("training gradients", "test gradients", "test values"), "16 states in one pass"
-    )
+    together = "16 states in one pass"
+    assert plan.passes == {
+        "training gradients": f"{together} for {STEPS - 1} of {STEPS} steps",  # a short batch
+        **dict.fromkeys(("test gradients", "test values"), together),
+    }
+    begun = Replay(tmp_path / "run.h5", task=task).estimate([0], methods="tracin", steps="0:18")
+    assert set(begun.passes.values()) == {together}
     cost = Replay(tmp_path / "run.h5", task=task, audit=5).estimate([0], methods=("tracin",))
     why = "each state in a pass of its own: every 5th pass is proven"
     assert cost.passes == dict.fromkeys(plan.passes, why)
@@ -295,7 +299,7 @@ def test_what_is_wrong_with_a_state_is_said_at_its_turn(tmp_path, stacked):
 def test_what_changes_its_mind_is_an_error_with_a_remedy(tmp_path, monkeypatch):
     task = traced(tmp_path / "run.h5", Moody)
     run = Replay(tmp_path / "run.h5", task=task)
-    assert set(run.plan().passes.values()) == {"16 states in one pass"}
+    assert all(one.startswith("16 states in one pass") for one in run.plan().passes.values())
     monkeypatch.setattr(Moody, "factor", 1.5)
     with pytest.raises(GradientError, match="are others in one pass for 16 states") as error:
         run.influence([0], methods="tracin-sgd", progress=False)

@@ -84,3 +84,12 @@ def test_damage(original, tmp_path):
             summary(log)
         name = "steps/ids" if table in texts else table
         assert f"({name}) does not match" in str(found.value)
+
+
+@pytest.mark.parametrize("steps", [range(1), range(3, STEPS), range(STEPS)])
+def test_sizes_of_batches(original, monkeypatch, steps):
+    monkeypatch.setattr(room, "_BLOCK", 4)
+    with open_log(original) as log:
+        those = [log.step(t) for t in steps]
+        expected = [[len(one.batch_ids), len(one.micro_batches)] for one in those]
+        assert room.batch_sizes(log, steps).tolist() == expected

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.lib.recfunctions import structured_to_unstructured
 from numpy.typing import NDArray
 
 from tracer.log import schema
@@ -78,6 +79,20 @@ def summary(log: RunLog, advance: Callable[[], None] = lambda: None) -> Summary:
         found.add(Steps(log, start, min(_BLOCK, len(log) - start), texts))
         advance()
     return found
+
+
+def batch_sizes(log: RunLog, steps: range) -> NDArray[np.int64]:
+    """Return how many examples and how many micro-batches each of some steps has, ``(T, 2)``.
+
+    Raises:
+        LogError: A row does not match its checksum; names step and table.
+    """
+    texts = BatchIds(log.facts)
+    found = [
+        Steps(log, some[0], len(some), texts).meta[["count", "micro_count"]]
+        for some in (steps[k : k + _BLOCK] for k in range(0, len(steps), _BLOCK))
+    ]
+    return structured_to_unstructured(np.concatenate(found), np.int64)
 
 
 class Steps:
