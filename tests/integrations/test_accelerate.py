@@ -278,12 +278,11 @@ def test_refusals(tmp_path):
     with pytest.raises(TracingError, match=r"got 1 IDs for 22 examples"):
         trace(accelerator, model, optimizer, raw, tmp_path / "run.h5", ids=[1])
     halves = [torch.optim.SGD([p], lr=0.1) for p in model.parameters()][:2]
-    several = r"by several optimizers, .*\n1\. Wrap .*\[first, second\].*\n2\. If an"
-    with pytest.raises(TracingError, match=several):
-        trace(accelerator, model, halves, raw, tmp_path / "run.h5")
+    another = r"an optimizer that trace\(\) was .*\n1\. Give .*\[first, second\].*\n2\. If an"
     first, _ = accelerator.prepare(*halves)
-    with pytest.raises(TracingError, match=several):
-        trace(accelerator, model, first, raw, tmp_path / "run.h5")
+    for given in (first, [first], optimizer):
+        with pytest.raises(TracingError, match=another):
+            trace(accelerator, model, given, raw, tmp_path / "run.h5")
     accelerator.free_memory()
     assert "backward" not in vars(accelerator)
     assert not (tmp_path / "run.h5").exists()

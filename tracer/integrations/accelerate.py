@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from tracer.errors import TracingError, shown
-from tracer.integrations.accelerate_limits import check_accelerator, check_loader, check_optimizers
+from tracer.integrations.accelerate_limits import check_accelerator, check_loader
 from tracer.integrations.carried_ids import Carried, carry_ids
 from tracer.integrations.checkpoints import check_checkpoint, check_new
 from tracer.integrations.loss_weights import BatchWeights
 from tracer.integrations.on_its_way import Labelled
+from tracer.integrations.prepared import Prepared
 from tracer.integrations.replacing import Replaced
 from tracer.records import ID
 from tracer.wrapper.optimizer import TracingOptimizer
@@ -49,7 +50,8 @@ def trace(
     Args:
         accelerator: The ``Accelerator``.
         model: The model, prepared or not.
-        optimizer: The optimizer, prepared or not.
+        optimizer: The optimizer, prepared or not; of several that move the model all, in a list or
+            by name, as for ``TracingOptimizer``. The loop steps each as accelerate prepared it.
         loader: The training loader, prepared or not.
         log: Path of the log.
         task: The replay task, or its name; see ``TracingOptimizer``.
@@ -73,7 +75,7 @@ def trace(
     """
     check_accelerator(accelerator)
     check_loader(loader)
-    check_optimizers(accelerator, model, optimizer)
+    prepared = Prepared(accelerator, model, optimizer)
     if record not in ("ids", "batches"):
         raise TracingError(f'record must be "ids" or "batches" here, found {shown(record)}.')
     how = {
@@ -84,10 +86,10 @@ def trace(
         "check_steps": check_steps,
         "overwrite": overwrite,
     }
-    tracing = Tracing(accelerator, model, how, items)
+    tracing = Tracing(accelerator, model, prepared, how, items)
     leave_loader = carry_ids(loader, ids, Labelled(tracing.take))
     try:
-        return tracing.begin(optimizer, Path(log), resume, leave_loader)
+        return tracing.begin(Path(log), resume, leave_loader)
     except BaseException:
         leave_loader()
         raise
@@ -106,38 +108,32 @@ class Tracing:
         self,
         accelerator: Any,
         model: nn.Module,
+        prepared: Prepared,
         how: dict[str, Any],
         items: Callable[[Any], Tensor] | None,
     ) -> None:
         self._accelerator, self._model, self._how = accelerator, model, how
+        self._prepared = prepared
         self._weighing = BatchWeights(how["reduction"], items)
         self._now: Carried | None = None  # the batch that the loop has
-        self._holder: Any = None  # what accelerate made of the optimizer
         self._replaced = Replaced()
 
     def begin(
-        self,
-        optimizer: Any,
-        log: Path,
-        resume: str | Path | None,
-        leave_loader: Callable[[], None],
+        self, log: Path, resume: str | Path | None, leave_loader: Callable[[], None]
     ) -> Tracing:
         """Wrap the optimizer, and replace what is needed; see ``trace``."""
         accelerator, how = self._accelerator, self._how
-        self._holder = next((o for o in accelerator._optimizers if _held(o, optimizer)), None)
         if resume is None:
             check_new(log, "trace(..., resume=FOLDER)", overwrite=how["overwrite"])
         else:
-            step = _step_of(Path(resume), prepared=self._holder is not None)
+            step = _step_of(Path(resume), prepared=self._prepared.are_all)
             check_checkpoint(log, step, self._model, "resume=")
             how = {**how, "resume": step, "overwrite": False}
-        inner = optimizer if self._holder is None else self._holder.optimizer
         with torch.random.fork_rng():  # load_state has put it back
-            self.optimizer = TracingOptimizer(inner, self._model, log, **how)
+            self.optimizer = TracingOptimizer(self._prepared.inner, self._model, log, **how)
         if resume is not None:
             self.optimizer.flush(state=True)  # again from here, if the run is killed
-        if self._holder is not None:
-            self._holder.optimizer = self.optimizer
+        self._prepared.put_in(self.optimizer)
         self._leave_loader = leave_loader
         self._hook = accelerator.register_save_state_pre_hook(self._save)
         self._replaced.put(accelerator, "backward", self._backward)
@@ -156,8 +152,7 @@ class Tracing:
         self._leave_loader()
         self._hook.remove()
         self._replaced.take_off()
-        if self._holder is not None and self._holder.optimizer is self.optimizer:
-            self._holder.optimizer = self.optimizer.optimizer
+        self._prepared.take_out()
         self.optimizer.__exit__(kind)
 
     def close(self) -> None:
@@ -176,8 +171,9 @@ class Tracing:
         return self._weighing.of(self._model, batch, count, parts)  # or the loop divides by itself
 
     def _clip(self, before: Callable[..., Any], parameters: Any, max_norm: Any, *rest: Any) -> Any:
-        norm = before(parameters, max_norm, *rest)
-        self.optimizer.clipped(norm, max_norm)
+        clipped = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+        norm = before(clipped, max_norm, *rest)
+        (self._prepared.whose(clipped) or self.optimizer).clipped(norm, max_norm)
         return norm
 
     def _save(self, models: Any, weights: Any, folder: str) -> None:
@@ -189,10 +185,6 @@ class Tracing:
     def _end_training(self, before: Callable[..., Any]) -> Any:
         self.close()
         return before()
-
-
-def _held(holder: Any, optimizer: Any) -> bool:
-    return holder is optimizer or holder.optimizer is optimizer
 
 
 def _step_of(folder: Path, *, prepared: bool) -> int:

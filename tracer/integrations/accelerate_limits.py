@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
-
-from torch import nn
 
 from tracer.errors import TracingError
 from tracer.integrations.limits import ONE_DEVICE, Case, refuse
-from tracer.unwrapping import unwrapped
 
 
 def check_accelerator(accelerator: Any) -> None:
@@ -26,25 +22,6 @@ def check_accelerator(accelerator: Any) -> None:
 def check_loader(loader: Any) -> None:
     """Raise TracingError if a loader does what cannot be traced."""
     refuse("the training loader", _of_loader(loader))
-
-
-def check_optimizers(accelerator: Any, model: Any, optimizer: Any) -> None:
-    """Raise TracingError if several optimizers move the model."""
-    inner = unwrapped(model)
-    own = {id(p) for p in inner.parameters()} if isinstance(inner, nn.Module) else set()
-    moving = [o for o in accelerator._optimizers if own & {id(p) for p in _parameters(o)}]
-    case = (
-        isinstance(optimizer, (list, tuple, Mapping)) or len(moving) > 1,
-        "moves one model by several optimizers",
-        "Wrap them yourself and prepare that: TracingOptimizer([first, second], model, log), with "
-        "observe(ids) before each backward.\n2. If an earlier one is left, call "
-        "accelerator.free_memory() before prepare",
-    )
-    refuse("the loop", [case])
-
-
-def _parameters(optimizer: Any) -> list[Any]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _of_accelerator(accelerator: Any) -> list[Case]:
