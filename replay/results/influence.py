@@ -14,11 +14,11 @@ from replay.progress import Progress
 from replay.results.agreement import Agreement, compare_methods
 from replay.results.counterfactual import Counterfactual
 from replay.results.earlier import warn_of_change
-from replay.results.exporting import export
+from replay.results.exporting import export, of_influence
 from replay.results.file import Content, open_result, write_result
 from replay.results.grouping import Labels, grouped
 from replay.results.influence_data import InfluenceData
-from replay.results.labelled import to_dataset, to_frame
+from replay.results.labelled import columns, to_dataset, to_frame
 from replay.results.truth import compare_with_truth, require_same_run
 from replay.results.variables import (
     DROPS,
@@ -111,7 +111,7 @@ class Influence(InfluenceData):
         Raises:
             InputError: pandas is not installed (the extra ``tables``).
         """
-        return to_frame(self)
+        return to_frame(columns(self))
 
     def export(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write the scores for other programs, by the file's ending.
@@ -124,7 +124,7 @@ class Influence(InfluenceData):
             InputError: The ending is another, a library is missing, or it cannot be written.
         """
         replaces = flag("overwrite", overwrite)
-        export(self, place("scores", path), overwrite=replaces)
+        export(of_influence(self), place("scores", path), overwrite=replaces)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimensions ``test``, ``train`` and ``step``.

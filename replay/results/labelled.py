@@ -32,9 +32,9 @@ def to_dataset(
     return xarray.Dataset(variables, coordinates, dict(attributes))
 
 
-def to_frame(found: InfluenceData) -> Any:
-    """Return a ``pandas.DataFrame``: a row for each test example, training example and method."""
-    return needed("pandas", "to_pandas").DataFrame(columns(found))
+def to_frame(table: Mapping[str, NDArray[Any]]) -> Any:
+    """Return columns as a ``pandas.DataFrame``."""
+    return needed("pandas", "to_pandas").DataFrame(table)
 
 
 def columns(found: InfluenceData) -> dict[str, NDArray[Any]]:

@@ -97,7 +97,7 @@ def _check_replaceable(target: Path, kind: Format | None) -> None:
         raise InputError(f"the result would replace {target}, a run log; choose another path.")
     if kind is None:
         return
-    found = _content(target)
+    found = content(target)
     if found not in ("nothing", kind.content):
         raise InputError(
             f"the result would replace {target}, which holds {found}; a result replaces its own "
@@ -105,7 +105,7 @@ def _check_replaceable(target: Path, kind: Format | None) -> None:
         )
 
 
-def _content(place: Path) -> str:
+def content(place: Path) -> str:
     """Return what a regular file holds, in words."""
     if place.stat().st_size == 0:
         return "nothing"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from replay.arguments import one_of, place, whole
+from replay.arguments import flag, one_of, place, whole
+from replay.results.exporting import Exported, export, plain_table
 from replay.results.file import Content, open_result, write_result
+from replay.results.labelled import to_frame
 from replay.results.summary import summary
 from replay.results.variables import (
     OWN_DROP,
@@ -71,6 +74,49 @@ class SelfInfluence:
         order = np.argsort(-scores, kind="stable")[:count]
         return [self.train_ids[i] for i in order], scores[order]
 
+    def to_pandas(self) -> Any:
+        """Return a ``pandas.DataFrame``: a row for each training example, a column for each score.
+
+        Raises:
+            InputError: pandas is not installed (the extra ``tables``).
+        """
+        return to_frame(self._table())
+
+    def export(self, path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the scores for other programs, by the file's ending.
+
+        ``.csv`` and ``.parquet`` hold a row for each training example, with its scores and visits;
+        ``.npz`` an array of each; ``.json`` everything. Periods are in the latter two.
+
+        Raises:
+            OutputExistsError: The file exists and ``overwrite`` is off.
+            InputError: The ending is another, a library is missing, or it cannot be written.
+        """
+        replaces, table = flag("overwrite", overwrite), self._table()
+        given = Exported(
+            columns=tuple(table),
+            rows=lambda: zip(*(column.tolist() for column in table.values()), strict=True),
+            table=lambda: table,
+            arrays=lambda: {**table, **self._of_periods()},
+            plain=self.to_plain,
+            attributes=self.attributes,
+        )
+        export(given, place("scores", path), overwrite=replaces)
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return everything as plain values; what is not a number is None."""
+        result = {
+            "attributes": dict(self.attributes),
+            "train_ids": self.train_ids,
+            "visits": self.visits.tolist(),
+            **{name: plain_table(values) for name, values in self.scores.items()},
+        }
+        if not self.periods:
+            return result
+        parts = {name: plain_table(values) for name, values in self.by_period.items()}
+        visits = self.visits_by_period.tolist()
+        return {**result, "periods": self.periods, "by_period": parts | {"visits": visits}}
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write HDF5 with the dimension ``train``, and ``period`` if there are some.
 
@@ -112,6 +158,15 @@ class SelfInfluence:
                 visits_by_period=file.read(VISITS_BY_PERIOD).T,
                 periods=[int(period) for period in file.labels["period"]],
             )
+
+    def _table(self) -> dict[str, NDArray[Any]]:
+        return {"train": np.array(self.train_ids), **self.scores, "visits": self.visits}
+
+    def _of_periods(self) -> dict[str, Any]:
+        if not self.periods:
+            return {}
+        parts = {f"{name}_by_period": values for name, values in self.by_period.items()}
+        return {"periods": self.periods, **parts, "visits_by_period": self.visits_by_period}
 
     def _variables(self) -> Content:
         for name, scores in self.scores.items():

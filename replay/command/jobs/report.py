@@ -12,7 +12,9 @@ from replay.loading import resolved
 from replay.results.checkpoint_sweep import CheckpointSweep
 from replay.results.counterfactual import Counterfactual
 from replay.results.influence import Influence
+from replay.results.output import content
 from replay.results.self_influence import SelfInfluence
+from replay.results.variables import SELF_INFLUENCE
 from replay.task import Task
 from tracer.errors import InputError, TaskError
 
@@ -35,7 +37,7 @@ def report(
     target = page_of(result) if out is None else out
     inputs = [path for path in (result, truth, self_result, sweep) if path is not None]
     made.require_free(target, overwrite=overwrite, inputs=inputs)
-    influence = Influence.load(result)
+    influence = _influence(result)
     shows, why = _task(influence, result, task)
     study = made.Study(
         influence,
@@ -49,6 +51,17 @@ def report(
     )
     made.write(study, target, overwrite=overwrite, inputs=inputs)
     click.echo(f"wrote {target}", err=True)
+
+
+def _influence(result: Path) -> Influence:
+    """Return the result that a page is about."""
+    if result.is_file() and content(result) == SELF_INFLUENCE.content:
+        raise InputError(
+            f"a page is about influence, and {result} holds self-influence.\n"
+            f"  1. Let the page show both: tracin-replay report run.influence.h5 --self {result};\n"
+            f"  2. or write its scores for other programs: tracin-replay export {result} self.csv."
+        )
+    return Influence.load(result)
 
 
 def reports() -> ModuleType:

@@ -11,7 +11,7 @@ from replay.command.jobs.opening import opened
 from replay.command.jobs.saving import save
 from replay.command.jobs.working import job
 from replay.command.options import Settings
-from replay.command.show.self_influence import self_json, self_report
+from replay.command.show.self_influence import self_report
 from replay.command.terminal import Terminal
 from replay.processes.group import here
 from replay.results.output import check_free
@@ -46,6 +46,6 @@ def self_influence(
         save(found, target, overwrite=overwrite)
     click.echo(f"wrote {target}", err=True)
     if as_json:
-        click.echo(json.dumps(self_json(found), allow_nan=False))
+        click.echo(json.dumps(found.to_plain(), allow_nan=False))
         return
     Terminal().print(self_report(found, describe=run.describe_train, k=top))

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.console import RenderableType
 from rich.table import Table
 
 from replay.command.show.cells import Describe, explained, named
 from replay.command.terminal import literal
-from replay.results.exporting import plain_table
 from replay.results.self_influence import SelfInfluence
 from replay.results.summary import number
 
@@ -43,18 +40,3 @@ def self_report(found: SelfInfluence, *, describe: Describe, k: int = 10) -> Ren
 
 def _said(name: str) -> str:
     return name.replace("_", " ")
-
-
-def self_json(found: SelfInfluence) -> dict[str, Any]:
-    """Return the result as plain values; what is not a number is None."""
-    result = {
-        "attributes": dict(found.attributes),
-        "train_ids": found.train_ids,
-        "visits": found.visits.tolist(),
-        **{name: plain_table(values) for name, values in found.scores.items()},
-    }
-    if not found.periods:
-        return result
-    parts = {name: plain_table(values) for name, values in found.by_period.items()}
-    visits = found.visits_by_period.tolist()
-    return {**result, "periods": found.periods, "by_period": parts | {"visits": visits}}

@@ -104,6 +104,13 @@ def test_self(folder, capsys):
     assert found["attributes"]["window"] == "0:2"
     assert len(found["self"]) == len(found["own_drop"]) == len(found["train_ids"]) == 14
     assert sum(found["visits"]) == 4
+    code, out, err = run(capsys, "export", "run.self.h5", "self.csv", "--json")
+    assert (code, json.loads(out)["methods"]) == (0, ["self", "own_drop", "loss"]), err
+    header, *rows = (folder / "self.csv").read_text().splitlines()
+    assert (header, len(rows)) == ("train,self,own_drop,loss,visits", 14)
+    code, _, err = run(capsys, "report", "run.self.h5")
+    said = "1. Let the page show both: tracin-replay report run.influence.h5 --self run.self.h5;"
+    assert (code, said in err) == (2, True)
 
 
 @pytest.mark.parametrize(

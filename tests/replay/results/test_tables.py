@@ -15,7 +15,7 @@ import torch
 import xarray
 
 from replay import Influence, compare
-from tests.helpers.results import made
+from tests.helpers.results import made, of_themselves
 from tracer.errors import InputError, OutputExistsError
 
 CLASSES = ["cat", "dog", "cat", "eel", "dog", "cat"]
@@ -190,6 +190,42 @@ def test_files_of_other_programs_hold_every_score(tmp_path, ids):
     assert plain["scores"]["tracin"] == found.scores["tracin"].tolist()
     assert (plain["test_ids"], plain["train_ids"]) == (found.test_ids, found.train_ids)
     assert plain["completeness"]["ideal"]["data"] == found.completeness["ideal"]["data"].tolist()
+
+
+@pytest.mark.parametrize("by_period", [False, True])
+def test_self_influence_in_files_of_other_programs(tmp_path, by_period):
+    found = of_themselves(['a "quoted", {}\n', "b", "c"])
+    found.scores["loss"] = np.array([0.5, np.nan, 2.0])
+    if by_period:
+        parts = {name: np.stack([values, 2 * values], 1) for name, values in found.scores.items()}
+        visits = np.ones((3, 2), int)
+        found = replace(found, by_period=parts, visits_by_period=visits, periods=[0, 5])
+    for ending in ENDINGS:
+        found.export(tmp_path / f"self{ending}")
+    expected = {"train": found.train_ids, **found.scores, "visits": found.visits}
+    frame = pandas.DataFrame(expected)
+    pandas.testing.assert_frame_equal(found.to_pandas(), frame, check_exact=True)
+    with (tmp_path / "self.csv").open(newline="") as file:
+        header, *rows = csv.reader(file)
+    typed = [(train, *map(float, scores), int(visits)) for train, *scores, visits in rows]
+    again = pandas.DataFrame(typed, columns=header)
+    pandas.testing.assert_frame_equal(again, frame, check_exact=True)
+    table = pyarrow.parquet.read_table(tmp_path / "self.parquet")
+    pandas.testing.assert_frame_equal(table.to_pandas(), frame, check_exact=True)
+    assert table.schema.metadata[b"unit"] == b"nats"
+    plain = json.loads((tmp_path / "self.json").read_text(), parse_constant=pytest.fail)
+    assert plain["train_ids"] == found.train_ids
+    assert plain["loss"] == [0.5, None, 2.0]
+    assert plain["visits"] == [2, 2, 2]
+    with np.load(tmp_path / "self.npz") as arrays:
+        assert all(np.array_equal(arrays[n], frame[n], equal_nan=n == "loss") for n in expected)
+        assert json.loads(str(arrays["attributes"])) == found.attributes
+        assert ("self_by_period" in arrays) == by_period == ("periods" in plain)
+        if by_period:
+            assert np.array_equal(arrays["self_by_period"], found.by_period["self"])
+            assert arrays["periods"].tolist() == plain["periods"] == [0, 5]
+            assert arrays["visits_by_period"].tolist() == plain["by_period"]["visits"]
+            assert plain["by_period"]["loss"][1] == [None, None]
 
 
 def test_where_scores_cannot_be_written(tmp_path):
