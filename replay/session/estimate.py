@@ -73,8 +73,9 @@ class Cost:
 def estimated(run: BoundRun, question: Question, workers: int = 1) -> Cost:
     """Return what answering a question and comparing the methods will take, about.
 
-    The first steps of the window and a few training examples at the first checkpoint are
-    computed. Early steps refine a split more often than late ones.
+    Some steps of the window and a few training examples at the first checkpoint are computed:
+    steps in the middle if the log has what comes before them, since early ones often refine a
+    split more often than late ones.
 
     Args:
         run: The run.
@@ -111,28 +112,38 @@ def _walked(run: BoundRun, walk: Question, crew: Crew, more: int) -> tuple[float
 
     Steps that remember others are walked backwards, the training side by each process for itself.
     """
-    steps = walk.steps
-    trials = crew.tried(lambda count: replace(walk, steps=steps[:count]), more)
-    pieces, each = trials.pieces, trials.each
     with run.computing(), Progress(enabled=False) as shown:
 
-        def tape(count: int) -> Tape:
+        def tape(steps: range) -> Tape:
             how = {**walk.tape, "allow_mismatch": True}
-            return run.tape(steps[:count], shown, **how)
+            return run.tape(steps, shown, **how)
 
-        whole, part = tape(len(steps)).estimate(), tape(more).estimate()
-        if tape(1).plain:
-            pieces = len(segments(run.states, steps, crew.workers))
-        elif (others := min(pieces, crew.workers) - 1) and part.replays == 0:  # it was kept here
-            each += others * _timed(lambda count: list(tape(count).forwards()), more)[1]
-        seconds = len(steps) * (each * crew.share(pieces) + trials.adding)
-        again = whole.replays - part.replays * len(steps) / more  # beyond what was timed
+        whole = tape(walk.steps)
+        some = _from_the_middle(run, walk.steps, more, plain=whole.plain)
+        trials = crew.tried(lambda count: replace(walk, steps=some[:count]), more)
+        pieces, each = trials.pieces, trials.each
+        ahead, few = whole.estimate(), tape(some).estimate()
+        if whole.plain:
+            pieces = len(segments(run.states, walk.steps, crew.workers))
+        elif (others := min(pieces, crew.workers) - 1) and few.replays == 0:  # it was kept here
+            each += others * _timed(lambda count: list(tape(some[:count]).forwards()), more)[1]
+        seconds = len(walk.steps) * (each * crew.share(pieces) + trials.adding)
+        again = ahead.replays - few.replays * len(walk.steps) / more  # beyond what was timed
         if again > 0:
-            walks = pieces if crew.workers > 1 else len(_chunks(run, walk, tape(1)))
-            replayed = _timed(lambda count: list(tape(count).checks()), more)[1]
+            walks = pieces if crew.workers > 1 else len(_chunks(run, walk, whole))
+            replayed = _timed(lambda count: list(tape(some[:count]).checks()), more)[1]
             seconds += again * replayed * walks * crew.share(walks)
     seconds += crew.begins(trials) + crew.own(trials.base) + trials.last
-    return seconds, max(0, whole.nbytes - part.nbytes)
+    return seconds, max(0, ahead.nbytes - few.nbytes)
+
+
+def _from_the_middle(run: BoundRun, steps: range, count: int, *, plain: bool) -> range:
+    """Return so many steps about the middle, before which everything is on file."""
+    start = steps[(len(steps) - count) // 2]
+    if not (plain and run.log.is_dense):
+        known = [t for t in run.log.states() if steps.start <= t <= start]
+        start = max(known, default=steps.start)
+    return range(start, start + count)
 
 
 def _chunks(run: BoundRun, walk: Question, tape: Tape) -> list[Examples]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,6 +88,21 @@ def test_a_job_replays_again_what_memory_does_not_hold(tmp_path, ticks, with_cor
     both = ticks[0] - began
     assert both > 3 * STEPS
     assert expected == pytest.approx(both / 2, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("plain", "dense", "known", "start"),
+    [
+        (True, True, [], 58),
+        (True, False, [0, 30, 50, 70], 50),
+        (False, True, [0, 58, 59], 58),
+        (False, True, [0], 20),
+    ],
+)
+def test_steps_in_the_middle_are_tried_if_they_begin_at_a_state(plain, dense, known, start):
+    log = SimpleNamespace(is_dense=dense, states=lambda: known)
+    found = estimate._from_the_middle(SimpleNamespace(log=log), range(20, 101), 5, plain=plain)
+    assert found == range(start, start + 5)
 
 
 def test_choosing_threads_is_counted(tmp_path, ticks, monkeypatch):
