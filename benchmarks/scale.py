@@ -180,6 +180,7 @@ def replayed(number: int, size: int, path: Path, told: Any) -> None:
     """Be one process of a job; 0 processes are one alone, without a job."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(max(1, size))}
+    os.environ |= {"LOCAL_RANK": str(number), "LOCAL_WORLD_SIZE": str(max(1, size))}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29571"}
     group, run = here() if size else Alone(), Replay(path, TASK, threads=1)
     target = path.with_name(f"{size}.h5")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from replay.gradients.forms.per_example import PerExample
+from replay.gradients.forms.written_once import written_once
 from replay.gradients.proof.agreement import dense
 from replay.vectors.fused import together
 from tracer.records import ID
@@ -64,6 +65,10 @@ class TrainedStep:
         """Return the same without the sums, which nobody needs once the step is divided."""
         batches = [replace(batch, total={}) for batch in self.batches]
         return TrainedStep(batches, self.ids, {}, {})
+
+    def for_several(self) -> TrainedStep:
+        """Return the same for several chunks of test examples, one after the other."""
+        return replace(self, batches=[written_once(batch) for batch in self.batches])
 
 
 def _added(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

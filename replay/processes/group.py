@@ -14,13 +14,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
-from typing import Any, NoReturn
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
 
 from replay.processes.alone import Alone, Done
+from replay.processes.handing import Handing, Work
 from replay.processes.store import Store
 from tracer import errors
 from tracer.errors import InputError, TracinError
 
+T = TypeVar("T")
 _NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _ADVANCED, _WARNED = "advanced", "warned"
 _EVERY = 0.1  # seconds between looks at the others
@@ -105,6 +108,22 @@ class Group:
     def told(self, name: str) -> Any:
         """Return what was told under a name."""
         return json.loads(self._store.get(f"told/{name}"))
+
+    @property
+    def neighbours(self) -> range:
+        """The numbers of the processes of this host, if what started them says which they are."""
+        first = self.rank - int(os.environ.get("LOCAL_RANK", 0))
+        return range(first, first + int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+    def handing(
+        self, work: Work[T], length: int, name: str, others: int, room: int, folder: Path
+    ) -> Handing[T]:
+        """Return a sequence of results that processes of this host hand on to each other."""
+        return Handing(work, length, self._store, name, others, room, folder)
+
+    def heard(self, name: str) -> Any:
+        """Return what was told under a name; None if nothing is told yet."""
+        return self.told(name) if self._store.has(f"told/{name}") else None
 
     def divided(self, name: str, jobs: Sequence[Callable[[], Any]]) -> Iterator[Any]:
         """Yield what jobs give, in their order: each is done by one process, and told to all.

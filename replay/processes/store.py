@@ -69,6 +69,10 @@ class Store:
         with _reached():
             return str(self._kept.get(self._key(name)).decode())
 
+    def has(self, name: str) -> bool:
+        """Return whether a text is written."""
+        return self._written([name])
+
     def wait(self, names: Sequence[str]) -> None:
         """Wait until all texts are written.
 

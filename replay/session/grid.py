@@ -17,7 +17,7 @@ from replay.session.question import Question
 from tracer.errors import InputError
 
 _NAME = "grid"
-_CHUNKS, _MOST = 8, 32  # of test examples that are walked back: at least, and examples in each
+_CHUNKS, _MOST = 4, 32  # of test examples that are walked back: at least, and examples in each
 _BLOCK = 64  # other examples taken together at most
 _COLUMNS = 64  # blocks of training examples whose scores at a checkpoint are one part
 _SEGMENTS, _LONG = 8, 16  # for each process at most, and steps in each at least
@@ -83,15 +83,20 @@ class Grid:
                 "2. To begin anew, remove that folder."
             )
 
-    def together(self, processes: int) -> list[list[tuple[slice, Examples]]]:
-        """Return which chunks a process walks backwards with at once: the training side is shared.
+    def dealt(self, rank: int, processes: int) -> list[list[tuple[slice, Examples]]]:
+        """Return the chunks that a process walks backwards with: as many at once as it holds.
 
         Args:
-            processes: Among how many the chunks are divided.
+            rank: The number of the process.
+            processes: How many there are.
         """
-        held = max(1, self.holds // len(self.chunks[0][1]))
-        count = min(held, -(-len(self.chunks) // processes))
-        return [self.chunks[k : k + count] for k in range(0, len(self.chunks), count)]
+        rounds: list[list[tuple[slice, Examples]]] = []
+        for rows, chunk in self.chunks[rank::processes]:
+            held = sum(len(one) for _, one in rounds[-1]) if rounds else self.holds
+            if held + len(chunk) > self.holds:
+                rounds.append([])
+            rounds[-1].append((rows, chunk))
+        return rounds
 
     @cached_property
     def holds(self) -> int:

@@ -1,18 +1,17 @@
 """Answers a question on several processes: each does parts of the work and puts them on file.
 
 What a pass finds at a step, for a chunk of test examples, is a part. Where steps are independent,
-processes take segments of the run; where they remember each other, chunks, and walk each backwards
-from the end. The first process adds the parts up in the order in which one process alone does, so
-that no bit depends on how many there are.
+processes take segments of the run; where they remember each other, chunks, and walk them backwards
+from the end, while processes of a host hand the training side on to each other. The first process
+adds the parts up in the order in which one process alone does, so that no bit depends on how many
+there are.
 """
 
 from __future__ import annotations
 
-import time
 import zlib
-from dataclasses import replace
 from functools import partial
-from typing import Any
+from itertools import chain, zip_longest
 
 import numpy as np
 
@@ -25,18 +24,12 @@ from replay.results.influence import Influence
 from replay.results.parts import Parts
 from replay.results.room import Room
 from replay.session.bound_run import BoundRun
+from replay.session.chunk_walks import ChunkWalks, of_hand
 from replay.session.going_on import recognise
 from replay.session.grid import Grid, segments
 from replay.session.question import Question
-from replay.session.run_pass import RunPass, neighbours
-from replay.session.shared_tables import added_up, of_checkpoint, of_chunk, of_step
-from replay.session.step_result import StepResult
+from replay.session.shared_tables import added_up, of_checkpoint, of_step
 from replay.states.checkpoints import checkpoint_at
-from replay.steps.tape import Tape
-
-Chunks = list[tuple[slice, Examples]]
-Walks = list[tuple[slice, RunPass]]
-_KEPT = 30.0  # seconds between states of a backward walk that are kept
 
 
 def answered_together(
@@ -74,9 +67,8 @@ class _Work:
 
     def __init__(self, run: BoundRun, question: Question, group: Group, parts: Parts) -> None:
         self._run, self._question, self._group, self._parts = run, question, group, parts
-        self._silent = Progress(enabled=False)
-        self._tapes: dict[range, Tape] = {}
-        self.plain = not question.walking or self._tape(question.steps).plain
+        self._walks = ChunkWalks(run, question, group, parts)
+        self.plain = not question.walking or self._walks.plain
         self.grid = Grid(run, question, plain=self.plain)
         with group.agreeing():
             if self.grid.holds and group.leads:  # all look at the examples, each at some
@@ -129,64 +121,19 @@ class _Work:
                 advanced()
 
     def _walk_all(self, advanced: Done) -> None:
+        group, chunks = self._group, self.grid.chunks
         if self.plain:
-            for steps in segments(self._run.states, self._question.steps, self._group.size):
-                if self._group.claims(f"steps from {steps.start}"):
-                    self._walk(self.grid.chunks, steps, advanced)
+            for steps in segments(self._run.states, self._question.steps, group.size):
+                if group.claims(f"steps from {steps.start}"):
+                    self._walks.alone(chunks, steps, advanced)
             return
-        for chunks in self.grid.together(self._group.size):
-            if self._group.claims(of_chunk(chunks[0][0])):
-                self._walk(chunks, self._question.steps, advanced)
-
-    def _walk(self, chunks: Chunks, steps: range, advanced: Done) -> None:
-        """Put on file what is missing of some steps, for chunks that have as much of them."""
-        known: dict[range, Walks] = {}
-        for rows, chunk in chunks:
-            window, state = self._missing(rows, steps)
-            if window:
-                asked = replace(self._question, steps=window, checkpoints=[])
-                one = RunPass(self._tape(window), chunk, asked)
-                if state is not None:
-                    one.restore(state)
-                known.setdefault(window, []).append((rows, one))
-        for window, walks in known.items():
-            self._walk_window(self._tape(window), walks, advanced)
-
-    def _missing(self, rows: slice, steps: range) -> tuple[range, Any]:
-        """Return which steps a chunk is to be walked through, and its state before that."""
-        missing = [t for t in steps if of_step(t, rows) not in self._parts]
-        if not missing:
-            return range(0), None
-        if self.plain:
-            return range(missing[0], steps.stop), None
-        state = self._parts.state(of_chunk(rows))
-        if state is None or missing[-1] >= state["step"]:  # a step that it has behind it was lost
-            return steps, None
-        return range(steps.start, state["step"]), state["walk"]
-
-    def _walk_window(self, tape: Tape, walks: Walks, advanced: Done) -> None:
-        """Go through a tape's steps, for several chunks at once."""
-        kept = time.monotonic()
-        for some in neighbours(tape.walk(), joined=walks[0][1].joins):
-            steps = [(replayed, tape.trained_at(replayed)) for replayed in some]
-            for rows, one in walks:
-                for result in one.at(steps):
-                    if of_step(result.index, rows) not in self._parts:
-                        self._add(rows, result, tape)  # else it lies behind the last state kept
-                        advanced()
-            t = some[-1].transition.step.index
-            if self.plain or t == tape.window.start or time.monotonic() - kept < _KEPT:
-                continue
-            for rows, one in walks:
-                self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})
-            kept = time.monotonic()
-
-    def _add(self, rows: slice, result: StepResult, tape: Tape) -> None:
-        """Put on file what was found at a step."""
-        t = result.index
-        found = self._run.states.found(range(t, t + 1))
-        outside = {"outside": np.array(t in tape.factors.inferred)}
-        self._parts.add(of_step(t, rows), {**result.row(), **outside, **found})
+        dealt = [self.grid.dealt(rank, group.size) for rank in range(group.size)]
+        hands = list(zip_longest(*dealt, fillvalue=[]))
+        for number, one in enumerate(hands):
+            self._walks.together(number, one, advanced)
+        for hand in chain.from_iterable(dealt):  # whoever has them never came to some
+            if group.claims(of_hand(hand)):
+                self._walks.alone(hand, self._question.steps, advanced)
 
     def _score(self, k: int, rows: slice, chunk: Examples) -> None:
         """Put on file what methods score at a checkpoint, some training examples at a time."""
@@ -209,10 +156,3 @@ class _Work:
                     table[:, some] = scores.numpy()
                 tables[method.name] = table
             self._parts.add(name, {**tables, **(found if last else {})})
-
-    def _tape(self, steps: range) -> Tape:
-        """Return the training side of some steps; the last one serves the next chunk, too."""
-        if steps not in self._tapes:
-            how = {"proven": self._question.steps, **self._question.tape}
-            self._tapes = {steps: self._run.tape(steps, self._silent, **how)}
-        return self._tapes[steps]

@@ -20,6 +20,7 @@ from replay.steps.displacement import Displacement, Division, split
 from replay.steps.divisible import require_sparse
 from replay.steps.effective_gradient import effective_gradients
 from replay.steps.filters import filters_of
+from replay.steps.handed_steps import Sequences
 from replay.steps.mismatch import Mismatch, diagnosed
 from replay.steps.optimizer_state import OptimizerState, StoredOptimizer
 from replay.steps.replayed_step import ReplayedStep, of_all_groups, settings
@@ -45,6 +46,7 @@ class Replayer:
         budget: Bytes for complete gradients.
         allow_mismatch: Go on where a step does not reproduce.
         whole: Return steps with the optimizer before them and the sums of their gradients.
+        begin: Begins what processes of a host share; None shares nothing.
 
     Attributes:
         factors: What finds how gradients were clipped.
@@ -64,6 +66,7 @@ class Replayer:
         budget: int,
         allow_mismatch: bool,
         whole: bool = False,
+        begin: Sequences | None = None,
     ) -> None:
         self._whole = whole
         self._states, self._task, self._models, self._rule = states, task, models, rule
@@ -71,7 +74,7 @@ class Replayer:
         self._checks, self.factors = Checks(*known), ClipFactors(*known)
         self.stored = None if rule is None else StoredOptimizer(states, rule, models.device)
         self._added: dict[int, float] = {}
-        self.steps = TrainedSteps(states, task, models, window, audited, budget)
+        self.steps = TrainedSteps(states, task, models, window, audited, budget, begin)
 
     def replay(
         self, t: int, optimizer: OptimizerState, *, keep: bool

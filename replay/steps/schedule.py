@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+
+Visit = tuple[int, bool]  # a step, and whether with its examples' gradients
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,21 @@ def segment_starts(start: int, stop: int, capacity: Capacity) -> list[int]:
     """Return where the segments of a window begin; one if memory holds all of it."""
     count = min(capacity.states, math.ceil((stop - start) / capacity.steps))
     return list(range(start, stop, math.ceil((stop - start) / count)))
+
+
+def visits(start: int, stop: int, capacity: Capacity) -> Iterator[Visit]:
+    """Yield the steps that are replayed while a window is walked backwards, in that order."""
+    starts = segment_starts(start, stop, capacity)
+    if len(starts) == 1:
+        yield from ((t, capacity.keeps) for t in range(start, stop))
+        if not capacity.keeps:
+            yield from ((t, True) for t in reversed(range(start, stop)))
+        return
+    yield from ((t, False) for t in range(start, starts[-1]))
+    while starts:
+        begin = starts.pop()
+        yield from visits(begin, stop, capacity)
+        stop = begin
 
 
 def estimate(count: int, size: int, examples: float, capacity: Capacity) -> Estimate:

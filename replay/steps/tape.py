@@ -17,10 +17,11 @@ from replay.evaluate.state import States
 from replay.evaluate.trained_step import TrainedStep
 from replay.steps.clipping import ClipFactors
 from replay.steps.divisible import require_division
+from replay.steps.handed_steps import Sequences
 from replay.steps.optimizer_state import OptimizerState
 from replay.steps.replayed_step import ReplayedStep
 from replay.steps.replayer import Replayer
-from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, segment_starts
+from replay.steps.schedule import Capacity, Estimate, capacity_of, estimate, segment_starts, visits
 from replay.task import Task
 from tracer.rules.rule import UpdateRule
 
@@ -43,6 +44,7 @@ class Tape:
         proven: Steps of which the window is a part: gradients are proven at their ends; None is the
             window.
         report: Gets a description and a total, returns what to call at each step replayed.
+        begin: Begins what processes of a host share that walk the same window.
 
     Attributes:
         states, task, models, rule, window: As given, and how steps are split; None is not at all.
@@ -69,6 +71,7 @@ class Tape:
         unrolls: bool = False,
         proven: range | None = None,
         report: Callable[[str, int], Callable[[], None]],
+        begin: Sequences | None = None,
     ) -> None:
         log = states.log
         require_division(log, rule, splits=splits, unrolls=unrolls)
@@ -92,6 +95,7 @@ class Tape:
             budget=budget,
             allow_mismatch=allow_mismatch,
             whole=unrolls,
+            begin=begin,
         )
         self._report, self._furthest = report, -1
         self._advance: Callable[[], None] | None = None
@@ -137,6 +141,11 @@ class Tape:
         return replayed.trained or self._replayer.steps.of(replayed.transition.step.index)
 
     @property
+    def is_kept(self) -> bool:
+        """Whether memory holds all steps, which a walk backwards found."""
+        return self._kept is not None
+
+    @property
     def why(self) -> str | None:
         """Why gradients of steps are taken one by one; None if some are in one pass."""
         return self._replayer.steps.why
@@ -160,6 +169,7 @@ class Tape:
         assert self._replayer.stored is not None
         at, optimizer = self._replayer.stored.before(start)
         self._advance = self._report("replaying", self.window.stop - at)
+        self._replayer.steps.expect([*((t, False) for t in range(at, start)), (start, True)])
         for t in range(at, start):
             _, optimizer = self._replay(t, optimizer, keep=False)
         return optimizer.as_history()
@@ -172,7 +182,10 @@ class Tape:
             yield from reversed(self._kept)
             return
         assert self._first is not None
-        yield from self._by_segments(self.window.start, self.window.stop, *self._first)
+        optimizer, capacity = self._first
+        start, stop = self.window.start, self.window.stop
+        self._replayer.steps.expect(list(visits(start, stop, capacity)))
+        yield from self._by_segments(start, stop, optimizer, capacity)
 
     def _begin(self) -> None:
         """Find out what the budget holds; replay the window if it holds all of it."""
@@ -182,6 +195,7 @@ class Tape:
             self._first = optimizer, capacity_of(self._budget, size, examples)
             return
         self._kept = []
+        self._replayer.steps.expect([(t, True) for t in self.window])
         for t in self.window:
             replayed, optimizer = self._replay(t, optimizer, keep=True)
             self._kept.append(replayed)

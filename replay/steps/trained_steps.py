@@ -17,6 +17,8 @@ from replay.evaluate.together import Together, kind_of, refused
 from replay.evaluate.train_side import batch_of, replay_gradient, replay_step
 from replay.evaluate.trained_step import TrainedStep
 from replay.gradients.stacks import are_alike, unlike
+from replay.steps.handed_steps import HandedSteps, Sequences
+from replay.steps.schedule import Visit
 from replay.task import Task
 from tracer.records import Step
 
@@ -41,6 +43,7 @@ class TrainedSteps:
         window: The steps that are asked about; those before it come once, forwards.
         audited: Steps whose per-example gradients are proven.
         budget: Bytes for complete gradients.
+        begin: Begins what processes of a host share; None shares nothing.
     """
 
     def __init__(
@@ -51,18 +54,30 @@ class TrainedSteps:
         window: range,
         audited: set[int],
         budget: int,
+        begin: Sequences | None = None,
     ) -> None:
         self._work = _Passes(states, task, models, budget)
         self._slots = Slots(self._work, models.train, "gradients of a step", self._work.refused)
         self._engine, self._window, self._audited = models.train.engine, window, audited
+        self._states, self._begin = states, begin
+        self._handed: HandedSteps | None = None
 
     @property
     def why(self) -> str | None:
         """Why steps are taken one by one; None if they are stacked."""
         return self._slots.why
 
+    def expect(self, visits: Sequence[Visit]) -> None:
+        """Say which steps will be asked for next, in that order, by all who share them."""
+        if self._begin is not None and self.why is not None:
+            self._handed = HandedSteps(visits, self._states, self._computed, self._begin)
+
     def of(self, t: int, *, keep: bool = True) -> TrainedStep:
         """Return the gradients of a step, or at least (without ``keep``) their sum."""
+        found = None if self._handed is None else self._handed.get(t, keep=keep)
+        return self._computed(t, keep) if found is None else found
+
+    def _computed(self, t: int, keep: bool) -> TrainedStep:
         if keep and t in self._audited:
             self._engine.audit()
         window = self._window

@@ -13,7 +13,7 @@ import torch
 from replay import load_task
 from replay.command.entry import main
 from tests.helpers.places import ROOT
-from tracer import TracingSGD
+from tracer import TracingOptimizer
 
 TASK = """
 import time
@@ -45,11 +45,10 @@ other = 3
 """
 
 
-def trace(path, name):
+def trace(path, name, make=torch.optim.SGD):
     task = load_task("work.py:task", trusted=True)
     model = task.model()
-    sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    with TracingSGD(sgd, model, path, task=name) as optimizer:
+    with TracingOptimizer(make(model.parameters(), lr=0.1), model, path, task=name) as optimizer:
         for t in range(4):
             ids = [f"a{t}", f"a{t + 1}"]
             optimizer.zero_grad()

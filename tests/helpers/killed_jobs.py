@@ -20,10 +20,17 @@ from contextlib import suppress
 from itertools import cycle
 from pathlib import Path
 
+import torch
+
 from replay.results.part_file import records
 from tests.helpers.command import TASK, started, trace
 
 BUSY = TASK.replace("time.sleep(0.2)", "time.sleep(0.02)").replace("slow_task", "busy")
+TOKENS = (  # a model whose states are not stacked, so that processes hand on what they compute
+    BUSY.replace("randn(20, 4", "randn(20, 2, 2")
+    .replace("Linear(4, 5), nn.Tanh()", "Linear(2, 5), nn.Tanh(), nn.Flatten()")
+    .replace("Linear(5, 3)", "Linear(10, 3)")
+)
 METHODS = ("--method", "tracin", "--method", "tracincp")
 
 
@@ -104,19 +111,25 @@ def disturbed(folder, out, rng, kills, begin):
     return done
 
 
+def begun(folder, kind):
+    """Trace a run of one kind: processes share segments of it, or walk through it together."""
+    (folder / "work.py").write_text({"SGD": BUSY, "AdamW": TOKENS}[kind])
+    (folder / "run.h5").unlink(missing_ok=True)
+    trace(folder / "run.h5", "work.py:busy", getattr(torch.optim, kind))
+
+
 def main(kills):
-    """Disturb jobs until there were so many kills."""
-    folder, rng, count = Path(tempfile.mkdtemp()), random.Random(0), 0
-    os.chdir(folder)
-    (folder / "work.py").write_text(BUSY)
-    trace(folder / "run.h5", "work.py:busy")
-    by_workers("whole.h5").communicate()
-    ways = cycle([by_workers, by_torchrun])
-    while count < kills:
-        count += disturbed(folder, f"{count}.h5", rng, 3, next(ways))
-        found = next(iter(sorted(folder.glob("[0-9]*.h5"), key=os.path.getmtime, reverse=True)))
-        assert found.read_bytes() == (folder / "whole.h5").read_bytes(), found
-        print(f"{count} kills, every result the same", flush=True)
+    """Disturb jobs until there were so many kills, half of each kind."""
+    rng, ways = random.Random(0), cycle([by_workers, by_torchrun])
+    for kind in ("SGD", "AdamW"):
+        folder, count = Path(tempfile.mkdtemp()), 0
+        os.chdir(folder)
+        begun(folder, kind)
+        by_workers("whole.h5").communicate()
+        while count < kills // 2:
+            count += disturbed(folder, out := f"{count}.h5", rng, 3, next(ways))
+            assert Path(out).read_bytes() == Path("whole.h5").read_bytes(), folder / out
+            print(f"{kind}: {count} kills, every result the same", flush=True)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT"
 
 def test_a_killed_worker_loses_nothing(folder):
     """Torchrun starts its processes again: it is given the command once."""
-    (folder / "work.py").write_text(killed_jobs.BUSY)
+    killed_jobs.begun(folder, "AdamW")
     begin = killed_jobs.by_torchrun
     assert killed_jobs.disturbed(folder, "killed.h5", random.Random(2), 1, begin) == 1
     assert not list(folder.glob("*.parts")) + list(folder.glob("*.lock"))

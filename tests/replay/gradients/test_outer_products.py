@@ -10,6 +10,8 @@ from torch.overrides import TorchFunctionMode
 from replay.gradients.engine import Engine
 from replay.gradients.forms import outer_products, products
 from replay.gradients.forms.outer_products import OuterProducts, formed, ghost
+from replay.gradients.forms.per_example import PerExample
+from replay.gradients.forms.written_once import WrittenOnce, written_once
 from replay.vectors.workspace import temporaries
 from tests.helpers.layers import complete, losses_of, rows_of, vectors
 
@@ -28,6 +30,28 @@ def test_both_ways_of_outer_products(n, m, left, right, d, p):
     for room in (1 << 30, 96 * min(d, p) * (n + m)):  # all at once; one of the longer side
         with temporaries(room):
             assert torch.allclose(formed(a, b), expected, rtol=1e-11)
+
+
+@pytest.mark.parametrize("room", [1 << 30, 64 * 300, 64])
+def test_gradients_written_out_once_are_the_same_to_the_bit(room):
+    """As many parameters as there is room for; products with single ones need none."""
+    torch.manual_seed(0)
+    sizes = {"a": (4, 3, 6), "b": (1, 3, 6), "c": (5, 8, 10)}
+    forms = {
+        name: OuterProducts(torch.randn(5, tokens, d), torch.randn(5, tokens, p), 0, p)
+        for name, (tokens, d, p) in sizes.items()
+    }
+    found = PerExample(torch.zeros(5), forms, {})
+    with temporaries(room):
+        once = written_once(found)
+        for m in (2, 7, 2):
+            torch.manual_seed(m)
+            rows = {name: torch.randn(m, d * p) for name, (_, d, p) in sizes.items()}
+            for name, table in rows.items():
+                expected = forms[name].with_vectors(table)
+                assert torch.equal(once.forms[name].with_vectors(table), expected)
+    kept = {name for name, form in once.forms.items() if isinstance(form, WrittenOnce)}
+    assert kept == {1 << 30: {"a", "c"}, 64 * 300: {"a"}, 64: set()}[room]
 
 
 class Multiplications(TorchFunctionMode):

@@ -11,7 +11,7 @@ from torch import nn
 
 from replay import Replay, Task
 from replay.results.parts import Parts, parts_of, remove_parts
-from replay.session import grid, shared_scoring
+from replay.session import fellows, grid
 from replay.session.together import influence_together, self_influence_together, verified_together
 from tests.helpers.cases import cross_entropy
 from tests.helpers.jobs import Solo
@@ -135,7 +135,7 @@ def interrupted(monkeypatch, after, log, out, do=together, **asked):
 @pytest.mark.parametrize("name", ["sgd-sparse", "adamw"])
 @pytest.mark.parametrize("torn", [0, 7])
 def test_only_what_is_missing_is_computed(logs, tmp_path, monkeypatch, name, torn):
-    monkeypatch.setattr(shared_scoring, "_KEPT", 0.0)
+    monkeypatch.setattr(fellows, "_KEPT", 0.0)
     asked, out = {"methods": RUNS[name][2], "checkpoints": 2}, tmp_path / "out.h5"
     whole, expected = interrupted(monkeypatch, None, logs / name, tmp_path / "whole.h5", **asked)
     first, _ = interrupted(monkeypatch, 12, logs / name, out, **asked)
@@ -162,7 +162,7 @@ def test_scores_at_a_checkpoint_are_put_on_file_some_columns_at_a_time(logs, tmp
 
 def test_a_state_that_does_not_fit_is_not_used(logs, tmp_path, monkeypatch):
     """A step that the state has behind it was lost: the chunk is walked from the end."""
-    monkeypatch.setattr(shared_scoring, "_KEPT", 0.0)
+    monkeypatch.setattr(fellows, "_KEPT", 0.0)
     asked, out = {"methods": ("tracin",)}, tmp_path / "out.h5"
     _, expected = interrupted(monkeypatch, None, logs / "adamw", tmp_path / "whole.h5", **asked)
     interrupted(monkeypatch, 20, logs / "adamw", out, **asked)

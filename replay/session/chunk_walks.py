@@ -1,0 +1,135 @@
+"""Walks along the run with chunks of test examples; what is found of each step is put on file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from replay.evaluate.test_side import Examples
+from replay.processes.alone import Done
+from replay.processes.group import Group
+from replay.progress import Progress
+from replay.results.parts import Parts
+from replay.session.bound_run import BoundRun
+from replay.session.fellows import Fellows
+from replay.session.question import Question
+from replay.session.run_pass import RunPass, neighbours
+from replay.session.shared_tables import of_chunk, of_step
+from replay.session.step_result import StepResult
+from replay.steps.tape import Tape
+
+Chunks = list[tuple[slice, Examples]]
+_Walks = list[tuple[slice, RunPass]]
+
+
+class ChunkWalks:
+    """Walks of one process of a job.
+
+    Args:
+        run: The run.
+        question: What is asked.
+        group: The processes.
+        parts: What is finished, and where walks put what they find.
+    """
+
+    def __init__(self, run: BoundRun, question: Question, group: Group, parts: Parts) -> None:
+        self._run, self._question, self._group, self._parts = run, question, group, parts
+        self._tapes: dict[range, Tape] = {}
+        self._fellows = Fellows(group, run.budget, (parts.path or Path()).parent)
+
+    @property
+    def plain(self) -> bool:
+        """Whether steps are independent."""
+        return self._tape(self._question.steps).plain
+
+    def alone(self, chunks: Chunks, steps: range, advanced: Done) -> None:
+        """Put on file what is missing of some steps."""
+        self._fellows.leave()
+        for window, walks in self._missing(chunks, steps).items():
+            self._walk(self._tape(window), walks, advanced)
+
+    def together(self, number: int, hands: Sequence[Chunks], advanced: Done) -> None:
+        """Put on file what is missing of all steps, together with others of this host.
+
+        Whoever has nothing to do helps them.
+
+        Args:
+            number: Of the walk.
+            hands: The chunks of each process.
+            advanced: Counts parts.
+        """
+        rank, steps = self._group.rank, self._question.steps
+        mine = hands[rank] if self._group.claims(of_hand(hands[rank])) else []
+        known = self._missing(mine, steps)
+        own = [(window, self._tape(window).is_kept) for window in known]
+        having = [q for q in self._group.neighbours if hands[q]]
+        common = self._fellows.meet(number, own, having)
+        if common is not None and not known:
+            self._tapes = {}
+            known = {common: []}
+        for window, walks in known.items():
+            self._walk(self._tape(window), walks, advanced)
+
+    def _missing(self, chunks: Chunks, steps: range) -> dict[range, _Walks]:
+        """Return walks, by the steps through which they are to go."""
+        known: dict[range, _Walks] = {}
+        for rows, chunk in chunks:
+            window, state = self._left(rows, steps)
+            if window:
+                asked = replace(self._question, steps=window, checkpoints=[])
+                one = RunPass(self._tape(window), chunk, asked)
+                if state is not None:
+                    one.restore(state)
+                known.setdefault(window, []).append((rows, one))
+        return known
+
+    def _left(self, rows: slice, steps: range) -> tuple[range, Any]:
+        """Return which steps a chunk is to be walked through, and its state before that."""
+        missing = [t for t in steps if of_step(t, rows) not in self._parts]
+        if not missing:
+            return range(0), None
+        if self.plain:
+            return range(missing[0], steps.stop), None
+        state = self._parts.state(of_chunk(rows))
+        if state is None or missing[-1] >= state["step"]:  # a step that it has behind it was lost
+            return steps, None
+        return range(steps.start, state["step"]), state["walk"]
+
+    def _walk(self, tape: Tape, walks: _Walks, advanced: Done) -> None:
+        """Go through a tape's steps, for several chunks at once."""
+        joined = any(one.joins for _, one in walks)
+        for some in neighbours(tape.walk(), joined=joined):
+            steps = [(replayed, tape.trained_at(replayed).for_several()) for replayed in some]
+            for rows, one in walks:
+                for result in one.at(steps):
+                    if of_step(result.index, rows) not in self._parts:
+                        self._add(rows, result, tape)  # else it lies behind the last state kept
+                        advanced()
+            t = some[-1].transition.step.index
+            if not tape.plain and self._fellows.keep() and t > tape.window.start:
+                for rows, one in walks:
+                    self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})
+
+    def _add(self, rows: slice, result: StepResult, tape: Tape) -> None:
+        """Put on file what was found at a step."""
+        t = result.index
+        found = self._run.states.found(range(t, t + 1))
+        outside = {"outside": np.array(t in tape.factors.inferred)}
+        self._parts.add(of_step(t, rows), {**result.row(), **outside, **found})
+
+    def _tape(self, steps: range) -> Tape:
+        """Return the training side of some steps; the last one serves the next walk, too."""
+        if steps not in self._tapes:
+            begin = self._fellows.begin if self._run.computing.device.type == "cpu" else None
+            how = {"proven": self._question.steps, "begin": begin, **self._question.tape}
+            self._tapes = {steps: self._run.tape(steps, Progress(enabled=False), **how)}
+        return self._tapes[steps]
+
+
+def of_hand(chunks: Chunks) -> str:
+    """Return how the chunks that one process has at once are called."""
+    return of_chunk(chunks[0][0]) if chunks else "nothing"
