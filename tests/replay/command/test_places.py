@@ -56,20 +56,20 @@ WRONG = [  # in the order in which it is looked at
 ]
 
 
-@pytest.mark.parametrize("command", ASKED)
-def test_what_is_wrong_is_said_before_an_existing_result(folder, capsys, no_work, command):
+def test_what_is_wrong_is_said_before_an_existing_result(folder, capsys, no_work):
     (folder / "train.txt").write_text("a3\n")
     (folder / "out.pt").write_text("here")
-    options = ("--log", "run.h5", "--task", "work.py:task", *ASKED[command], "--out", "out.pt")
-    asked = dict(zip(options[::2], options[1::2], strict=True))
-    asked |= {option: wrong for option, _, wrong, _ in WRONG if option in asked}
-    for option, right, _, said in [row for row in WRONG if row[0] in asked]:
+    for command, own in ASKED.items():
+        options = ("--log", "run.h5", "--task", "work.py:task", *own, "--out", "out.pt")
+        asked = dict(zip(options[::2], options[1::2], strict=True))
+        asked |= {option: wrong for option, _, wrong, _ in WRONG if option in asked}
+        for option, right, _, said in [row for row in WRONG if row[0] in asked]:
+            code, _, err = run(capsys, command, *chain(*asked.items()))
+            assert (code, said in err, "out.pt" in err) == (2, True, False), (command, err)
+            asked[option] = right
         code, _, err = run(capsys, command, *chain(*asked.items()))
-        assert (code, said in err, "out.pt" in err) == (2, True, False), err
-        asked[option] = right
-    code, _, err = run(capsys, command, *chain(*asked.items()))
-    assert (code, "out.pt" in err) == (2, True), err
-    assert (folder / "out.pt").read_text() == "here"
+        assert (code, "out.pt" in err) == (2, True), (command, err)
+        assert (folder / "out.pt").read_text() == "here"
 
 
 COMMANDS = {
