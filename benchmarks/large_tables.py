@@ -23,7 +23,7 @@ from replay import Influence, Replay, Task
 from replay.processes.alone import Alone
 from replay.processes.group import here
 from replay.report import Study, write
-from replay.results.parts import remove_parts
+from replay.results.part_folder import remove_parts
 from replay.session.together import influence_together
 from tracer import TracingOptimizer
 

@@ -47,7 +47,7 @@ from torch.nn.parallel import DistributedDataParallel
 from replay import Replay, Task
 from replay.processes.alone import Alone
 from replay.processes.group import here
-from replay.results.parts import remove_parts
+from replay.results.part_folder import remove_parts
 from replay.session.together import influence_together
 from tracer import TracingOptimizer
 

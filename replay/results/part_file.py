@@ -7,11 +7,12 @@ that a kill or a power cut has torn ends the file.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,27 +24,34 @@ _LINE = 32  # bytes of a first line, at most
 
 @dataclass(frozen=True)
 class Record:
-    """A record that is whole.
+    """A record, as long as its first line says.
 
     Attributes:
         path: The file.
         header: What the line of JSON says; its ``arrays`` are name, dtype and shape of each.
-        start: Where the arrays begin.
+        place: Where the record begins.
+        start: Where the line of JSON begins.
         end: Where the record ends.
+        checksum: What its first line says.
     """
 
     path: Path
     header: dict[str, Any]
+    place: int
     start: int
     end: int
+    checksum: bytes
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Read the arrays."""
-        found, start = {}, self.start
-        for name, dtype, shape in self.header["arrays"]:
-            count = int(np.prod(shape, dtype=np.int64))
-            found[name] = np.fromfile(self.path, dtype, count, offset=start).reshape(shape)
-            start += found[name].nbytes
+    def arrays(self) -> dict[str, NDArray[Any]] | None:
+        """Read the arrays; None if the record is damaged."""
+        data = np.fromfile(self.path, np.uint8, self.end - self.start, offset=self.start)
+        if f"{zlib.crc32(data.data):08x}".encode() != self.checksum:
+            return None
+        found, end = {}, len(data)
+        for name, dtype, shape in reversed(self.header["arrays"]):
+            size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+            found[name] = data[end - size : end].copy().view(dtype).reshape(shape)
+            end -= size
         return found
 
 
@@ -76,15 +84,36 @@ def without_checksum(data: bytes) -> bytes | None:
 
 
 def records(path: Path, start: int = 0) -> Iterator[Record]:
-    """Yield the records of a file from a place on, up to the first that is not whole."""
+    """Yield the records of a file from a place on, up to the first that is not whole.
+
+    Arrays are not read, but of the last record: a kill tears no other.
+    """
     with path.open("rb") as file:
-        file.seek(start)
-        while (first := file.readline(_LINE)).endswith(b"\n"):
-            checksum, _, size = first.strip().partition(b" ")
-            if not size.isdigit():
+        while (found := _record(file, path, start)) is not None:
+            start = found.end
+            if start == os.fstat(file.fileno()).st_size and found.arrays() is None:
                 return
-            at, body = file.tell(), file.read(int(size))
-            if len(body) < int(size) or checksum != f"{zlib.crc32(body):08x}".encode():
-                return
-            line = body.partition(b"\n")[0]
-            yield Record(path, json.loads(line), at + len(line) + 1, file.tell())
+            yield found
+
+
+def record(path: Path, place: int) -> Record | None:
+    """Return the record that begins at a place; None if there is none."""
+    with path.open("rb") as file:
+        return _record(file, path, place)
+
+
+def _record(file: BinaryIO, path: Path, place: int) -> Record | None:
+    file.seek(place)
+    first = file.readline(_LINE)
+    checksum, _, size = first.strip().partition(b" ")
+    if not first.endswith(b"\n") or not size.isdigit():
+        return None
+    start = place + len(first)
+    end = start + int(size)
+    if end > os.fstat(file.fileno()).st_size:
+        return None
+    try:
+        header = json.loads(file.readline(int(size)))
+    except ValueError:
+        return None
+    return Record(path, header, place, start, end, checksum)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,29 +20,15 @@ import torch
 
 from replay.results.part_file import (
     Arrays,
-    Record,
     packed,
+    record,
     records,
     with_checksum,
     without_checksum,
 )
+from replay.results.part_folder import ENDING, NOTE, PART, STATE
+from replay.results.places import Places
 from tracer.errors import InputError
-
-_ENDING, _STATE = ".parts", ".state"
-_PART, _NOTE = "part", "note"  # in headers
-
-
-def parts_of(target: Path) -> Path:
-    """Return where finished parts of a result are kept."""
-    return target.with_name(f"{target.name}{_ENDING}")
-
-
-def begun_with(path: Path, name: str) -> Any:
-    """Return one entry of the question that finished parts on file answer; None without any."""
-    for file in sorted(path.glob(f"*{_ENDING}")):
-        for record in () if file.stem.endswith(_STATE) else records(file, 0):
-            return record.header.get("question", {}).get(name)
-    return None
 
 
 class Parts:
@@ -61,7 +48,8 @@ class Parts:
 
     def __init__(self, path: Path | None, question: Mapping[str, Any]) -> None:
         self.path, self._question = path, json.loads(json.dumps(question))
-        self._kept: dict[str, Record | Arrays] = {}
+        self._kept: dict[str, Arrays] = {}  # without a path
+        self._places = Places()
         self._read: dict[Path, int] = {}  # how far each file was read
         self._file: BinaryIO | None = None
         if path is not None:
@@ -75,11 +63,19 @@ class Parts:
                 raise _unwritten(path, error) from error
 
     def __contains__(self, name: str) -> bool:
-        return name in self._kept
+        return name in self._places or name in self._kept
 
     def __getitem__(self, name: str) -> Arrays:
-        found = self._kept[name]
-        return found.arrays() if isinstance(found, Record) else found
+        if name in self._kept:
+            return self._kept[name]
+        if name not in self._places:
+            raise _not_shown(self.path, name)
+        path, place = self._places[name]
+        found = record(path, place)
+        arrays = found.arrays() if found and found.header.get(PART) == name else None
+        if arrays is None:
+            raise _damaged(path, place, name)
+        return arrays
 
     def __enter__(self) -> Parts:
         return self
@@ -100,24 +96,23 @@ class Parts:
         elif int(self[name][name]) != fact:
             raise self._other(name)
 
-    def names(self) -> list[str]:
-        """Return which parts are finished."""
-        return list(self._kept)
-
     def add(self, name: str, arrays: Arrays) -> None:
         """Keep a part."""
-        self._kept[name] = arrays if self._file is None else self._append({_PART: name}, arrays)
+        if self._file is None:
+            self._kept[name] = arrays
+        else:
+            self._places[name] = self._append({PART: name}, arrays)
 
     def note(self, name: str, arrays: Arrays) -> None:
         """Keep what is no work, and worth nothing without a part."""
-        self._kept[name] = self._append({_PART: name, _NOTE: True}, arrays)
+        self._places[name] = self._append({PART: name, NOTE: True}, arrays)
 
     def keep_state(self, name: str, state: Mapping[str, Any]) -> None:
         """Keep tensors and numbers, in place of earlier ones of that name."""
         assert self.path is not None
-        data, place = io.BytesIO(), self.path / f"{name}{_STATE}{_ENDING}"
+        data, place = io.BytesIO(), self.path / f"{name}{STATE}"
         torch.save(dict(state), data)
-        partial = place.with_name(f"{secrets.token_hex(8)}{_STATE}{_ENDING}")
+        partial = place.with_name(f"{secrets.token_hex(8)}{STATE}")
         try:
             partial.write_bytes(with_checksum(data.getvalue()))
             partial.replace(place)
@@ -127,7 +122,7 @@ class Parts:
     def state(self, name: str) -> Any:
         """Return what was kept under a name; None if that is nothing, or torn."""
         assert self.path is not None
-        place = self.path / f"{name}{_STATE}{_ENDING}"
+        place = self.path / f"{name}{STATE}"
         data = without_checksum(place.read_bytes()) if place.exists() else None
         return None if data is None else torch.load(io.BytesIO(data), weights_only=True)
 
@@ -138,25 +133,23 @@ class Parts:
             InputError: They are of another question, or no parts.
         """
         for path in sorted(self.path.iterdir() if self.path is not None else ()):
-            if path.suffix != _ENDING:
+            if path.suffix not in (ENDING, STATE):
                 raise _foreign(path.parent)
-            for record in (
-                () if path.stem.endswith(_STATE) else records(path, self._read.get(path, 0))
-            ):
-                if "question" in record.header:
-                    self._compare(record.header["question"])
+            for one in records(path, self._read.get(path, 0)) if path.suffix == ENDING else ():
+                if "question" in one.header:
+                    self._compare(one.header["question"])
                 else:
-                    self._kept[record.header[_PART]] = record
-                self._read[path] = record.end
+                    self._places[one.header[PART]] = path, one.place
+                self._read[path] = one.end
 
     def _own(self) -> None:
         """Begin this process's own file."""
         assert self.path is not None
-        self._file = (self.path / f"{secrets.token_hex(8)}{_ENDING}").open("xb")
+        self._file = (self.path / f"{secrets.token_hex(8)}{ENDING}").open("xb")
         self._append({"question": self._question}, {})
 
-    def _append(self, header: Mapping[str, Any], arrays: Arrays) -> Record:
-        """Write a record to this process's own file, and look at it there."""
+    def _append(self, header: Mapping[str, Any], arrays: Arrays) -> tuple[Path, int]:
+        """Write a record to this process's own file; return where it begins."""
         assert self._file is not None
         path, start = Path(self._file.name), self._file.tell()
         try:
@@ -165,7 +158,7 @@ class Parts:
         except OSError as error:
             raise _unwritten(path.parent, error) from error
         self._read[path] = self._file.tell()
-        return next(records(path, start))
+        return path, start
 
     def _compare(self, found: dict[str, Any]) -> None:
         ours = self._question
@@ -181,27 +174,6 @@ class Parts:
         )
 
 
-def remove_parts(target: Path) -> None:
-    """Remove the finished parts of a result that is on file."""
-    path = parts_of(target)
-    if path.is_dir():
-        for part in path.glob(f"*{_ENDING}"):
-            part.unlink(missing_ok=True)
-        with suppress(OSError):  # somebody else's files are in it
-            path.rmdir()
-
-
-def remove_unbegun(target: Path) -> None:
-    """Remove what a job left that finished no part: another question may be asked there."""
-    headers = [
-        [] if file.stem.endswith(_STATE) else [record.header for record in records(file)]
-        for file in parts_of(target).glob(f"*{_ENDING}")
-    ]
-    ours = all(some and "question" in some[0] for some in headers)
-    if ours and all(_NOTE in one for some in headers for one in some if _PART in one):
-        remove_parts(target)
-
-
 def _unwritten(path: Path, error: OSError) -> InputError:
     return InputError(
         f"finished parts cannot be kept in {path}: {error.strerror}.\n"
@@ -214,4 +186,24 @@ def _foreign(path: Path) -> InputError:
     return InputError(
         f"{path} holds something else than finished parts; move it away, or choose another place "
         "for the result."
+    )
+
+
+def _not_shown(path: Path | None, name: str) -> InputError:
+    return InputError(
+        f"{path} does not show what another process of the job has put there: {name}. "
+        "Every host must see the same folder (shared storage)."
+    )
+
+
+def _damaged(path: Path, place: int, name: str) -> InputError:
+    """Take away what cannot be relied on, and say so."""
+    try:
+        os.truncate(path, place)
+    except OSError as error:
+        return _unwritten(path.parent, error)
+    return InputError(
+        f"{path} was damaged at byte {place}, where {name} stood: its checksum is not that of its "
+        "bytes. What stood there and behind it in this file was removed.\n"
+        "1. Give the same command again: what was removed is computed again."
     )

@@ -20,7 +20,8 @@ from replay.processes.launch import at_once
 from replay.progress import Progress
 from replay.results.counterfactual import Counterfactual
 from replay.results.output import check_free, inputs_of
-from replay.results.parts import Parts, parts_of, remove_parts
+from replay.results.part_folder import parts_of, remove_parts
+from replay.results.parts import Parts
 from replay.results.variables import COUNTERFACTUAL
 from replay.session.alternatives import Alternatives
 from replay.session.bound_run import BoundRun

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from replay.processes.alone import Alone
 from replay.processes.group import Group
-from replay.results.parts import Parts, begun_with, parts_of, remove_unbegun
+from replay.results.part_folder import begun_with, parts_of, remove_unbegun
+from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun
 
 THREADS = "number of threads"  # in the question of finished parts, whose bits depend on it

@@ -68,11 +68,6 @@ class Grid:
         Raises:
             InputError: There is nothing, or this process has not the memory for it.
         """
-        if _NAME not in parts:
-            raise InputError(
-                f"{parts.path} does not show what another process of the job has put there; "
-                "every host must see the same folder (shared storage)."
-            )
         asked, most = int(parts[_NAME]["most"]), self.holds
         self.chunks = self._cut(asked)
         if most < asked:

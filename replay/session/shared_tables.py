@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from replay.evaluate.test_side import Examples
 from replay.results.influence import Influence
 from replay.results.part_file import Arrays
 from replay.results.parts import Parts
@@ -13,6 +14,7 @@ from replay.session.grid import Grid
 from replay.session.question import Question
 from replay.session.score_tables import ScoreTables
 from replay.session.scoring import finished
+from tracer.errors import InputError
 
 
 def of_chunk(rows: slice) -> str:
@@ -59,8 +61,9 @@ def added_up(
                 tables.add_step(rows, k, run.log.batch_ids(k), found)
                 scaled |= {k} if found["outside"] else set()
                 continue
-            for found in _at_checkpoint(parts, k, rows):
-                columns = slice(*found["columns"].tolist())
+            for name, columns, _ in pieces(k, rows, grid):
+                found = parts[name]
+                _require_columns(parts, name, found, columns)
                 for method in question.summing:
                     tables.add_scores(method.name, k, rows, columns, found[method.name])
             run.states.adopt(found)
@@ -69,13 +72,22 @@ def added_up(
     return finished(run, question, tables, len(scaled) if question.walking else None)
 
 
-def _at_checkpoint(parts: Parts, k: int, rows: slice) -> Iterator[Arrays]:
-    """Yield the parts of a chunk at a checkpoint, the last one last."""
-    last = of_checkpoint(k, rows)
-    for name in parts.names():
-        if name.startswith(f"{last}, columns "):
-            yield parts[name]
-    yield parts[last]
+def pieces(k: int, rows: slice, grid: Grid) -> Iterator[tuple[str, slice, list[Examples]]]:
+    """Yield the parts of a chunk at a checkpoint: name, columns, training examples."""
+    columns = list(grid.columns)
+    for some, blocks in columns[:-1]:
+        yield of_checkpoint(k, rows, some), some, blocks
+    yield of_checkpoint(k, rows), *columns[-1]
+
+
+def _require_columns(parts: Parts, name: str, found: Arrays, columns: slice) -> None:
+    """Raise InputError if a part has other columns than those that are to be added."""
+    if (own := found["columns"].tolist()) != [columns.start, columns.stop]:
+        raise InputError(
+            f"{parts.path}: {name} has the scores of training examples {own[0]} to {own[1]}, "
+            f"expected {columns.start} to {columns.stop}.\n"
+            "1. Remove that folder, and give the same command again."
+        )
 
 
 def _order(run: BoundRun, question: Question, *, plain: bool) -> Iterator[tuple[str, int]]:

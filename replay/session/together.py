@@ -15,7 +15,8 @@ from replay.processes.group import Group
 from replay.processes.launch import threads_each
 from replay.progress import Progress
 from replay.results.influence import Influence
-from replay.results.parts import Parts, parts_of
+from replay.results.part_folder import parts_of
+from replay.results.parts import Parts
 from replay.results.room import Room
 from replay.results.self_influence import SelfInfluence
 from replay.session import shared_self

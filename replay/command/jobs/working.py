@@ -10,7 +10,7 @@ import click
 
 from replay.processes.alone import Alone
 from replay.processes.group import Group
-from replay.results.parts import parts_of, remove_parts
+from replay.results.part_folder import parts_of, remove_parts
 from replay.results.reservation import reserved
 
 

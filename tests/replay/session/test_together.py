@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from replay import Replay, Task
-from replay.results.parts import Parts, parts_of, remove_parts
+from replay.results.part_folder import parts_of, remove_parts
+from replay.results.parts import Parts
 from replay.session import fellows, grid
 from replay.session.together import influence_together, self_influence_together, verified_together
 from tests.helpers.cases import cross_entropy
