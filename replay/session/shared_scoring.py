@@ -28,7 +28,7 @@ from replay.session.chunk_walks import ChunkWalks, of_hand
 from replay.session.going_on import recognise
 from replay.session.grid import Grid, segments
 from replay.session.question import Question
-from replay.session.shared_tables import added_up, of_checkpoint, of_step
+from replay.session.shared_tables import added_up, of_checkpoint, of_step, pieces
 from replay.states.checkpoints import checkpoint_at
 
 
@@ -95,10 +95,10 @@ class _Work:
     @property
     def missing(self) -> int:
         """How many parts are not on file."""
-        names = [
-            *(of_step(t, rows) for rows, _ in self.grid.chunks for t in self._steps),
-            *(of_checkpoint(k, rows) for rows, _ in self.grid.chunks for k in self._checkpoints),
-        ]
+        names = chain(
+            (of_step(t, rows) for rows, _ in self.grid.chunks for t in self._steps),
+            (of_checkpoint(k, rows) for rows, _ in self.grid.chunks for k in self._checkpoints),
+        )
         return sum(name not in self._parts for name in names)
 
     @property
@@ -143,9 +143,7 @@ class _Work:
         found = self._run.states.found(range(self._run.states.last))
         if not question.walking and k in question.ends:
             found["values"] = one.values(k, point.state, point.name).cpu().numpy()
-        for columns, blocks in self.grid.columns:
-            last = columns.stop == len(question.train_ids)
-            name = of_checkpoint(k, rows, None if last else columns)
+        for name, columns, blocks in pieces(k, rows, self.grid):
             if name in self._parts:
                 continue
             tables = {"columns": np.array([columns.start, columns.stop])}
@@ -155,4 +153,4 @@ class _Work:
                 for some, scores in method.score(point, gradients, blocks):
                     table[:, some] = scores.numpy()
                 tables[method.name] = table
-            self._parts.add(name, {**tables, **(found if last else {})})
+            self._parts.add(name, {**tables, **(found if name == of_checkpoint(k, rows) else {})})
