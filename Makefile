@@ -15,7 +15,7 @@ help:
 	@echo "make test         run the test suite"
 	@echo "make test-oldest  run it with the oldest versions that pyproject.toml states"
 	@echo "make test-integrations  run the tests with the trainers of other libraries"
-	@echo "make soak         kill 200 training runs and look at what they leave (minutes)"
+	@echo "make soak         kill 200 training runs and 50 replaying jobs, look at what they leave (half an hour)"
 	@echo "make lint         check style and types: what .pre-commit-config.yaml lists"
 	@echo "make bench        run every benchmark"
 	@echo "make docs         build the documentation into site/"
@@ -70,6 +70,7 @@ test-integrations: $(VENV)/.integrations
 
 soak: $(STAMP)
 	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.kills 200
+	OMP_NUM_THREADS=1 $(RUN) -m tests.helpers.killed_jobs 50
 
 lint: $(STAMP)
 	$(VENV)/bin/pre-commit run --all-files

@@ -36,13 +36,16 @@ class HandedSteps:
 
     def get(self, t: int, *, keep: bool) -> TrainedStep | None:
         """Return a step, if it is the next one; None of others."""
-        if self._sequence is None or self._visits[self._next :][:1] != [(t, keep)]:
+        n = self._next
+        if self._sequence is None or n == len(self._visits) or self._visits[n] != (t, keep):
             return None
-        self._next += 1
-        found = self._sequence.get(self._next - 1)
-        if self._next == len(self._visits):
+        self._next = n + 1
+        return self._sequence.get(n)
+
+    def end(self) -> None:
+        """Wait until others have read what this process found."""
+        if self._sequence is not None:
             self._sequence.close()
-        return found
 
     def do(self, k: int) -> TrainedStep:
         """Compute a step."""

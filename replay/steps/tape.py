@@ -180,12 +180,12 @@ class Tape:
             self._begin()
         if self._kept is not None:
             yield from reversed(self._kept)
-            return
-        assert self._first is not None
-        optimizer, capacity = self._first
-        start, stop = self.window.start, self.window.stop
-        self._replayer.steps.expect(list(visits(start, stop, capacity)))
-        yield from self._by_segments(start, stop, optimizer, capacity)
+        elif self._first is not None:
+            optimizer, capacity = self._first
+            start, stop = self.window.start, self.window.stop
+            self._replayer.steps.expect(list(visits(start, stop, capacity)))
+            yield from self._by_segments(start, stop, optimizer, capacity)
+        self._replayer.steps.expect(())
 
     def _begin(self) -> None:
         """Find out what the budget holds; replay the window if it holds all of it."""

@@ -68,8 +68,14 @@ class TrainedSteps:
         return self._slots.why
 
     def expect(self, visits: Sequence[Visit]) -> None:
-        """Say which steps will be asked for next, in that order, by all who share them."""
-        if self._begin is not None and self.why is not None:
+        """Say which steps will be asked for next, in that order, by all who share them.
+
+        Nothing ends what was said before.
+        """
+        if self._handed is not None:
+            self._handed.end()
+            self._handed = None
+        if visits and self._begin is not None and self.why is not None:
             self._handed = HandedSteps(visits, self._states, self._computed, self._begin)
 
     def of(self, t: int, *, keep: bool = True) -> TrainedStep:

@@ -112,6 +112,22 @@ def test_jobs_are_done_once_and_told_to_all():
     assert list(Alone().divided("look", [partial(work, 1)])) == [{"same": True}]
 
 
+def test_one_bar_shows_what_all_have_done():
+    shown, kept = [], HashStore()
+    leader, other = Solo(2), Solo(2)
+    leader._store = other._store = Store(kept)
+    other.rank = 1
+    ours, theirs = (one.shows(lambda: shown.append(1)) for one in (leader, other))
+    for _ in range(3):
+        theirs()
+    assert not shown
+    ours()
+    assert len(shown) == 4
+    theirs()
+    ours(0)  # it waits, and has done nothing more itself
+    assert len(shown) == 5
+
+
 def test_others_that_give_no_sign_are_not_waited_for_forever(monkeypatch):
     monkeypatch.setattr(store, "_PATIENCE", store._PATIENCE * 0)
     job = Solo()
