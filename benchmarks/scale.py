@@ -17,7 +17,7 @@ opened the run to the result; the parts' files are in it. Median of the ratios o
 
     python benchmarks/scale.py tracing
     python benchmarks/scale.py replaying
-    MALLOC_MMAP_THRESHOLD_=1048576 python benchmarks/scale.py memory
+    python benchmarks/scale.py memory
     python benchmarks/scale.py model
 """
 

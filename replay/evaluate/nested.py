@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), torch.dtype, torch.device)
+_BESIDE = 600  # bytes of a tensor or array beside its numbers, of small ones most of it
 
 
 def moved(batch: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
@@ -121,10 +122,9 @@ def nbytes_of(batch: Any) -> int:
     sizes: dict[int, int] = {}
 
     def count(leaf: Any) -> Any:
-        known = isinstance(leaf, (Tensor, np.ndarray))
-        sizes[id(leaf)] = (
-            sum(one.nbytes for one in _parts(leaf)) if known else sys.getsizeof(leaf, 0)
-        )
+        known = _parts(leaf) if isinstance(leaf, (Tensor, np.ndarray)) else []
+        parts = sum(one.nbytes + _BESIDE for one in known)
+        sizes[id(leaf)] = parts or sys.getsizeof(leaf, 0)
         return leaf
 
     _mapped(batch, count)

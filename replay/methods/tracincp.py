@@ -37,11 +37,12 @@ def score(
         train: Chunks of training examples.
 
     Yields:
-        The columns of a block, and the block, float64 ``(m, ...)``.
+        The columns of a block, and the block, float64 ``(m, ...)``, which the next one overwrites.
     """
     for columns, block in placed(train):
         parts = (
-            products.inner(test, found, scale) for scale, found in gradients(checkpoint, block)
+            products.inner(test, found, scale, f"turn {k}")
+            for k, (scale, found) in enumerate(gradients(checkpoint, block))
         )
         yield columns, sum_of(parts).cpu()
 

@@ -26,7 +26,7 @@ from tracer.identities import fault_of, plain_ids
 from tracer.records import ID
 
 Content = Iterable[tuple[Variable, str, str, NDArray[Any]]]  # method and term name the variable
-_MAPPED = 1 << 28  # bytes of a variable that is looked at where it is, not read
+_MAPPED = 1 << 25  # bytes of a variable that is looked at where it is, not read
 _READABLE = ("v110", "v110")  # by every HDF5 from 1.10 on
 Attributes = Mapping[str, str | int | float]
 

@@ -55,7 +55,7 @@ class ScoreTables:
 
     def __init__(self, question: Question, room: Room | None = None) -> None:
         self.question = question
-        zeros = (room or Room()).zeros
+        self._zeros = zeros = (room or Room()).zeros
         self._column = {identity: k for k, identity in enumerate(question.train_ids)}
         steps, m, n = len(question.steps), len(question.test_ids), len(question.train_ids)
         walking = [method.name for method in question.walking if method.about.accounts]
@@ -164,6 +164,13 @@ class ScoreTables:
                 )
                 return
 
+    def _summed(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return a table's sums over periods."""
+        if not self.question.periods.by:
+            return table[0]
+        found: NDArray[np.float64] = np.sum(table, 0, out=self._zeros(table.shape[1:]))
+        return found
+
     def influence(self, attributes: dict[str, str | int | float]) -> Influence:
         """Return the result.
 
@@ -191,7 +198,7 @@ class ScoreTables:
         return Influence(
             test_ids=self.question.test_ids,
             train_ids=self.question.train_ids,
-            scores={n: t.sum(-1) if periods.by else t[..., 0] for n, t in parts.items()},
+            scores={name: self._summed(table) for name, table in self._scores.items()},
             by_period=parts if periods.by else {},
             period_of_step=np.array(periods.of_steps, dtype=np.int64),
             drops=self._drops,

@@ -26,6 +26,7 @@ from replay.states.checkpoints import Checkpoint, checkpoint_at
 from replay.states.environment import remedy
 from replay.steps.checking import require_small
 from replay.task import Task
+from replay.vectors.workspace import MOST, room
 from tracer.errors import InputWarning, PrecisionWarning
 from tracer.records import ID
 
@@ -146,8 +147,7 @@ class Scoring:
         self._run, self._question, self._shown = run, question, shown
         self._tables = tables
         self._point = partial(checkpoint_at, run.states, names=question.names)
-        ids, summing = question.train_ids, question.summing
-        self._blocks = run.chunks.of(ids, "train", most=BLOCK) if summing else []
+        self._blocks: list[Examples] = []
         self._done: set[int] = set()  # checkpoints
 
     def influence(self) -> Influence:
@@ -169,6 +169,7 @@ class Scoring:
         kept = 0 if tape.plain and question.names is None else question.vectors
         between = question.refines
         chunks = self._run.chunks.of(question.test_ids, "test", kept=kept, between=between)
+        self._blocks = self._training(chunks) if question.summing else []
         name = " + ".join(method.name for method in walking)
         advance = self._shown.task(name, len(chunks) * len(question.steps))
         for rows, chunk in placed(chunks):
@@ -183,6 +184,7 @@ class Scoring:
     def _sum_up(self, checkpoints: list[int]) -> None:
         """Add the scores at some checkpoints, block by block."""
         chunks = self._run.chunks.of(self._question.test_ids, "test")
+        self._blocks = self._training(chunks)
         name = " + ".join(method.name for method in self._question.summing)
         total = len(checkpoints) * len(chunks) * len(self._blocks)
         advance = self._shown.task(name, total)
@@ -198,6 +200,11 @@ class Scoring:
                 if not self._question.walking and k in self._question.ends:
                     values = found.values(k, point.state, point.name)
                     self._tables.add_values(k, rows, values.cpu().numpy())
+
+    def _training(self, chunks: list[Examples]) -> list[Examples]:
+        """Return training examples in blocks: their scores for a chunk stay in one workspace."""
+        most = max(1, min(BLOCK, room(MOST) // len(chunks[0])))
+        return self._run.chunks.of(self._question.train_ids, "train", most=most)
 
     def _prove(self, point: Checkpoint, chunk: Examples) -> None:
         """Prove how gradients are read at a checkpoint, on some examples where there are many.

@@ -6,7 +6,8 @@ New pages and memory cost more than the arithmetic.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,5 +43,16 @@ def double(vector: Tensor, role: str | None = None) -> Tensor:
     """Return a copy in float64; with a role, until the next call for it."""
     if role is None:
         return vector.to(torch.float64, copy=True)
-    like = torch.empty(0, dtype=torch.float64, device=vector.device)
-    return workspace(role, like, vector.numel()).copy_(vector)
+    return _kept(vector, vector.shape, role).copy_(vector)
+
+
+def zeros(like: Tensor, sizes: Sequence[int], role: str | None = None) -> Tensor:
+    """Return float64 zeros; with a role, until the next call for it."""
+    if role is None:
+        return like.new_zeros(sizes, dtype=torch.float64)
+    return _kept(like, sizes, role).zero_()
+
+
+def _kept(like: Tensor, sizes: Sequence[int], role: str) -> Tensor:
+    double = torch.empty(0, dtype=torch.float64, device=like.device)
+    return workspace(role, double, math.prod(sizes)).view(sizes)

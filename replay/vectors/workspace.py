@@ -15,7 +15,7 @@ from torch import Tensor
 
 _kept = threading.local()
 _room: ContextVar[int] = ContextVar("room", default=1 << 25)  # elements of a temporary
-_MOST = 1 << 23  # elements kept of each kind
+MOST = 1 << 23  # elements kept of each kind, if there is room
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def workspace(role: str, like: Tensor, size: int) -> Tensor:
         like: Gives dtype and device.
         size: How many.
     """
-    if size > room(_MOST) or like.device.type != "cpu":
+    if size > room(MOST) or like.device.type != "cpu":
         return torch.empty(size, dtype=like.dtype, device=like.device)
     key = (role, like.dtype)
     known: dict[tuple[str, torch.dtype], Tensor] = _kept.__dict__.setdefault("buffers", {})

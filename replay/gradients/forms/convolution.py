@@ -181,9 +181,13 @@ class Convolved(Form):
         """Return squared norms."""
         return torch.cat([block.squared_norms(scale) for block in self.blocks()])
 
-    def times(self, other: Form) -> Tensor | None:
+    def times(self, other: Form, role: str | None = None) -> Tensor | None:
         """Multiply with any form, a block of examples at a time."""
-        return torch.cat([block.inner(other) for block in self.blocks()])
+        result, start = self._zeros(self.count, other.count, role=role), 0
+        for block in self.blocks():
+            result[start : start + block.count] = block.inner(other, f"block of {role}")
+            start += block.count
+        return result
 
     def with_vectors(self, vectors: Tensor) -> Tensor:
         """Return inner products with vectors."""

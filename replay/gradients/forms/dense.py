@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.cuts import blocks
+from replay.gradients.forms.cuts import blocks, product
 from replay.gradients.forms.form import Form
+from replay.vectors.blocks import double
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ class Dense(Form):
         """Return products with a vector from either side."""
         return (self.matrices @ right.to(self.matrices)) @ left.to(self.matrices)
 
-    def times(self, other: Form) -> Tensor | None:
+    def times(self, other: Form, role: str | None = None) -> Tensor | None:
         """Multiply with what is written out, too."""
-        return (self.flat @ other.flat.T).double() if isinstance(other, Dense) else None
+        both = isinstance(other, Dense)
+        return double(product(self.flat, other.flat), role) if both else None
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""

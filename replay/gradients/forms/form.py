@@ -16,7 +16,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.cuts import blocks_of_rows
+from replay.gradients.forms.cuts import add_product, blocks_of_rows
+from replay.vectors.blocks import zeros
 
 T = TypeVar("T", bound="Form")
 
@@ -91,17 +92,22 @@ class Form(ABC):
         """Return the sum of this and others that are alike, as one form."""
         raise NotImplementedError
 
-    def times(self, other: Form) -> Tensor | None:
-        """Return ``⟨g_i, h_j⟩``, float64 ``(n, m)``; None if the dense way is as good."""
+    def times(self, other: Form, role: str | None = None) -> Tensor | None:
+        """Return ``⟨g_i, h_j⟩``, float64 ``(n, m)``; None if the dense way is as good.
+
+        Args:
+            other: Gradients ``h``.
+            role: Lets the result be in a workspace, until the next call for that role.
+        """
         return None
 
-    def inner(self, other: Form) -> Tensor:
-        """Return ``⟨g_i, h_j⟩`` for every pair, float64 ``(n, m)``: as either form knows how."""
-        found = self.times(other)
+    def inner(self, other: Form, role: str | None = None) -> Tensor:
+        """Return ``⟨g_i, h_j⟩`` for every pair, as either form knows how; see ``times``."""
+        found = self.times(other, role)
         if found is None:
-            turned = other.times(self)
+            turned = other.times(self, role)
             found = None if turned is None else turned.T
-        return _dense_inner(self, other) if found is None else found
+        return _dense_inner(self, other, role) if found is None else found
 
     def with_vectors(self, vectors: Tensor) -> Tensor:
         """Return inner products with vectors ``(m, R C)``, float64 ``(n, m)``."""
@@ -140,17 +146,17 @@ class Form(ABC):
         }
         return replace(self, **shared) if shared else self
 
-    def _zeros(self, *sizes: int) -> Tensor:
-        return torch.zeros(*sizes, dtype=torch.float64, device=self.tensors[0].device)
+    def _zeros(self, *sizes: int, role: str | None = None) -> Tensor:
+        return zeros(self.tensors[0], sizes, role)
 
 
-def _dense_inner(left: Form, right: Form) -> Tensor:
+def _dense_inner(left: Form, right: Form, role: str | None) -> Tensor:
     """Write both sides' gradients out, a block of the parameter's rows at a time."""
     shape = min(left.shape, right.shape)  # gradients computed anew are seen as one column
-    result = left._zeros(left.count, right.count)
+    result = left._zeros(left.count, right.count, role=role)
     for rows in blocks_of_rows(shape, left.count + right.count):
         mine = left.dense(_rows_of(left, rows, shape), "left")
-        result += mine @ right.dense(_rows_of(right, rows, shape), "right").T
+        add_product(result, mine, right.dense(_rows_of(right, rows, shape), "right"))
     return result
 
 

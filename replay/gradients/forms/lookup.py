@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.cuts import BLOCK, blocks
+from replay.gradients.forms.cuts import BLOCK, add_product, blocks
 from replay.gradients.forms.form import Form
 from replay.vectors.workspace import room, workspace
 
@@ -96,9 +96,9 @@ class Lookup(Form):
         one_more.index_add_(0, index.flatten(), self.deltas.flatten(0, 1))
         return one_more.view(n, width + 1, d)[:, :width].flatten(1)
 
-    def times(self, other: Form) -> Tensor | None:
+    def times(self, other: Form, role: str | None = None) -> Tensor | None:
         """Multiply the rows that both sides hold."""
-        return _products(self, other) if isinstance(other, Lookup) else None
+        return _products(self, other, role) if isinstance(other, Lookup) else None
 
     def summed(self) -> Tensor:
         """Return the sum of all gradients."""
@@ -132,11 +132,11 @@ class Lookup(Form):
         return result * scale
 
 
-def _products(left: Lookup, right: Lookup) -> Tensor:
+def _products(left: Lookup, right: Lookup, role: str | None) -> Tensor:
     ours, theirs = left.held(), right.held()
     tokens = ours[torch.isin(ours, theirs)]  # that both sides hold, ascending
-    result = left.deltas.new_zeros(left.count, right.count, dtype=torch.float64)
+    result = left._zeros(left.count, right.count, role=role)
     size = max(1, room(BLOCK) // max(1, (left.count + right.count) * left.deltas.shape[2]))
     for some in torch.split(tokens, size) if len(tokens) else ():
-        result += left.compact(some, "left") @ right.compact(some, "right").T
+        add_product(result, left.compact(some, "left"), right.compact(some, "right"))
     return result

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from replay.gradients.forms.cuts import LARGE, blocks
+from replay.gradients.forms.cuts import LARGE, add_product, blocks, product
 from replay.gradients.forms.form import Form
+from replay.vectors.blocks import double
 from replay.vectors.workspace import room, workspace
 
 _FORMED = 1 << 23  # elements of gradients of both sides that are formed at once
@@ -112,11 +113,11 @@ class OuterProducts(Form):
         some = left[self.start : self.start + self.deltas.shape[2]]
         return ((self.deltas @ some.to(self.deltas)) * (self.inputs @ right.to(self.inputs))).sum(1)
 
-    def times(self, other: Form) -> Tensor | None:
+    def times(self, other: Form, role: str | None = None) -> Tensor | None:
         """Multiply with outer products of the same rows."""
         if not isinstance(other, OuterProducts) or self.alike != other.alike:
             return None
-        return ghost(self, other) if prefers_ghost(self, other) else formed(self, other)
+        return (ghost if prefers_ghost(self, other) else formed)(self, other, role)
 
     def with_vectors(self, vectors: Tensor) -> Tensor:
         """Return inner products with vectors, by the factors where there is one of each."""
@@ -180,39 +181,41 @@ def prefers_ghost(left: OuterProducts, right: OuterProducts) -> bool:
     return products * (d + p) < gradients * d * p
 
 
-def ghost(left: OuterProducts, right: OuterProducts) -> Tensor:
+def ghost(left: OuterProducts, right: OuterProducts, role: str | None = None) -> Tensor:
     """Return ``⟨g_i, g_j⟩`` for every pair, float64 ``(n, m)``; both of the same rows."""
     n, rows, d = left.inputs.shape
     columns, p = right.inputs.shape[1], left.deltas.shape[2]
     if rows == 1 and columns == 1:
-        gram = left.inputs[:, 0] @ right.inputs[:, 0].T
-        return gram.mul_(left.deltas[:, 0] @ right.deltas[:, 0].T).double()
+        gram = product(left.inputs[:, 0], right.inputs[:, 0])
+        return double(gram.mul_(product(left.deltas[:, 0], right.deltas[:, 0], "factor")), role)
+    result = left._zeros(n, right.count, role=role)
     pairs = room(LARGE) // (rows * columns)
-    if n > pairs > 0:
-        cut = (left.select(slice(k, k + pairs)) for k in range(0, n, pairs))
-        return torch.cat([ghost(some, right) for some in cut])
-    size = max(1, pairs // n)
-    found = []
-    for inputs, deltas in zip(
-        torch.split(right.inputs, size), torch.split(right.deltas, size), strict=True
-    ):
-        gram = left.inputs.reshape(-1, d) @ inputs.reshape(-1, d).T  # (n T, m' U)
-        gram *= left.deltas.reshape(-1, p) @ deltas.reshape(-1, p).T
-        found.append(gram.view(n, rows, len(inputs), columns).sum((1, 3), dtype=torch.float64))
-    return torch.cat(found, 1)
+    for k in range(0, n, max(1, pairs)):
+        some = left.select(slice(k, k + max(1, pairs)))
+        inputs, deltas = some.inputs.reshape(-1, d), some.deltas.reshape(-1, p)
+        size = max(1, pairs // some.count)
+        for j in range(0, right.count, size):
+            other = right.select(slice(j, j + size))
+            gram = product(inputs, other.inputs.reshape(-1, d))  # (n' T, m' U)
+            gram *= product(deltas, other.deltas.reshape(-1, p), "factor")
+            shape = some.count, rows, other.count, columns
+            result[k : k + some.count, j : j + other.count] = gram.view(shape).sum(
+                (1, 3), dtype=torch.float64
+            )
+    return result
 
 
-def formed(left: OuterProducts, right: OuterProducts) -> Tensor:
+def formed(left: OuterProducts, right: OuterProducts, role: str | None = None) -> Tensor:
     """Return the same by forming gradients, transposed so that the longer side is cut."""
     n, m = left.count, right.count
-    result = torch.zeros(n, m, dtype=torch.float64, device=left.inputs.device)
+    result = left._zeros(n, m, role=role)
     sides = [sorted(one.tensors, key=lambda x: x.shape[2]) for one in (left, right)]
     short, long = (x.shape[2] for x in sides[0])
     step = max(1, room(_FORMED) // ((n + m) * short))
     for k in range(0, long, step):
         cut = [(narrow.mT, wide[:, :, k : k + step]) for narrow, wide in sides]
         mine, theirs = _product(*cut[0], "left"), _product(*cut[1], "right")
-        result += mine @ theirs.T
+        add_product(result, mine, theirs)
     return result
 
 

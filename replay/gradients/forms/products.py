@@ -14,13 +14,16 @@ from torch import Tensor
 from replay.gradients.forms.cuts import LARGE
 from replay.gradients.forms.form import Form
 from replay.gradients.forms.per_example import PerExample
+from replay.vectors.blocks import zeros
 from replay.vectors.workspace import room
 
 _COPIED = 1 << 17  # elements of a parameter whose vectors are copied to be together
 Weight: TypeAlias = float | Tensor | Callable[[Tensor], Tensor]
 
 
-def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tensor:
+def inner(
+    left: PerExample, right: PerExample, scale: dict[str, float], role: str | None = None
+) -> Tensor:
     """Return ``Σ_p scale_p ⟨g_i, h_j⟩_p`` for every pair, float64 ``(n, m)``.
 
     Args:
@@ -28,15 +31,16 @@ def inner(left: PerExample, right: PerExample, scale: dict[str, float]) -> Tenso
         right: Gradients ``h`` of m examples.
         scale: Factor of each parameter (a learning rate); absent or 0 leaves it out, as
             the step did.
+        role: Lets the result be in a workspace, until the next call for that role.
     """
-    result = left.losses.new_zeros(left.count, right.count, dtype=torch.float64)
+    result = zeros(left.losses, (left.count, right.count), role)
     chosen = {n: f for n, f in scale.items() if f and n in left and n in right}
     for ours, mine in left.parts(chosen):
         for theirs, others in right.parts(chosen):
             block = result[ours, theirs]
             for name in mine:  # in one order in every process: sums are rounded
                 if name in others:
-                    block.add_(mine[name].inner(others[name]), alpha=chosen[name])
+                    block.add_(mine[name].inner(others[name], "inner"), alpha=chosen[name])
     return result
 
 
