@@ -198,10 +198,8 @@ def ghost(left: OuterProducts, right: OuterProducts, role: str | None = None) ->
             other = right.select(slice(j, j + size))
             gram = product(inputs, other.inputs.reshape(-1, d))  # (n' T, m' U)
             gram *= product(deltas, other.deltas.reshape(-1, p), "factor")
-            shape = some.count, rows, other.count, columns
-            result[k : k + some.count, j : j + other.count] = gram.view(shape).sum(
-                (1, 3), dtype=torch.float64
-            )
+            pairs_of = double(gram, "product in float64").view(some.count, rows, -1, columns)
+            torch.sum(pairs_of, (1, 3), out=result[k : k + some.count, j : j + other.count])
     return result
 
 

@@ -11,7 +11,7 @@ from replay.gradients.forms.dense import Dense
 from replay.gradients.forms.lookup import Lookup
 from replay.gradients.forms.outer_products import OuterProducts
 from replay.gradients.forms.per_example import PerExample
-from tests.helpers.peaks import took
+from tests.helpers.peaks import peak_bytes, took
 
 
 def outer(n, rows, d, p):
@@ -48,6 +48,26 @@ def test_products_keep_to_their_budget(left, right):
     large, expected = took(2 << 30, lambda: left.inner(right))
     assert small <= SMALL < large
     assert (found - expected).norm() <= 1e-5 * expected.norm()
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        outer(600, 1, 9, 8),
+        outer(500, 2, 64, 64),
+        outer(500, 40, 8, 8),
+        Dense(torch.randn(600, 8, 1)),
+        Lookup(torch.randint(9, (600, 3)), torch.randn(600, 3, 4), 9),
+    ],
+    ids=["one-row", "gram", "formed", "written-out", "embedding"],
+)
+def test_products_of_many_take_no_memory_again(form):
+    """What is freed is not always used again: torch's blocks are aligned, glibc's holes are not."""
+    examples = PerExample(torch.zeros(form.count), {"w": form}, {})
+    job = lambda: products.inner(examples, examples, {"w": 0.5}, "scores")  # noqa: E731
+    expected = products.inner(examples, examples, {"w": 0.5})
+    assert torch.equal(job(), expected)
+    assert peak_bytes(job) < expected.nbytes / 4
 
 
 FORMS = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from replay.results import file, room
 from replay.results.room import Room
 from replay.session import together
 from tests.helpers.command import TASK, run, trace
+from tests.helpers.training import script
 from tracer.errors import InputError
 
 ASKED = ("influence", "run.h5", "--test", "all", "--json", "--out")
@@ -43,6 +45,38 @@ def test_the_result_is_the_same_file(tmp_path, capsys, monkeypatch):
     (folder / "flipped.h5").write_bytes(data)
     with pytest.raises(InputError, match="tracin does not match its checksum"):
         Influence.load("flipped.h5")
+
+
+HELD = """
+import ctypes
+from pathlib import Path
+from replay import Replay, load_task
+from replay.processes.alone import Alone
+from replay.session.together import influence_together
+
+def held():
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("RssAnon:")[2].split()[0]) << 10
+
+task = load_task("work.py:task", trusted=True)
+asked = {"methods": ["tracincp"], "checkpoints": 1}
+run = Replay("run.h5", task, memory=24 << 20, threads=1)
+run.influence(["a12000"], train_ids=["a1"], progress=False, **asked)
+ctypes.CDLL(None).malloc_trim(0)
+before = held()
+influence_together(run, list(task.test), Alone(), Path("out.h5"), **asked).save("out.h5")
+print(held() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc says what a process holds")
+def test_memory_stays_within_its_budget(tmp_path, monkeypatch):
+    """A table of 58 MB is filled and written by a process that is given 25."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "work.py").write_text(TASK.replace("20", "12_600").replace("14", "12_000"))
+    trace(tmp_path / "run.h5", "work.py:task")
+    done = script(HELD, cwd=tmp_path)
+    assert int(done.stdout) < 24 << 20
 
 
 def test_small_tables_stay_in_memory(tmp_path):
