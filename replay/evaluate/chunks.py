@@ -21,8 +21,11 @@ from replay.evaluate.binding import Models
 from replay.evaluate.certainty import settle
 from replay.evaluate.looks import are_alike, independent
 from replay.evaluate.nested import storages
+from replay.evaluate.slots import SLOTS, is_large
 from replay.evaluate.state import State, States
 from replay.evaluate.test_side import Examples
+from replay.evaluate.together import refused
+from replay.gradients.stacks import unlike
 from replay.processes.alone import Alone
 from replay.processes.group import Group
 from replay.task import Task
@@ -32,6 +35,7 @@ from tracer.records import ID, Seeds
 _UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 _ENDS = 2  # gradients of one test example alive at once: at both ends of a step
 _BETWEEN = 2  # more of them where a method looks between the ends ...
+_PRODUCTS = 4  # tables of a step's examples by test examples alive at once, for each state
 WAITING = 4  # outer products that wait to be added to a buffer's adjoint, at most
 BLOCK = 1024  # training examples taken together at most
 _SHELF = 8  # the part of the budget that examples may take which are not in use
@@ -103,7 +107,7 @@ class Chunks:
         """
         self._settle(ids, side)
         points = _ENDS + between * (_BETWEEN + _POINTS * (kept > 0))
-        size = self._size(ids, side, kept, points)
+        size = self._size(ids, side, kept, points, self._states_at_once(ids, side))
         chunks = self._cut(ids, side, _even(len(ids), size if most is None else min(size, most)))
         if not self._are_independent(chunks, ids, side):
             return self._cut(ids, side, 1)
@@ -113,7 +117,7 @@ class Chunks:
 
     def block(self, ids: Sequence[ID]) -> tuple[int, int]:
         """Return how many training examples are taken together at most, and bytes kept of data."""
-        size = _even(len(ids), min(self._size(ids, "train", 0, _ENDS), BLOCK))
+        size = _even(len(ids), min(self._size(ids, "train", 0, _ENDS, 1), BLOCK))
         one = self._some(ids[:1], "train")
         one.batches.of([0], None)
         return size, min(self._budget // _SHELF, len(ids) * one.batches.nbytes)
@@ -129,11 +133,17 @@ class Chunks:
         seeds = None if base is None else Seeds(base, 0)
         return Examples(self._task, ids, side, self._models, self._shelf, seeds)
 
-    def _size(self, ids: Sequence[ID], side: str, kept: int, points: int) -> int:
+    def _states_at_once(self, ids: Sequence[ID], side: str) -> int:
+        """Return at how many states examples are evaluated at once, at most; see ``slots``."""
+        bound = self._models.test
+        return 1 if side == "train" or is_large(bound, len(ids)) or refused(bound) else SLOTS
+
+    def _size(self, ids: Sequence[ID], side: str, kept: int, points: int, states: int) -> int:
         if (side, ids[0]) not in self._sizes:
             one, where = self._some(ids[:1], side), f"{side} set, step 0"
             self._sizes[side, ids[0]] = _measured(one, self._states.at(0), where)
-        return self._sizes[side, ids[0]].together(self._budget, points, kept)
+        visits = len(self._states.step(0).batch_ids)
+        return self._sizes[side, ids[0]].together(self._budget, points, kept, states, visits)
 
     def _are_independent(self, chunks: list[Examples], ids: Sequence[ID], side: str) -> bool:
         """Ask of every example where lengths may differ, and so padding, else of a sample."""
@@ -173,25 +183,31 @@ class _Size:
     """Bytes of one example.
 
     Attributes:
-        passed: Its data, and the activations of a forward pass.
+        data: Its data.
+        passed: The activations of a forward pass.
         found: Gradients kept of it.
         waiting: Those of them that are outer products.
         vector: A vector of the parameters' size.
+        linear: Whether several states may be taken at once.
     """
 
+    data: int
     passed: int
     found: int
     waiting: int
     vector: int
+    linear: bool
 
-    def together(self, budget: int, points: int, kept: int) -> int:
+    def together(self, budget: int, points: int, kept: int, states: int, visits: int) -> int:
         """Return how many examples to evaluate together so that a pass keeps to the budget.
 
-        Half of it goes to the data, the activations of a forward pass and the gradients kept of one
-        example; the rest is the training side's.
+        Half of it goes to the data, activations and gradients kept of one example and to its
+        products with those of a step; the rest is the training side's.
         """
         waits = WAITING * self.waiting if kept and self.vector else 0
-        each = 3 * self.passed + points * self.found + waits + kept * self.vector
+        of_state = 3 * self.passed + points * self.found + 8 * _PRODUCTS * visits
+        each = 3 * self.data + of_state * (states if self.linear else 1)
+        each += waits + kept * self.vector
         return max(1, budget // 2 // max(1, each))
 
 
@@ -207,7 +223,8 @@ def _measured(one: Examples, first: State, where: str) -> _Size:
         found = one.gradients(first, where)
     waits = sum(t.nbytes for form in found.forms.values() if form.factors for t in form.tensors)
     vector = sum(max(4, w.element_size()) * w.numel() for w in first.parameters.values())
-    return _Size(sum(seen.values()) + one.batches.nbytes, int(found.nbytes), waits, vector)
+    linear, passed = unlike(found) is None, sum(seen.values())
+    return _Size(one.batches.nbytes, passed, int(found.nbytes), waits, vector, linear)
 
 
 def placed(chunks: list[Examples]) -> Iterator[tuple[slice, Examples]]:

@@ -31,6 +31,11 @@ MODELS = {  # and the shape of an example, how many, momentum
         (12, 32),
         *(300, 0.9),
     ),
+    "16-states": (
+        lambda: nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 500)),
+        (6,),
+        *(1200, 0.0),
+    ),
 }
 
 
@@ -54,15 +59,15 @@ def traced(request, tmp_path_factory):
             optimizer.zero_grad()
             loss(model, task.collate([data[i] for i in ids])).mean().backward()
             optimizer.step(batch_ids=ids)
-    return path, task
+    return path, task, 100 if request.param == "16-states" else 10  # below 16: states one by one
 
 
 @pytest.mark.parametrize("method", ["tracin", "ideal", "tracincp"])
 def test_replays_keep_to_their_budget(traced, method):
-    path, task = traced
+    path, task, audit = traced
 
     def took(memory):
-        run = Replay(path, task=task, memory=memory, audit=10)  # no 16 states in one pass
+        run = Replay(path, task=task, memory=memory, audit=audit)
         chosen = {"methods": (method,), "checkpoints": [1], "progress": False}
         return peak_bytes(
             lambda: run.influence(range(len(task.test)), ideal_tolerance=None, **chosen)
