@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import statistics
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ from replay.report import Study, write
 from replay.session.together import influence_together
 from tracer import TracingOptimizer
 
-TRAIN, TEST, STEPS, MEMORY = 40_000, 1_000, 20, 64 << 20
+TRAIN, TEST, STEPS, MEMORY = 20_000, 1_000, 20, 64 << 20
 TURNS, JOB, SHARED = 10, 2, 250  # processes of a kind, of a job, and test examples of a job
 METHODS = ("tracin", "tracincp")
 
@@ -154,6 +155,7 @@ def memory() -> None:
                 while not queue.empty():
                     what, most = queue.get()
                     found.setdefault(what, []).append(most)
+                    print(f"{what}: {most / 1e6:.0f}", file=sys.stderr, flush=True)
     for count in (TEST, SHARED):
         print(f"{len(METHODS)} tables of {8e-6 * TRAIN * count:.0f} MB", end=", ")
     print(f"--memory {MEMORY / 1e6:.0f} MB, {TURNS} processes of each kind")
