@@ -115,6 +115,11 @@ class BoundRun:
         return self.computing.budget
 
     @property
+    def for_tables(self) -> int:
+        """Bytes for tables of a result in memory: what fills them needs the rest."""
+        return self.budget // 4
+
+    @property
     def log(self) -> RunLog:
         """The run."""
         return self.states.log

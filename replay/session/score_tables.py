@@ -166,9 +166,10 @@ class ScoreTables:
 
     def _summed(self, table: NDArray[np.float64]) -> NDArray[np.float64]:
         """Return a table's sums over periods."""
-        if not self.question.periods.by:
-            return table[0]
-        found: NDArray[np.float64] = np.sum(table, 0, out=self._zeros(table.shape[1:]))
+        by = self.question.periods.by
+        found: NDArray[np.float64] = (
+            np.sum(table, 0, out=self._zeros(table.shape[1:])) if by else table[0]
+        )
         return found
 
     def influence(self, attributes: dict[str, str | int | float]) -> Influence:

@@ -53,7 +53,7 @@ def answered_together(
     if not group.ended(advanced):
         return None
     parts.refresh()
-    room = Room(run.budget, parts.path and parts.path.parent)
+    room = Room(run.for_tables, parts.path and parts.path.parent)
     return added_up(run, question, parts, work.grid, room, plain=work.plain)
 
 

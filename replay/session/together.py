@@ -66,7 +66,7 @@ def influence_together(
         question = Question.of(run.log, run.task, test_ids, **asked)
     if isinstance(group, Alone):
         settle(run, question)
-        tables = ScoreTables(question, Room(run.budget, target.parent))
+        tables = ScoreTables(question, Room(run.for_tables, target.parent))
         with run.computing(), Progress(enabled=True) as bars:
             return answered(run, question, bars, tables)
     run.chunks.group = group

@@ -76,8 +76,9 @@ class Dense(Form):
 
     def times(self, other: Form, role: str | None = None) -> Tensor | None:
         """Multiply with what is written out, too."""
-        both = isinstance(other, Dense)
-        return double(product(self.flat, other.flat), role) if both else None
+        if not isinstance(other, Dense):
+            return None
+        return double(product(self.flat, other.flat), role)
 
     def project(self, direction: Tensor) -> Tensor:
         """Return inner products with a direction."""

@@ -25,10 +25,12 @@ def test_the_result_is_the_same_file(tmp_path, capsys, monkeypatch):
     trace(folder / "run.h5", "work.py:task")
     made, zeros = [], Room.zeros
     code, shown, _ = run(capsys, *ASKED, "memory.h5")
-    monkeypatch.setattr(together, "Room", lambda _, place: Room(0, place))
+    given = []
+    monkeypatch.setattr(together, "Room", lambda size, at: given.append(size) or Room(0, at))
     monkeypatch.setattr(Room, "zeros", lambda *asked: made.append(zeros(*asked)) or made[-1])
     assert (code, run(capsys, *ASKED, "disk.h5")[:2]) == (0, (0, shown))
     assert made
+    assert given == [(2 << 30) // 4]  # what fills them needs the rest
     assert all(isinstance(table, np.memmap) for table in made)
     assert (folder / "disk.h5").read_bytes() == (folder / "memory.h5").read_bytes()
 
