@@ -30,6 +30,8 @@ from replay.results.part_folder import ENDING, NOTE, PART, STATE
 from replay.results.places import Places
 from tracer.errors import InputError
 
+ELSEWHERE = "Choose another place for the result."
+
 
 class Parts:
     """Finished parts, by name: in memory or, if there is a path, on file.
@@ -37,6 +39,7 @@ class Parts:
     Args:
         path: The folder; None keeps them in memory alone.
         question: What the parts answer: whoever goes on must ask the same, in the same way.
+        instead: What else can be done where the folder cannot be used, for messages.
 
     Raises:
         InputError: The folder has parts of another question or something else, or cannot be
@@ -46,8 +49,11 @@ class Parts:
         path: As given.
     """
 
-    def __init__(self, path: Path | None, question: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path | None, question: Mapping[str, Any], *, instead: str = ELSEWHERE
+    ) -> None:
         self.path, self._question = path, json.loads(json.dumps(question))
+        self._instead = instead
         self._kept: dict[str, Arrays] = {}  # without a path
         self._places = Places()
         self._read: dict[Path, int] = {}  # how far each file was read
@@ -59,8 +65,8 @@ class Parts:
                 self._own()
             except OSError as error:
                 if path.exists() and not path.is_dir():
-                    raise _foreign(path) from error
-                raise _unwritten(path, error) from error
+                    raise self._foreign() from error
+                raise self._unwritten(error) from error
 
     def __contains__(self, name: str) -> bool:
         return name in self._places or name in self._kept
@@ -74,7 +80,7 @@ class Parts:
         found = record(path, place)
         arrays = found.arrays() if found and found.header.get(PART) == name else None
         if arrays is None:
-            raise _damaged(path, place, name)
+            raise self._damaged(path, place, name)
         return arrays
 
     def __enter__(self) -> Parts:
@@ -94,7 +100,7 @@ class Parts:
         if name not in self:
             self.note(name, {name: np.array(fact)})
         elif int(self[name][name]) != fact:
-            raise self._other(name)
+            raise self.other(name)
 
     def add(self, name: str, arrays: Arrays) -> None:
         """Keep a part."""
@@ -117,7 +123,7 @@ class Parts:
             partial.write_bytes(with_checksum(data.getvalue()))
             partial.replace(place)
         except OSError as error:
-            raise _unwritten(self.path, error) from error
+            raise self._unwritten(error) from error
 
     def state(self, name: str) -> Any:
         """Return what was kept under a name; None if that is nothing, or torn."""
@@ -134,7 +140,7 @@ class Parts:
         """
         for path in sorted(self.path.iterdir() if self.path is not None else ()):
             if path.suffix not in (ENDING, STATE):
-                raise _foreign(path.parent)
+                raise self._foreign()
             for one in records(path, self._read.get(path, 0)) if path.suffix == ENDING else ():
                 if "question" in one.header:
                     self._compare(one.header["question"])
@@ -156,7 +162,7 @@ class Parts:
             self._file.writelines(packed(header, arrays))
             self._file.flush()
         except OSError as error:
-            raise _unwritten(path.parent, error) from error
+            raise self._unwritten(error) from error
         self._read[path] = self._file.tell()
         return path, start
 
@@ -164,46 +170,46 @@ class Parts:
         ours = self._question
         if found != ours:
             other = next(name for name in {**ours, **found} if found.get(name) != ours.get(name))
-            raise self._other(other)
+            raise self.other(other)
 
-    def _other(self, name: str) -> InputError:
+    def other(self, name: str) -> InputError:
+        """Return the error that parts depend on something that is not as it was."""
         return InputError(
             f"{self.path} holds finished parts of another question: its {name} is not the same.\n"
             "1. To go on, ask as before, in the same surroundings.\n"
-            "2. To begin anew, remove that folder, or choose another place for the result."
+            "2. To begin anew, remove that folder.\n"
+            f"3. {self._instead}"
         )
 
+    def _unwritten(self, error: OSError) -> InputError:
+        return InputError(
+            f"finished parts cannot be kept in {self.path}: {error.strerror}.\n"
+            "1. Make room there, and give the same command again: what is finished stays.\n"
+            f"2. {self._instead}"
+        )
 
-def _unwritten(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"finished parts cannot be kept in {path}: {error.strerror}.\n"
-        "1. Make room there, and give the same command again: what is finished stays.\n"
-        "2. Choose another place for the result."
-    )
+    def _foreign(self) -> InputError:
+        return InputError(
+            f"{self.path} holds something else than finished parts.\n"
+            "1. Move it away.\n"
+            f"2. {self._instead}"
+        )
 
-
-def _foreign(path: Path) -> InputError:
-    return InputError(
-        f"{path} holds something else than finished parts; move it away, or choose another place "
-        "for the result."
-    )
+    def _damaged(self, path: Path, place: int, name: str) -> InputError:
+        """Take away what cannot be relied on, and say so."""
+        try:
+            os.truncate(path, place)
+        except OSError as error:
+            return self._unwritten(error)
+        return InputError(
+            f"{path} was damaged at byte {place}, where {name} stood: its checksum is not that of "
+            "its bytes. What stood there and behind it in this file was removed.\n"
+            "1. Give the same command again: what was removed is computed again."
+        )
 
 
 def _not_shown(path: Path | None, name: str) -> InputError:
     return InputError(
         f"{path} does not show what another process of the job has put there: {name}. "
         "Every host must see the same folder (shared storage)."
-    )
-
-
-def _damaged(path: Path, place: int, name: str) -> InputError:
-    """Take away what cannot be relied on, and say so."""
-    try:
-        os.truncate(path, place)
-    except OSError as error:
-        return _unwritten(path.parent, error)
-    return InputError(
-        f"{path} was damaged at byte {place}, where {name} stood: its checksum is not that of its "
-        "bytes. What stood there and behind it in this file was removed.\n"
-        "1. Give the same command again: what was removed is computed again."
     )

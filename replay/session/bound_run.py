@@ -89,6 +89,11 @@ class BoundRun:
         name = str(self.log.metadata["update_rule"])
         return rule_of(name, self.rules, self.log.ever_used)
 
+    @property
+    def remembers(self) -> bool:
+        """Whether a step's split depends on the steps before it."""
+        return self.rule is not None and self.rule.remembers(self.log.ever_used)
+
     def choose_threads(self, trial: Callable[[], object], size: int, tests: int) -> None:
         """Choose the number of threads by timing the beginning of some work; errors are left to it.
 

@@ -13,7 +13,7 @@ from replay.results.parts import Parts
 from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
 from replay.session.going_on import recognise
-from replay.session.grid import segments
+from replay.session.segments import left, whole_segments
 from replay.session.self_influence import SelfQuestion, at_checkpoint, finished
 
 _VALUES = "values"
@@ -37,7 +37,7 @@ def self_influence_together(
             _recognise(run, parts, steps.start)
     missing = [name for name in (*map(_step, steps), *map(_point, points)) if name not in parts]
     done = group.shows(bars.task(f"{group.size} processes", len(missing)))
-    for some in segments(run.states, steps, group.size):
+    for some in whole_segments(run, steps):
         if group.claims(f"steps from {some.start}"):
             _walk(run, question, some, parts, done)
     for k in points:
@@ -60,18 +60,17 @@ def _recognise(run: BoundRun, parts: Parts, t: int) -> None:
 
 def _walk(run: BoundRun, question: SelfQuestion, steps: range, parts: Parts, done: Done) -> None:
     """Put on file what is missing of a segment."""
-    missing = [t for t in steps if _step(t) not in parts]
-    if not missing:
-        return
-    window, silent = range(missing[0], steps.stop), Progress(enabled=False)
     how = {"allow_mismatch": question.allow_mismatch, "proven": question.steps}
-    tape = run.tape(window, silent, **how)
-    for replayed in tape.forwards():
-        t = replayed.transition.step.index
-        found = run.states.found(range(t, t + 1))
-        outside = {"outside": np.array(t in tape.factors.inferred)}
-        parts.add(_step(t), {**visits(replayed, run.task, run.models), **outside, **found})
-        done()
+    for window in left(run, steps, [t for t in steps if _step(t) not in parts]):
+        tape = run.tape(window, Progress(enabled=False), **how)
+        for replayed in tape.forwards():
+            t = replayed.transition.step.index
+            if _step(t) in parts:
+                continue  # it leads to those that are missing
+            found = run.states.found(range(t, t + 1))
+            outside = {"outside": np.array(t in tape.factors.inferred)}
+            parts.add(_step(t), {**visits(replayed, run.task, run.models), **outside, **found})
+            done()
 
 
 def _added_up(run: BoundRun, question: SelfQuestion, parts: Parts) -> SelfInfluence:

@@ -6,6 +6,7 @@ A step that reproduces is a part on file, whatever window it was asked in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +17,7 @@ from replay.processes.group import Group
 from replay.progress import Progress
 from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun
-from replay.session.going_on import recognise
-from replay.session.grid import segments
+from replay.session.segments import left, whole_segments
 from replay.session.verification import windows_of
 from replay.steps.tape import Tape
 from replay.steps.verify import NotVerified, Verification, verified
@@ -42,10 +42,10 @@ def compared_together(
     """
     chosen, windows = windows_of(steps, sample)
     if sample is None:
-        windows = segments(run.states, steps, group.size)
+        windows = whole_segments(run, steps)
     with group.agreeing():
         if group.leads:
-            _recognise(run, parts, windows[0].start)
+            _recognise(run, parts)
     missing = sum(_part(t) not in parts for t in chosen)
     done = group.shows(bars.task(f"{group.size} processes", missing))
     for window in windows:
@@ -57,14 +57,17 @@ def compared_together(
     return _joined(run, chosen, windows, group, parts)
 
 
-def _recognise(run: BoundRun, parts: Parts, t: int) -> None:
-    """Raise InputError if a step's gradients are not those with which the job began."""
-    tape = _tape(run, range(t, t + 1))
-    try:
-        [*tape.checks()]
-    except MismatchError:  # said by whoever compares it
+def _recognise(run: BoundRun, parts: Parts) -> None:
+    """Raise InputError if the first step on file, taken again, is not what it was."""
+    t = next((t for t in range(len(run.log)) if _part(t) in parts), None)
+    if t is None:
         return
-    recognise(parts, "set of gradients", np.array(tape.factors.deviation))
+    tape, again = _tape(run, range(t, t + 1)), -1.0
+    with suppress(MismatchError):
+        [*tape.checks()]
+        again = tape.factors.deviations.get(t, 0.0)
+    if again != float(parts[_part(t)]["deviation"]):
+        raise parts.other("set of gradients")
 
 
 def _tape(run: BoundRun, window: range) -> Tape:
@@ -74,32 +77,36 @@ def _tape(run: BoundRun, window: range) -> Tape:
 
 def _compare(run: BoundRun, window: range, group: Group, parts: Parts, done: Done) -> None:
     """Put on file which steps of a window reproduce; tell the others of one that does not."""
-    missing = [t for t in window if _part(t) not in parts]
-    if not missing:
-        return
-    rest = range(missing[0], window.stop)
-    tape, compared = _tape(run, rest), iter(rest)
+    for rest in left(run, window, [t for t in window if _part(t) not in parts]):
+        try:
+            _compare_all(run, rest, parts, done)
+        except NotVerified as error:
+            states = run.states.found(range(rest.start + len(error.found.steps), rest.stop))
+            told = {
+                "error": str(error),
+                "finding": error.found.finding,
+                "deviation": error.found.deviation,
+                "states": {name: values.tolist() for name, values in states.items()},
+            }
+            group.tell(_window(window), told)
+            return
+
+
+def _compare_all(run: BoundRun, steps: range, parts: Parts, done: Done) -> None:
+    """Put on file which of some steps reproduce, up to one that does not."""
+    tape, compared = _tape(run, steps), iter(steps)
 
     def keep() -> None:
         t = next(compared)
         if _part(t) in parts:
-            return
-        scaled, gap = tape.factors.inferred.get(t, np.nan), tape.factors.deviation
+            return  # it leads to those that are missing
+        factors = tape.factors
+        scaled, gap = factors.inferred.get(t, np.nan), factors.deviations.get(t, 0.0)
         numbers = {"scaled": np.array(scaled), "deviation": np.array(gap)}
         parts.add(_part(t), {**numbers, **run.states.found(range(t, t + 1))})
         done()
 
-    try:
-        verified([tape], run.states, rest, splits=tape.splits, advance=keep)
-    except NotVerified as error:
-        states = run.states.found(range(rest.start + len(error.found.steps), rest.stop))
-        told = {
-            "error": str(error),
-            "finding": error.found.finding,
-            "deviation": error.found.deviation,
-            "states": {name: values.tolist() for name, values in states.items()},
-        }
-        group.tell(_window(window), told)
+    verified([tape], run.states, steps, splits=tape.splits, advance=keep)
 
 
 def _joined(

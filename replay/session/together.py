@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 _INFLUENCE, _SELF = "tracin-influence-parts 1", "tracin-self-influence-parts 1"
 _VERIFICATION = "tracin-verification-parts 1"
+ALONE = "Take one process: leave out --workers."
 
 
 def influence_together(
@@ -126,10 +127,13 @@ def verified_together(
     if isinstance(group, Alone):
         return replay.verify(steps=steps, sample=sample)
     run = replay._run
+    with group.agreeing():
+        asked = window(steps, len(run.log))
+    begin_together(run, group, target, lambda: None)
     with run.computing.again(), Progress(group.leads) as bars:
         with group.agreeing():
-            asked = window(steps, len(run.log))
-            parts = Parts(parts_of(target), {"format": _VERIFICATION, **_surroundings(run)})
+            facts = {"format": _VERIFICATION, **_surroundings(run)}
+            parts = Parts(parts_of(target), facts, instead=ALONE)
         with parts:
             return compared_together(run, asked, sample, group, parts, bars)
 

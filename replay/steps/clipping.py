@@ -53,7 +53,8 @@ class ClipFactors:
         allow_mismatch: Go on where a step does not reproduce.
         model: In which steps are replayed.
         inferred: Steps whose gradient was scaled outside the optimizer, by the factor found.
-        deviation: The largest gap between a parameter's norm and the logged one, of the whole norm.
+        deviations: By step, the largest gap between a parameter's norm and the logged one, of the
+            whole norm.
     """
 
     path: str
@@ -61,7 +62,7 @@ class ClipFactors:
     allow_mismatch: bool
     model: BoundModel
     inferred: dict[int, float] = field(default_factory=dict)
-    deviation: float = 0.0
+    deviations: dict[int, float] = field(default_factory=dict)
 
     def scaled(self, steps: range) -> int:
         """Return how many of some steps had gradients scaled outside the optimizer."""
@@ -126,7 +127,8 @@ class ClipFactors:
         }
         name = max(gaps, key=lambda name: gaps[name], default="")
         if gaps and found.whole and kappa:
-            self.deviation = max(self.deviation, gaps[name] / (kappa * found.whole))
+            known = self.deviations.get(step.index, 0.0)
+            self.deviations[step.index] = max(known, gaps[name] / (kappa * found.whole))
         if not gaps or found.is_rounding(gaps[name], kappa, times=10):
             return
         expected = kappa * found.groups[g][name]

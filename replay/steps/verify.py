@@ -124,15 +124,21 @@ def verified(
                 if t in tape.factors.inferred:
                     inside[t] = tape.factors.inferred[t]
         except MismatchError as error:
-            proof = states.proof()
-            found = replace(found, proof=proof, finding=str(error).partition("\n")[0])
+            proof, gap = states.proof(), max(found.deviation, _deviation(tape))
+            finding = str(error).partition("\n")[0]
+            found = replace(found, proof=proof, deviation=gap, finding=finding)
             text = _with_first(error, proof)
             if unsplit and reason(unsplit):
                 text += f"\nThe run was made by {unsplit}{reason(unsplit)}."
             raise NotVerified(text, found) from error
-        finally:
-            found = replace(found, deviation=max(found.deviation, tape.factors.deviation))
+        found = replace(found, deviation=max(found.deviation, _deviation(tape)))
     return replace(found, proof=states.proof())
+
+
+def _deviation(tape: Tape) -> float:
+    """Return the largest deviation of a window's steps; some before it may have been taken."""
+    known = tape.factors.deviations
+    return max((known.get(t, 0.0) for t in tape.window), default=0.0)
 
 
 def _with_first(error: MismatchError, proof: Proof | None) -> str:

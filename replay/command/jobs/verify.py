@@ -17,11 +17,9 @@ from replay.command.show.verify import verify_json, verify_table
 from replay.command.terminal import Terminal
 from replay.processes.alone import Alone
 from replay.processes.group import Group, here
-from replay.session.together import verified_together
+from replay.session.together import ALONE, verified_together
 from replay.steps.verify import NotVerified, Verification
 from tracer.errors import InputError
-
-_ALONE = "Take one process: leave out --workers."
 
 
 def verify(
@@ -57,7 +55,7 @@ def _kept(group: Group | Alone, log: Path) -> Iterator[Path]:
     with group.agreeing():
         if group.leads:
             _check_writable(log, place)
-    with job(group, place, instead=_ALONE):
+    with job(group, place, instead=ALONE):
         yield place
 
 
@@ -69,7 +67,7 @@ def _check_writable(log: Path, place: Path) -> None:
         raise InputError(
             f"several processes keep beside {log} which steps reproduce, and nothing can be "
             f"written there: {error.strerror}.\n"
-            f"1. {_ALONE}\n"
+            f"1. {ALONE}\n"
             "2. Make a link to the log in a folder of your own, and name that."
         ) from error
 

@@ -1,0 +1,60 @@
+"""Segments of a run that processes take where each step is a part, and what is left of them.
+
+A step's bits depend on where its segment begins if the optimizer remembers: moments are read there,
+and computed from there on. So segments do not depend on how many processes there are, and whoever
+takes one begins it at its first step, whatever of it is on file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+
+from replay.session.bound_run import BoundRun
+
+_FEW, _MANY, _LONG = 16, 256, 16  # segments at least and at most, and steps in each of more
+
+
+def whole_segments(run: BoundRun, steps: range) -> list[range]:
+    """Return the segments of some steps, the same for any number of processes.
+
+    They begin where a state costs no more than reading it: where the optimizer remembers, at full
+    states. If there is none, the steps are halved, and the second half's process takes the first
+    half again by whole gradients.
+    """
+    count = min(len(steps), _MANY, max(_FEW, len(steps) // _LONG))
+    even = [steps.start + round(k * len(steps) / count) for k in range(1, count)]
+    starts = {_nearest(run, t) for t in even} & {*steps[1:]}
+    if not starts and run.remembers and len(steps) > 2 * _LONG:
+        starts = {steps[len(steps) // 2]}
+    return [range(a, b) for a, b in pairwise([steps.start, *sorted(starts), steps.stop])]
+
+
+def _nearest(run: BoundRun, t: int) -> int:
+    if not run.remembers:
+        return run.states.nearest(t)
+    return min(run.states.stored, key=lambda k: abs(k - t), default=t)
+
+
+def left(run: BoundRun, segment: range, missing: Sequence[int]) -> list[range]:
+    """Return the steps of a segment that are to be walked through, to find what is missing of it.
+
+    Args:
+        run: The run.
+        segment: One of ``whole_segments``.
+        missing: Steps of it, in order.
+    """
+    if run.remembers:
+        return [range(segment.start, missing[-1] + 1)] if missing else []
+    return runs(missing)
+
+
+def runs(steps: Iterable[int]) -> list[range]:
+    """Return runs of consecutive steps."""
+    found: list[range] = []
+    for t in steps:
+        if found and found[-1].stop == t:
+            found[-1] = range(found[-1].start, t + 1)
+        else:
+            found.append(range(t, t + 1))
+    return found
