@@ -18,12 +18,13 @@ from replay.session.bound_run import BoundRun
 from replay.session.fellows import Fellows
 from replay.session.question import Question
 from replay.session.run_pass import RunPass, neighbours
+from replay.session.segments import runs
 from replay.session.shared_tables import of_chunk, of_step
 from replay.session.step_result import StepResult
 from replay.steps.tape import Tape
 
 Chunks = list[tuple[slice, Examples]]
-_Walks = list[tuple[slice, RunPass]]
+_Begun = tuple[slice, Examples, Any]  # a chunk, and the state of its walk so far; None is none
 
 
 class ChunkWalks:
@@ -49,8 +50,8 @@ class ChunkWalks:
     def alone(self, chunks: Chunks, steps: range, advanced: Done) -> None:
         """Put on file what is missing of some steps."""
         self._fellows.leave()
-        for window, walks in self._missing(chunks, steps).items():
-            self._walk(self._tape(window), walks, advanced)
+        for window, some in self._missing(chunks, steps).items():
+            self._walk(self._tape(window), some, advanced)
 
     def together(self, number: int, hands: Sequence[Chunks], advanced: Done) -> None:
         """Put on file what is missing of all steps, together with others of this host.
@@ -71,36 +72,36 @@ class ChunkWalks:
         if common is not None and not known:
             self._tapes = {}
             known = {common: []}
-        for window, walks in known.items():
-            self._walk(self._tape(window), walks, advanced)
+        for window, some in known.items():
+            self._walk(self._tape(window), some, advanced)
 
-    def _missing(self, chunks: Chunks, steps: range) -> dict[range, _Walks]:
-        """Return walks, by the steps through which they are to go."""
-        known: dict[range, _Walks] = {}
+    def _missing(self, chunks: Chunks, steps: range) -> dict[range, list[_Begun]]:
+        """Return chunks, by the steps through which they are to be walked."""
+        known: dict[range, list[_Begun]] = {}
         for rows, chunk in chunks:
-            window, state = self._left(rows, steps)
-            if window:
-                asked = replace(self._question, steps=window, checkpoints=[])
-                one = RunPass(self._tape(window), chunk, asked)
-                if state is not None:
-                    one.restore(state)
-                known.setdefault(window, []).append((rows, one))
+            for window, state in self._left(rows, steps):
+                known.setdefault(window, []).append((rows, chunk, state))
         return known
 
-    def _left(self, rows: slice, steps: range) -> tuple[range, Any]:
-        """Return which steps a chunk is to be walked through, and its state before that."""
+    def _left(self, rows: slice, steps: range) -> list[tuple[range, Any]]:
+        """Return which steps a chunk is to be walked through, and its state before each."""
         missing = [t for t in steps if of_step(t, rows) not in self._parts]
-        if not missing:
-            return range(0), None
-        if self.plain:
-            return range(missing[0], steps.stop), None
+        if self.plain or not missing:
+            return [(some, None) for some in runs(missing)]
         state = self._parts.state(of_chunk(rows))
         if state is None or missing[-1] >= state["step"]:  # a step that it has behind it was lost
-            return steps, None
-        return range(steps.start, state["step"]), state["walk"]
+            return [(steps, None)]
+        return [(range(steps.start, state["step"]), state["walk"])]
 
-    def _walk(self, tape: Tape, walks: _Walks, advanced: Done) -> None:
+    def _begun(self, tape: Tape, chunk: Examples, state: Any) -> RunPass:
+        found = RunPass(tape, chunk, replace(self._question, steps=tape.window, checkpoints=[]))
+        if state is not None:
+            found.restore(state)
+        return found
+
+    def _walk(self, tape: Tape, chunks: list[_Begun], advanced: Done) -> None:
         """Go through a tape's steps, for several chunks at once."""
+        walks = [(rows, self._begun(tape, chunk, state)) for rows, chunk, state in chunks]
         joined = any(one.joins for _, one in walks)
         for some in neighbours(tape.walk(), joined=joined):
             steps = [(replayed, tape.trained_at(replayed).for_several()) for replayed in some]

@@ -20,11 +20,11 @@ from replay.results.agreement import compare_methods
 from replay.results.summary import counted_threads
 from replay.session.bound_run import BoundRun
 from replay.session.crew import Crew
-from replay.session.grid import segments
 from replay.session.periods import Periods
 from replay.session.plan import passes_of
 from replay.session.question import Question
 from replay.session.scoring import settle
+from replay.session.segments import segments
 from replay.steps.tape import Tape
 
 _STEPS = 4  # timed beyond the first, which also proves the gradients

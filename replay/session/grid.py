@@ -1,15 +1,13 @@
-"""How a question is divided among processes: chunks of examples, segments of the run."""
+"""How a question is divided among processes: chunks of examples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 
 from replay.evaluate.chunks import placed
-from replay.evaluate.state import States
 from replay.evaluate.test_side import Examples
 from replay.results.parts import Parts
 from replay.session.bound_run import BoundRun
@@ -20,20 +18,6 @@ _NAME = "grid"
 _CHUNKS, _MOST = 4, 32  # of test examples that are walked back: at least, and examples in each
 _BLOCK = 64  # other examples taken together at most
 _COLUMNS = 64  # blocks of training examples whose scores at a checkpoint are one part
-_SEGMENTS, _LONG = 8, 16  # for each process at most, and steps in each at least
-
-
-def segments(states: States, steps: range, processes: int) -> list[range]:
-    """Return the segments of some steps that processes take: several each, as they are quick.
-
-    They begin where a state costs no more than reading it. The test values there are computed on
-    both sides, so that a segment is not short if there need not be as many.
-    """
-    count = min(_SEGMENTS * processes, len(steps) // _LONG)
-    count = max(count, min(len(steps), processes))
-    even = {steps.start + round(k * len(steps) / count) for k in range(count)}
-    starts = {max(steps.start, states.nearest(t)) for t in even} & {*steps}
-    return [range(a, b) for a, b in pairwise([*sorted({steps.start} | starts), steps.stop])]
 
 
 class Grid:

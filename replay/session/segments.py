@@ -1,18 +1,32 @@
-"""Segments of a run that processes take where each step is a part, and what is left of them.
+"""Segments of a run that processes take, and what is left of them.
 
-A step's bits depend on where its segment begins if the optimizer remembers: moments are read there,
-and computed from there on. So segments do not depend on how many processes there are, and whoever
-takes one begins it at its first step, whatever of it is on file.
+Where the optimizer remembers, a step's bits depend on where its segment begins: moments are read
+there, and computed from there on. Those segments do not depend on how many processes there are, and
+whoever takes one begins it at its first step, whatever of it is on file.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from itertools import pairwise
 
+from replay.evaluate.state import States
 from replay.session.bound_run import BoundRun
 
-_FEW, _MANY, _LONG = 16, 256, 16  # segments at least and at most, and steps in each of more
+_SEGMENTS = 8  # for each process at most
+_FEW, _MANY = 16, 256  # for any number of processes, at least and at most
+_LONG = 16  # steps in each of more
+
+
+def segments(states: States, steps: range, processes: int) -> list[range]:
+    """Return segments of independent steps: several for each process, as they are quick.
+
+    They begin where a state costs no more than reading it. Test values there are computed on both
+    sides, so that a segment is not short if there need not be as many.
+    """
+    count = min(_SEGMENTS * processes, len(steps) // _LONG)
+    count = max(count, min(len(steps), processes))
+    return _cut(steps, {states.nearest(t) for t in _even(steps, count)})
 
 
 def whole_segments(run: BoundRun, steps: range) -> list[range]:
@@ -23,11 +37,19 @@ def whole_segments(run: BoundRun, steps: range) -> list[range]:
     half again by whole gradients.
     """
     count = min(len(steps), _MANY, max(_FEW, len(steps) // _LONG))
-    even = [steps.start + round(k * len(steps) / count) for k in range(1, count)]
-    starts = {_nearest(run, t) for t in even} & {*steps[1:]}
-    if not starts and run.remembers and len(steps) > 2 * _LONG:
-        starts = {steps[len(steps) // 2]}
-    return [range(a, b) for a, b in pairwise([steps.start, *sorted(starts), steps.stop])]
+    found = _cut(steps, {_nearest(run, t) for t in _even(steps, count)})
+    if len(found) == 1 and run.remembers and len(steps) > 2 * _LONG:
+        return _cut(steps, {steps[len(steps) // 2]})
+    return found
+
+
+def _even(steps: range, count: int) -> list[int]:
+    return [steps.start + round(k * len(steps) / count) for k in range(1, count)]
+
+
+def _cut(steps: range, starts: Set[int]) -> list[range]:
+    inside = sorted(starts & {*steps[1:]})
+    return [range(a, b) for a, b in pairwise([steps.start, *inside, steps.stop])]
 
 
 def _nearest(run: BoundRun, t: int) -> int:

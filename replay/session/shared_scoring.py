@@ -26,8 +26,9 @@ from replay.results.room import Room
 from replay.session.bound_run import BoundRun
 from replay.session.chunk_walks import ChunkWalks, of_hand
 from replay.session.going_on import recognise
-from replay.session.grid import Grid, segments
+from replay.session.grid import Grid
 from replay.session.question import Question
+from replay.session.segments import segments
 from replay.session.shared_tables import added_up, of_checkpoint, of_step, pieces
 from replay.states.checkpoints import checkpoint_at
 

@@ -1,4 +1,4 @@
-"""Self-influence and verification by a job: where segments begin, and what is computed again."""
+"""Segments of a run that a job takes: where they begin, and what of them is computed again."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch import nn
 from replay import Replay, Task
 from replay.results.parts import Parts
 from replay.session import shared_self
+from replay.session.run_pass import RunPass
 from replay.session.segments import runs, whole_segments
-from replay.session.together import self_influence_together, verified_together
+from replay.session.together import influence_together, self_influence_together, verified_together
 from replay.steps.replayer import Replayer
 from tests.helpers.cases import cross_entropy
 from tests.helpers.jobs import Solo
@@ -67,7 +68,7 @@ class Late(Solo):
     """A process that leaves some segments to others, which die before they begin."""
 
     def claims(self, part):
-        taken = not part.startswith("steps") or int(part.split()[-1]) % 4 == 0
+        taken = not part.startswith("steps") or int(part.split()[-1]) % 16 >= 8
         return taken and super().claims(part)
 
     def ended(self, look):
@@ -127,6 +128,24 @@ def test_what_is_on_file_is_not_computed_again(logs, tmp_path, monkeypatch, name
     assert sorted(visited) == [*range(STEPS)]
     assert visited.total() == STEPS + 1  # one was not on file yet
     assert name != "sgd" or replayed == visited
+
+
+def test_no_walk_goes_through_what_is_on_file(logs, tmp_path, monkeypatch):
+    walked, at, asked = Counter(), RunPass.at, {"methods": "tracin", "train_ids": [1]}
+
+    def walking(self, steps):
+        walked.update(one.transition.step.index for one, _ in steps)
+        return at(self, steps)
+
+    def influence(group, out=tmp_path / "out"):
+        return influence_together(Replay(logs / "sgd", TASK), [3], group, out, **asked)
+
+    monkeypatch.setattr(RunPass, "at", walking)
+    influence(Late(4))
+    found = influence(Solo(1))
+    assert walked == Counter(range(STEPS))
+    expected = influence(Solo(1), tmp_path / "new")
+    np.testing.assert_array_equal(found.scores["tracin"], expected.scores["tracin"])
 
 
 def test_segments_begin_where_reading_suffices(logs):
