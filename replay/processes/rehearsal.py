@@ -25,6 +25,7 @@ class Rehearsal(Group):
     def __init__(self, size: int) -> None:
         self.rank, self.size, self.done = 0, size, 0.0
         self._taken: set[str] = set()
+        self._told: dict[str, Any] = {}
 
     @property
     def pieces(self) -> int:
@@ -49,6 +50,14 @@ class Rehearsal(Group):
     def divided(self, name: str, jobs: Sequence[Callable[[], Any]]) -> Iterator[Any]:
         """Yield what jobs give, each done when it is asked for."""
         yield from (job() for job in jobs)
+
+    def tell(self, name: str, value: Any) -> None:
+        """Keep a value."""
+        self._told[name] = value
+
+    def told(self, name: str) -> Any:
+        """Return what was told under a name: by this process, as there is no other."""
+        return self._told[name]
 
     @contextmanager
     def agreeing(self) -> Iterator[None]:
