@@ -17,6 +17,7 @@ from replay.session.bound_run import BoundRun
 from replay.session.question import Question
 from replay.session.scoring import tried
 from replay.session.shared_scoring import answered_together
+from replay.steps.tape import Tape
 
 _LOOKS = 3  # comparisons of examples that processes divide
 
@@ -58,7 +59,7 @@ class Crew:
     def share(self, pieces: int) -> float:
         """Return how long divided work takes until all pieces are done, over their sum."""
         busy = min(self.workers, pieces)
-        return math.ceil(pieces / busy) * busy / pieces / self._at_once(busy)
+        return max(1 / self._at_once(busy), math.ceil(pieces / busy) / pieces)
 
     def own(self, seconds: float) -> float:
         """Return how long what each process does for itself takes until all have done it."""
@@ -67,6 +68,11 @@ class Crew:
     def begins(self, trials: Trials) -> float:
         """Return what is done once, whatever there is to do."""
         return self.own(trials.first) + trials.compared * self.share(_LOOKS)
+
+    def hands_on(self, tape: Tape) -> bool:
+        """Return whether processes take each step's training side once, and hand it on."""
+        on_cpu = self._run.computing.device.type == "cpu"
+        return self.workers > 1 and on_cpu and not tape.plain and tape.why is not None
 
     def _at_once(self, busy: int) -> int:
         return at_once(busy, self._run.computing.threads.number)

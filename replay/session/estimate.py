@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -108,33 +109,54 @@ def estimated(run: BoundRun, question: Question, workers: int = 1) -> Cost:
 
 
 def _walked(run: BoundRun, walk: Question, crew: Crew, more: int) -> tuple[float, int]:
-    """Return what going through the steps takes, and what is held of them besides.
-
-    Steps that remember others are walked backwards, the training side by each process for itself.
-    """
+    """Return what going through the steps takes, and what is held of them besides."""
     with run.computing(), Progress(enabled=False) as shown:
 
         def tape(steps: range) -> Tape:
             how = {**walk.tape, "allow_mismatch": True}
             return run.tape(steps, shown, **how)
 
-        whole = tape(walk.steps)
-        some = _from_the_middle(run, walk.steps, more, plain=whole.plain)
+        plain = tape(walk.steps).plain
+        some = _from_the_middle(run, walk.steps, more, plain=plain)
         trials = crew.tried(lambda count: replace(walk, steps=some[:count]), more)
-        pieces, each = trials.pieces, trials.each
-        ahead, few = whole.estimate(), tape(some).estimate()
-        if whole.plain:
-            pieces = len(segments(run.states, walk.steps, crew.workers))
-        elif (others := min(pieces, crew.workers) - 1) and few.replays == 0:  # it was kept here
-            each += others * _timed(lambda count: list(tape(some[:count]).forwards()), more)[1]
-        seconds = len(walk.steps) * (each * crew.share(pieces) + trials.adding)
-        again = ahead.replays - few.replays * len(walk.steps) / more  # beyond what was timed
-        if again > 0:
-            walks = pieces if crew.workers > 1 else len(_chunks(run, walk, whole))
-            replayed = _timed(lambda count: list(tape(some[:count]).checks()), more)[1]
-            seconds += again * replayed * walks * crew.share(walks)
-    seconds += crew.begins(trials) + crew.own(trials.base) + trials.last
-    return seconds, max(0, ahead.nbytes - few.nbytes)
+        each, held = trials.each, 0
+        if plain:
+            each *= crew.share(len(segments(run.states, walk.steps, crew.workers)))
+        else:
+            chunks = trials.pieces if crew.workers > 1 else len(_chunks(run, walk))
+            each, held = _backwards(crew, tape, walk.steps, some, each, chunks)
+    seconds = crew.begins(trials) + crew.own(trials.base) + trials.last
+    return seconds + len(walk.steps) * (each + trials.adding), held
+
+
+def _backwards(
+    crew: Crew, tape: Callable[[range], Tape], steps: range, some: range, each: float, chunks: int
+) -> tuple[float, int]:
+    """Return what a step takes of a run that is walked backwards, and what is held of all.
+
+    The training side is taken as often as nobody has it in memory; processes may hand it on.
+
+    Args:
+        crew: The processes.
+        tape: Makes the training side of some steps.
+        steps: All of them.
+        some: Those that were tried.
+        each: Seconds of one of these, of all processes together.
+        chunks: How many groups of test examples there are.
+    """
+    whole, tried = tape(steps).estimate(), tape(some).estimate()
+    taken = _timed(lambda count: list(tape(some[:count]).forwards()), len(some))[1]
+    before = 0.0
+    if whole.replays:  # without its examples' gradients
+        before = _timed(lambda count: list(tape(some[:count]).checks()), len(some))[1]
+    handed = crew.hands_on(tape(steps))
+    rounds, busy = math.ceil(chunks / crew.workers), min(chunks, crew.workers)
+    times = (rounds if handed else chunks) if whole.replays else (1 if handed else busy)
+    training = taken + before * whole.replays / len(steps)
+    found = taken + before * tried.replays / len(some)
+    test = max(0.0, each - found * (chunks if tried.replays else 1)) * crew.share(chunks)
+    seconds = test + training * times * crew.share(crew.workers if handed else chunks)
+    return seconds, max(0, whole.nbytes - tried.nbytes)
 
 
 def _from_the_middle(run: BoundRun, steps: range, count: int, *, plain: bool) -> range:
@@ -146,10 +168,10 @@ def _from_the_middle(run: BoundRun, steps: range, count: int, *, plain: bool) ->
     return range(start, start + count)
 
 
-def _chunks(run: BoundRun, walk: Question, tape: Tape) -> list[Examples]:
-    """Return the test examples of a walk as one process alone takes them."""
-    kept = 0 if tape.plain and walk.names is None else walk.vectors
-    return run.chunks.of(walk.test_ids, "test", kept=kept, between=walk.refines)
+def _chunks(run: BoundRun, walk: Question) -> list[Examples]:
+    """Return the test examples of a walk backwards, as one process alone takes them."""
+    of = run.chunks.of
+    return of(walk.test_ids, "test", kept=walk.vectors, between=walk.refines)
 
 
 def _summed(run: BoundRun, sums: Question, crew: Crew, points: int) -> tuple[float, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from types import SimpleNamespace
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from replay import Replay
 from replay.session import estimate, together
-from replay.session.crew import Crew
+from replay.session.crew import Crew, Trials
 from replay.session.estimate import Cost
 from replay.session.together import estimated_together, influence_together
 from replay.steps.trained_steps import TrainedSteps
@@ -18,6 +19,13 @@ from tests.helpers.jobs import Solo
 from tests.helpers.rules import BY_NAME, trace
 
 STEPS = 40
+
+
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory):
+    """Return what traces a run of a rule, once."""
+    folder = tmp_path_factory.mktemp("estimates")
+    return cache(lambda rule: trace(folder / f"{rule}.h5", BY_NAME[rule], steps=STEPS))
 
 
 @pytest.fixture
@@ -50,6 +58,7 @@ def ticks(monkeypatch):
         (2, 1, 1, 8, 8),
         (2, 1, 2, 8, 4),
         (4, 1, 3, 8, 3),  # 3, 3 and 2 pieces
+        (2, 1, 3, 8, 4),  # who has two is done after three, the others after one more
         (1, 1, 2, 8, 8),
         (2, 1, 4, 8, 4),
         (8, 4, 4, 8, 4),  # two at once
@@ -58,36 +67,76 @@ def ticks(monkeypatch):
         (8, 1, 4, 1, 1),
     ],
 )
-def test_who_does_what_when(tmp_path, with_cores, cores, threads, workers, pieces, taken):
+def test_who_does_what_when(traced, with_cores, cores, threads, workers, pieces, taken):
     with_cores(cores)
-    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    run = traced("sgd")
     crew = Crew(Replay(run.path, task=run.task, threads=threads)._run, workers)
     assert pieces * crew.share(pieces) == pytest.approx(taken)
 
 
-@pytest.mark.parametrize(
-    ("rule", "cores", "each"),
-    [("sgd", 1, 1), ("sgd", 2, 0.5), ("adamw", 1, 2), ("adamw", 2, 1)],
-)
-def test_a_job_is_all_that_its_processes_do(tmp_path, ticks, with_cores, rule, cores, each):
-    """Each of two walks backwards by itself; forwards, each takes half of the run."""
-    with_cores(cores)
-    run = trace(tmp_path / "run.h5", BY_NAME[rule], steps=STEPS)
-    found = estimated_together(Replay(run.path, run.task), [0, 1], 2, methods="tracin")
-    assert found.seconds == pytest.approx(STEPS * each, rel=0.1)
+def test_what_trials_say(traced, with_cores, monkeypatch):
+    """Work and adding up of the sizes 1, 1 again and 5; the first compares for three seconds."""
+    run = traced("sgd")
+    crew = Crew(Replay(run.path, task=run.task, threads=1)._run, 2)
+    answers = iter([(13, 9, 1), (4, 1, 1), (12, 3, 4)])
 
+    def answered(self, count):
+        self._run.chunks.took["test"] += 3 if count == 1 else 0
+        return next(answers)
 
-def test_a_job_replays_again_what_memory_does_not_hold(tmp_path, ticks, with_cores):
+    monkeypatch.setattr(Crew, "_answered", answered)
+    assert crew.tried(lambda count: count, 5) == (trials := Trials(6, 3, 2, 2, 0.5, 0.5, 4))
     with_cores(2)
-    run = trace(tmp_path / "run.h5", BY_NAME["adamw"], steps=STEPS)
+    assert (crew.own(trials.base), crew.begins(trials)) == (2, 6 + 2)  # two of three looks
+    with_cores(1)
+    assert (crew.own(trials.base), crew.begins(trials)) == (4, 12 + 3)
+
+
+@pytest.mark.parametrize(("cores", "seconds"), [(1, 2 * 110), (2, 110)])
+def test_each_process_has_a_base(traced, ticks, with_cores, monkeypatch, cores, seconds):
+    with_cores(cores)
+    monkeypatch.setattr(Crew, "tried", lambda *_: Trials(10, 0, 100, 0, 1, 0.5, 1))
+    run = traced("sgd")
+    found = estimated_together(Replay(run.path, run.task), [0], 2, methods="tracin")
+    assert found.seconds == pytest.approx(seconds + 1 + STEPS / 2)
+
+
+@pytest.mark.parametrize(
+    ("rule", "audit", "tests", "times", "cores"),
+    [
+        ("sgd", 100, 2, 1, 2),
+        ("adamw", 100, 2, 2, 2),  # stacks are not handed on
+        ("adamw", 10, 2, 1, 1),
+        ("adamw", 10, 2, 1, 2),
+        ("adamw", 10, 1, 1, 2),  # one process has nothing but the other's training side
+    ],
+)
+def test_a_job_is_all_that_its_processes_do(
+    traced, ticks, with_cores, rule, audit, tests, times, cores
+):
+    """Two take each step's gradients ``times`` times, both at once if there are the cores."""
+    with_cores(cores)
+    run = traced(rule)
+    replay = Replay(run.path, run.task, audit=audit)
+    found = estimated_together(replay, range(tests), 2, methods="tracin")
+    assert found.seconds == pytest.approx(STEPS * times / cores, rel=0.15)
+
+
+@pytest.mark.parametrize(("audit", "times"), [(100, 2), (10, 1)])
+def test_a_job_replays_again_what_memory_does_not_hold(
+    tmp_path, traced, ticks, with_cores, audit, times
+):
+    """Played here, neither of two walks finds what the other has found."""
+    with_cores(2)
+    run = traced("adamw")
     asked = {"methods": "tracin"}
-    replay = Replay(run.path, run.task, memory=2_000_000)
+    replay = Replay(run.path, run.task, memory=2_000_000, audit=audit)
     expected = estimated_together(replay, [0, 1], 2, **asked).seconds
     began = ticks[0]
     influence_together(replay, [0, 1], Solo(2), tmp_path / "out.h5", **asked)
     both = ticks[0] - began
     assert both > 3 * STEPS
-    assert expected == pytest.approx(both / 2, rel=0.1)
+    assert expected == pytest.approx(times * both / 4, rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -105,23 +154,23 @@ def test_steps_in_the_middle_are_tried_if_they_begin_at_a_state(plain, dense, kn
     assert found == range(start, start + 5)
 
 
-def test_choosing_threads_is_counted(tmp_path, ticks, monkeypatch):
+def test_choosing_threads_is_counted(traced, ticks, monkeypatch):
     def settle(run, question):
         ticks[0] += 1000
 
     monkeypatch.setattr(estimate, "settle", settle)
-    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
-    assert 1000 < Replay(run.path, run.task).estimate([0], methods="tracin").seconds < 1010
+    run = traced("sgd")
+    assert 1000 < Replay(run.path, run.task).estimate([0], methods="tracin").seconds < 1050
 
 
 @pytest.mark.parametrize(("told", "workers", "number"), [("", 2, 4), ("3", 2, 3), ("", 1, 5)])
 def test_a_job_is_tried_with_the_threads_it_will_have(
-    tmp_path, monkeypatch, with_cores, told, workers, number
+    traced, monkeypatch, with_cores, told, workers, number
 ):
     with_cores(8)
     monkeypatch.setenv("OMP_NUM_THREADS", told)
     monkeypatch.setattr(together, "estimated", lambda *_: torch.get_num_threads())
-    run = trace(tmp_path / "run.h5", BY_NAME["sgd"], steps=2)
+    run = traced("sgd")
     torch.set_num_threads(5)
     try:
         assert estimated_together(Replay(run.path, run.task), [0], workers) == number
