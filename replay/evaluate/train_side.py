@@ -23,6 +23,7 @@ from replay.evaluate.turns import copies, in_turn_on, put_back
 from replay.gradients.forms.form import all_finite
 from replay.losses import loss_of_step
 from replay.task import Task, collated, unknown_ids
+from replay.vectors.workspace import storable
 from tracer.errors import TaskError, shown
 from tracer.records import MicroBatch, Step
 from tracer.seeds import example
@@ -58,7 +59,7 @@ def replay_step(
     for micro in in_turn_on(bound.module, step.micro_batches):
         forward = forward_pass(task, micro, where, bound, device)
         weights = micro.coefficients.to(device)
-        share = budget // max(1, len(step.micro_batches))
+        share = storable(budget) // max(1, len(step.micro_batches))
         found = bound.engine.of_batch(parameters, forward, weights, budget=share, where=where)
         require_finite(found, micro.ids, where)
         batches.append(found)

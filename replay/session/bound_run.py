@@ -14,6 +14,7 @@ from replay.evaluate.chunks import Chunks
 from replay.evaluate.isolation import usual_surroundings
 from replay.evaluate.state import States
 from replay.progress import Progress
+from replay.session.memory import Memory
 from replay.session.threads import Threads
 from replay.states.environment import matched
 from replay.steps.tape import Tape
@@ -32,14 +33,14 @@ class Surroundings:
     """How a replay computes, whatever the program has set.
 
     Attributes:
-        budget: Bytes for activations and gradients.
+        memory: For activations and gradients.
         device: Where.
         allow_tf32: Let a GPU round products to 10 bits.
         environment: Metadata of the run whose oneDNN setting is taken; None is this process's.
         threads: How many.
     """
 
-    budget: int
+    memory: Memory
     device: torch.device
     allow_tf32: bool
     environment: Mapping[str, Any] | None = None
@@ -57,7 +58,7 @@ class Surroundings:
     def _surrounded(self, threads: AbstractContextManager[None]) -> Iterator[None]:
         same = nullcontext() if self.environment is None else matched(self.environment)
         usual = usual_surroundings(self.device, allow_tf32=self.allow_tf32)
-        with same, threads, usual, temporaries(self.budget):
+        with same, threads, usual, temporaries(self.memory.cuts):
             yield
 
 
@@ -117,7 +118,7 @@ class BoundRun:
     @property
     def budget(self) -> int:
         """Bytes for activations and gradients."""
-        return self.computing.budget
+        return self.computing.memory.given
 
     @property
     def for_tables(self) -> int:

@@ -13,6 +13,7 @@ from replay.evaluate.chunks import Chunks, parse_bytes
 from replay.evaluate.device import usable_device
 from replay.loading import resolved
 from replay.session.bound_run import BoundRun, Surroundings
+from replay.session.memory import Memory
 from replay.session.threads import Threads
 from replay.states.opening import states_of
 from replay.task import Task
@@ -55,7 +56,8 @@ def bound(
     chosen = resolved(task, opened.metadata, opened.path, announce)
     kinds = (kind, kind, torch.float64 if values == "float64" else kind)
     environment = opened.metadata if match else None
-    how = Surroundings(budget, where, allow_tf32, environment, _threads(number, environment))
+    number_of = _threads(number, environment)
+    how = Surroundings(Memory(budget), where, allow_tf32, environment, number_of)
     with how():
         models = bind(chosen, opened, where, kinds, audit=audit)
         states = states_of(opened, chosen, where, budget // 8)

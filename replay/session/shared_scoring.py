@@ -25,7 +25,7 @@ from replay.results.parts import Parts
 from replay.results.room import Room
 from replay.session.bound_run import BoundRun
 from replay.session.chunk_walks import ChunkWalks, of_hand
-from replay.session.going_on import recognise
+from replay.session.going_on import recognise, recognise_losses
 from replay.session.grid import Grid
 from replay.session.question import Question
 from replay.session.segments import segments
@@ -79,9 +79,10 @@ class _Work:
                 parts.refresh()
             self.grid.adopt(parts)
             self._recognise()
+        self.grid.blocks.agree(group, parts)
 
     def _recognise(self) -> None:
-        """Raise InputError if test examples do not measure what they did when the job began."""
+        """Raise InputError if examples do not have the values that they had when the job began."""
         k = self._question.ends[0]
         state, name = self._run.states.at(k), f"snapshot {k}"
 
@@ -92,6 +93,7 @@ class _Work:
         values = list(self._group.divided("test values", jobs))
         if self._group.leads:
             recognise(self._parts, "set of test values", np.array(values))
+            recognise_losses(self._run, self._parts, min(k, self._run.states.last - 1))
 
     @property
     def missing(self) -> int:
@@ -144,7 +146,7 @@ class _Work:
         found = self._run.states.found(range(self._run.states.last))
         if not question.walking and k in question.ends:
             found["values"] = one.values(k, point.state, point.name).cpu().numpy()
-        for name, columns, blocks in pieces(k, rows, self.grid):
+        for name, columns, blocks in pieces(k, rows, self.grid.blocks):
             if name in self._parts:
                 continue
             tables = {"columns": np.array([columns.start, columns.stop])}

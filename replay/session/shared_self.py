@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from replay.evaluate.train_side import losses_at
 from replay.methods.self_influence import Sums, visits
 from replay.processes.alone import Done
 from replay.processes.group import Group
@@ -12,7 +11,8 @@ from replay.progress import Progress
 from replay.results.parts import Parts
 from replay.results.self_influence import SelfInfluence
 from replay.session.bound_run import BoundRun
-from replay.session.going_on import recognise
+from replay.session.going_on import recognise_losses
+from replay.session.grid import TrainingBlocks
 from replay.session.segments import left, whole_segments
 from replay.session.self_influence import SelfQuestion, at_checkpoint, finished
 
@@ -32,9 +32,11 @@ def self_influence_together(
         bars: Where the process that leads shows how far all are.
     """
     steps, points = question.steps, question.checkpoints
+    blocks = TrainingBlocks(run, question.train_ids if points else [])
     with group.agreeing():
         if group.leads:
-            _recognise(run, parts, steps.start)
+            recognise_losses(run, parts, steps.start)
+    blocks.agree(group, parts)
     missing = [name for name in (*map(_step, steps), *map(_point, points)) if name not in parts]
     done = group.shows(bars.task(f"{group.size} processes", len(missing)))
     for some in whole_segments(run, steps):
@@ -42,20 +44,13 @@ def self_influence_together(
             _walk(run, question, some, parts, done)
     for k in points:
         if _point(k) not in parts and group.claims(_point(k)):
-            values = at_checkpoint(run, k, question.blocks(run), lambda: None)
+            values = at_checkpoint(run, k, blocks.chunks, lambda: None)
             parts.add(_point(k), {_VALUES: values, **run.states.found(range(run.states.last))})
             done()
     if not group.ended(done):
         return None
     parts.refresh()
     return _added_up(run, question, parts)
-
-
-def _recognise(run: BoundRun, parts: Parts, t: int) -> None:
-    """Raise InputError if a step's examples do not have the losses with which the job began."""
-    step, state = run.log.step(t), run.states.at(t)
-    losses = losses_at(run.task, step, state, run.models.value, device=run.models.device)
-    recognise(parts, "set of training losses", *(one.cpu().numpy() for one in losses))
 
 
 def _walk(run: BoundRun, question: SelfQuestion, steps: range, parts: Parts, done: Done) -> None:

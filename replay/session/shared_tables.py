@@ -10,7 +10,7 @@ from replay.results.part_file import Arrays
 from replay.results.parts import Parts
 from replay.results.room import Room
 from replay.session.bound_run import BoundRun
-from replay.session.grid import Grid
+from replay.session.grid import Grid, TrainingBlocks
 from replay.session.question import Question
 from replay.session.score_tables import ScoreTables
 from replay.session.scoring import finished
@@ -61,7 +61,7 @@ def added_up(
                 tables.add_step(rows, k, run.log.batch_ids(k), found)
                 scaled |= {k} if found["outside"] else set()
                 continue
-            for name, columns, _ in pieces(k, rows, grid):
+            for name, columns, _ in pieces(k, rows, grid.blocks):
                 found = parts[name]
                 _require_columns(parts, name, found, columns)
                 for method in question.summing:
@@ -72,11 +72,13 @@ def added_up(
     return finished(run, question, tables, len(scaled) if question.walking else None)
 
 
-def pieces(k: int, rows: slice, grid: Grid) -> Iterator[tuple[str, slice, list[Examples]]]:
+def pieces(
+    k: int, rows: slice, blocks: TrainingBlocks
+) -> Iterator[tuple[str, slice, list[Examples]]]:
     """Yield the parts of a chunk at a checkpoint: name, columns, training examples."""
-    columns = list(grid.columns)
-    for some, blocks in columns[:-1]:
-        yield of_checkpoint(k, rows, some), some, blocks
+    columns = list(blocks.columns)
+    for some, examples in columns[:-1]:
+        yield of_checkpoint(k, rows, some), some, examples
     yield of_checkpoint(k, rows), *columns[-1]
 
 

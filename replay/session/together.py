@@ -24,6 +24,7 @@ from replay.session.bound_run import BoundRun
 from replay.session.choices import Window, window
 from replay.session.estimate import Cost, estimated
 from replay.session.going_on import THREADS, begin_together
+from replay.session.memory import MEMORY
 from replay.session.question import Asked, Question
 from replay.session.replay import Replay
 from replay.session.score_tables import ScoreTables
@@ -110,7 +111,7 @@ def self_influence_together(
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
             facts = {f"choice of {name}": value for name, value in question.facts.items()}
-            facts |= {"number of steps": len(run.log), **_surroundings(run)}
+            facts |= {"number of steps": len(run.log), **_cut(run), **_surroundings(run)}
             parts = Parts(parts_of(target), {"format": _SELF, **facts})
         with parts:
             return shared_self.self_influence_together(run, question, group, parts, bars)
@@ -147,8 +148,13 @@ def _question(run: BoundRun, question: Question) -> dict[str, Any]:
         "list of training examples": zlib.crc32(repr(question.train_ids).encode()),
         **{f"choice of {name}": value for name, value in choices.items() if name != "claims"},
         "number of steps": len(run.log),
+        **_cut(run),
         **_surroundings(run),
     }
+
+
+def _cut(run: BoundRun) -> dict[str, Any]:
+    return {MEMORY: run.computing.memory.cuts}
 
 
 def _surroundings(run: BoundRun) -> dict[str, Any]:

@@ -33,6 +33,11 @@ def room(most: int) -> int:
     return min(most, _room.get())
 
 
+def storable(most: int) -> int:
+    """Return how many bytes complete gradients may take: at most a quarter of the same budget."""
+    return min(most, 16 * _room.get())
+
+
 def workspace(role: str, like: Tensor, size: int) -> Tensor:
     """Return ``size`` uninitialised elements; the next call for the same role may give them again.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -146,7 +147,7 @@ def test_finished_runs_keep_their_number(two_threads, tmp_path, monkeypatch):
 class Told(dict):
     """Processes of a job that share a dictionary."""
 
-    tell, told, leads = dict.__setitem__, dict.__getitem__, True
+    tell, told, leads, agreeing = dict.__setitem__, dict.__getitem__, True, nullcontext
 
 
 def test_all_processes_of_a_job_take_the_number_of_the_one_that_leads(timed, tmp_path):

@@ -183,8 +183,6 @@ def test_another_question_is_refused(logs, tmp_path, monkeypatch):
     ):
         with pytest.raises(InputError, match=f"another question: its {what} .*\n1. To go on"):
             together(logs / "sgd", out, **more)
-    with pytest.raises(InputError, match=r"chunks of 9 test examples.*memory given holds 1"):
-        together(logs / "sgd", out, methods=("tracin",), memory="1kB")
     changed = replace(TASK, measure=lambda model, batch: cross_entropy(model, batch) * 2)
     monkeypatch.setitem(globals(), "TASK", changed)
     with pytest.raises(InputError, match="another question: its set of test values "):
