@@ -111,7 +111,7 @@ def self_influence_together(
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
             facts = {f"choice of {name}": value for name, value in question.facts.items()}
-            facts |= {"number of steps": len(run.log), **_cut(run), **_surroundings(run)}
+            facts |= {"number of steps": len(run.log), **_surroundings(run)}
             parts = Parts(parts_of(target), {"format": _SELF, **facts})
         with parts:
             return shared_self.self_influence_together(run, question, group, parts, bars)
@@ -148,13 +148,8 @@ def _question(run: BoundRun, question: Question) -> dict[str, Any]:
         "list of training examples": zlib.crc32(repr(question.train_ids).encode()),
         **{f"choice of {name}": value for name, value in choices.items() if name != "claims"},
         "number of steps": len(run.log),
-        **_cut(run),
         **_surroundings(run),
     }
-
-
-def _cut(run: BoundRun) -> dict[str, Any]:
-    return {MEMORY: run.computing.memory.cuts}
 
 
 def _surroundings(run: BoundRun) -> dict[str, Any]:
@@ -165,5 +160,6 @@ def _surroundings(run: BoundRun) -> dict[str, Any]:
         "dtype of values": str(run.models.value.dtype),
         "version of torch": str(torch.__version__),
         THREADS: torch.get_num_threads(),
+        MEMORY: run.computing.memory.cuts,
         "device": run.models.device.type,
     }
