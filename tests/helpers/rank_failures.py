@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import time
 import warnings
 from contextlib import ExitStack, suppress
 from datetime import timedelta
@@ -21,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tests.helpers import ranks
 from tracer import TracingOptimizer
-from tracer.distributed import meeting
+from tracer.distributed import gathering, meeting
 from tracer.errors import TracinError
 
 DIES, LONGER = 4, 7  # step in which a rank dies, steps of the run
@@ -166,12 +168,28 @@ def train(path, rank, *, dies=False, **options):
     return [p.tolist() for p in ddp.parameters()]
 
 
+def killed(path, rank):
+    """Train a run whose rank 1 is killed right after a step, while rank 0 is slow to hear of it."""
+    unpacked = gathering.unpacked
+    gathering.unpacked = lambda *known: time.sleep(0.03) or unpacked(*known)
+    ddp, optimizer = ranks.begun(STORY, rank)
+    with suppress(RuntimeError), wrapped(ddp, path) as optimizer:
+        for t in range(LONGER):
+            if rank == 1 and t == DIES:
+                os.kill(os.getpid(), signal.SIGKILL)
+            (own,) = ranks.once(t, rank)
+            optimizer.zero_grad()
+            ranks.losses(ddp, {"x": ranks.X[own], "y": ranks.Y[own]}).mean().backward()
+            optimizer.step(batch_ids=own)
+
+
 def main(folder):
-    """Go on with the run of which a rank died."""
+    """Go on with the run of which a rank died; then one of which a rank is killed."""
     rank = ranks.joined(folder, "store again", None)  # torch chooses
     found = train(folder / "died.h5", rank, resume=True)
     (folder / f"what-{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    killed(folder / "killed.h5", rank)
+    os._exit(0)  # nobody to leave the group with
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tracer.errors import TracingError
 from tracer.records import MicroBatch, RandomState
 
 END = b"end"  # a rank's last message
+_READY = 8  # messages of each rank that there is a place for
 _KEPT = 3  # random states of each rank, after its last steps
 
 
@@ -89,7 +90,7 @@ class Gathering:
     def _receive(self, rank: int) -> None:
         why, part = "ended before it said", None
         try:
-            data = self._link.receive(rank)
+            data = self._link.receive(rank, ready=_READY)
             part = None if data == END else unpacked(data, rank, self._devices)
             if part is not None and part.index != self._next[rank]:
                 why, part = f"took step {part.index} instead of saying", None

@@ -149,4 +149,5 @@ class WriterThread:
         except Exception as error:
             self.failure = error
             if self._writer is not None:
+                self.committed = self._writer.committed
                 self._writer.abandon()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from signal import SIGKILL
 from unittest.mock import Mock
 
 import pytest
@@ -12,6 +13,7 @@ from tests.helpers.rank_failures import DIES, LONGER, STORY, wrapped
 from tests.helpers.ranks import launch
 from tracer import open_log
 from tracer.errors import TracingError
+from tracer.thread.writer_thread import WriterThread
 from tracer.wrapper.pending_step import MeasuredStep, PendingStep
 
 SAID = {  # what rank 0 is told, and rank 1 if that is something else
@@ -60,6 +62,17 @@ def test_what_came_before_a_part_that_is_missing_is_put_on_file():
     assert [name for name, *_ in writer.method_calls] == ["commit"]
 
 
+def test_what_is_put_on_file_by_a_job_that_fails_is_counted():
+    def fails(writer):
+        writer.committed = 3
+        raise TracingError("no part of step 3")
+
+    thread = WriterThread(lambda: Mock(committed=0), Mock(size=4))
+    thread.submit(fails)
+    thread.close()
+    assert thread.committed == 3
+
+
 def steps(log):
     return [step.batch_ids for step in log.steps()]
 
@@ -69,7 +82,9 @@ def test_the_run_goes_on_with_as_many_ranks_as_it_would_have(runs):
     with pytest.raises(TracingError, match="had 2 ranks and now has 1.*not be the same run"):
         wrapped(STORY.model(), folder / "died.h5", resume=True)
     found, codes, errors = launch("tests.helpers.rank_failures", folder)
-    assert codes == [0, 0], errors
+    assert codes == [0, -SIGKILL], errors
+    with open_log(folder / "killed.h5") as log:
+        assert len(log) == DIES  # both had taken them
     assert found == [one["whole"] for one in before]
     with open_log(folder / "whole.h5") as whole, open_log(folder / "died.h5") as log:
         assert len(log) == LONGER
