@@ -172,7 +172,7 @@ def killed(path, rank):
     """Train a run whose rank 1 is killed right after a step, while rank 0 is slow to hear of it."""
     unpacked = gathering.unpacked
     gathering.unpacked = lambda *known: time.sleep(0.03) or unpacked(*known)
-    ddp, optimizer = ranks.begun(STORY, rank)
+    ddp = spread(rank)
     with suppress(RuntimeError), wrapped(ddp, path) as optimizer:
         for t in range(LONGER):
             if rank == 1 and t == DIES:
