@@ -15,6 +15,7 @@ from torch import Tensor
 
 from replay.vectors.workspace import workspace
 
+SMALL = 1 << 14  # elements: below, looking for kept memory takes longer than new memory
 _BLOCK = 1 << 17  # elements: a few float64 temporaries of this size stay near the processor
 
 Parts = tuple[Tensor | None, Tensor | None, Tensor | None]  # data, regulariser, history
@@ -41,14 +42,14 @@ def cut(vector: Tensor | None, size: int) -> Iterable[Any]:
 
 def double(vector: Tensor, role: str | None = None) -> Tensor:
     """Return a copy in float64; with a role, until the next call for it."""
-    if role is None:
+    if role is None or vector.numel() < SMALL:
         return vector.to(torch.float64, copy=True)
     return _kept(vector, vector.shape, role).copy_(vector)
 
 
 def zeros(like: Tensor, sizes: Sequence[int], role: str | None = None) -> Tensor:
     """Return float64 zeros; with a role, until the next call for it."""
-    if role is None:
+    if role is None or math.prod(sizes) < SMALL:
         return like.new_zeros(sizes, dtype=torch.float64)
     return _kept(like, sizes, role).zero_()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from replay.vectors.blocks import double
+from replay.vectors.blocks import SMALL, double
 from replay.vectors.workspace import room, workspace
 
 BLOCK = 1 << 22  # elements of a temporary that is used over and over, if there is room
@@ -31,8 +31,10 @@ def blocks_of_rows(shape: tuple[int, int], count: int) -> list[slice]:
 
 
 def product(left: Tensor, right: Tensor, role: str = "product") -> Tensor:
-    """Return ``left rightᵀ`` in a workspace, until the next call for its role."""
+    """Return ``left rightᵀ``; a large one in a workspace, until the next call for its role."""
     size = len(left), len(right)
+    if size[0] * size[1] < SMALL:
+        return left @ right.T
     return torch.mm(left, right.T, out=workspace(role, left, size[0] * size[1]).view(size))
 
 

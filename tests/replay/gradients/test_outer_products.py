@@ -62,7 +62,7 @@ class Multiplications(TorchFunctionMode):
         self.total = 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        if function.__name__ in ("mm", "bmm"):
+        if function.__name__ in ("matmul", "__matmul__", "mm", "bmm"):
             self.total += args[0].numel() * args[1].shape[-1]
         return function(*args, **kwargs or {})
 
