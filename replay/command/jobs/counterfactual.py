@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from replay.command.choice import Choice
+from replay.command.jobs.dry_run import from_the_start
 from replay.command.jobs.opening import chosen, chosen_training, opened
 from replay.command.jobs.working import job
 from replay.command.options import INFLUENCE_ENDING, Settings, Tests, beside
@@ -50,9 +51,9 @@ def counterfactual(
         run = opened(log, settings)
         ids, lists = chosen(run, tests), _lists(choice, run)
         _scores(scores, beside(log, INFLUENCE_ENDING), run, ids)
-        start = time.process_time()
-        cost = run.estimate_counterfactual(ids, remove=lists, along=along, workers=workers)
-        click.echo(cost_text(cost.with_start(start, workers), as_json=as_json))
+        estimate = partial(run.estimate_counterfactual, ids, remove=lists, along=along)
+        cost = from_the_start(partial(estimate, workers=workers), workers)
+        click.echo(cost_text(cost, as_json=as_json))
         return
     inputs: list[str | Path] = [log, *tests.inputs, *choice.inputs]
     group = here()

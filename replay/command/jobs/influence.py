@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from replay.command.jobs.dry_run import from_the_start
 from replay.command.jobs.opening import chosen, opened
 from replay.command.jobs.report import page_of, reports, write_page
 from replay.command.jobs.saving import save
@@ -58,9 +60,8 @@ def influence(
     }
     if dry_run:
         run = opened(log, settings)
-        ids, start = chosen(run, tests), time.process_time()
-        cost = estimated_together(run, ids, workers, **question).with_start(start, workers)
-        click.echo(cost_text(cost, as_json=as_json))
+        estimate = partial(estimated_together, run, chosen(run, tests), workers, **question)
+        click.echo(cost_text(from_the_start(estimate, workers), as_json=as_json))
         return
     began, group = time.perf_counter(), here()
     inputs: list[str | Path] = [log, *tests.inputs]

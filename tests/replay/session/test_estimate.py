@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+from functools import cache, partial
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from replay import Replay
+from replay.command.jobs.dry_run import from_the_start
 from replay.session import estimate, together
 from replay.session.crew import Crew, Trials
 from replay.session.estimate import Cost
@@ -184,6 +185,13 @@ def test_a_job_starts_what_starts_it(with_cores, workers, cores, starting):
     with_cores(cores)
     cost = Cost(10.0, 1).with_start(3.0, workers)
     assert (cost.seconds, cost.starting) == (10 + starting, starting)
+
+
+@pytest.mark.parametrize(("took", "starting"), [(5, 6), (1, 3)])  # of 2.5 s of processor time
+def test_a_start_is_slowed_down_by_others_as_the_estimate_is(monkeypatch, took, starting):
+    for name, times in (("perf_counter", (100, 100 + took)), ("process_time", (3, 5.5))):
+        monkeypatch.setattr(f"time.{name}", partial(next, iter(times)))
+    assert from_the_start(lambda: Cost(10.0, 1), 1).starting == starting
 
 
 @pytest.mark.parametrize(
