@@ -21,8 +21,9 @@ from replay.command.report import report
 from replay.command.self_influence import self_influence
 from replay.command.several import Several
 from replay.command.verify import verify
+from replay.processes.alone import Alone
 from replay.processes.group import here
-from replay.processes.launch import on_several
+from replay.processes.launch import has_threads, on_several
 from replay.processes.notes import Notes
 from tracer.errors import GradientError, InputWarning, LogWarning, MismatchError, TracinError
 
@@ -123,6 +124,8 @@ def run(arguments: list[str] | None = None) -> int:
 
     0 done, 1 a check failed, 2 bad input, 3 internal, 141 the reader of its output went away.
     """
+    if not isinstance(here(), Alone):
+        has_threads()
     notes = Notes(here(), _show)
     try:
         with warnings.catch_warnings():
@@ -131,6 +134,8 @@ def run(arguments: list[str] | None = None) -> int:
             warnings.showwarning = notes.take
             return cli(arguments, prog_name="tracin-replay", standalone_mode=False) or 0
     except Several as wanted:
+        if wanted.idle:
+            _show(wanted.idle)
         return on_several(wanted.workers, sys.argv[1:] if arguments is None else arguments)
     except click.Abort:
         raise KeyboardInterrupt from None

@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from replay.processes.alone import Alone
 from replay.processes.group import here
+from replay.processes.launch import idle
 
 _HELP = (
-    "Processes of this machine that share the work. Any number from 2 on gives the same bits. On "
-    "several machines: torchrun ... -m -- replay ..."
+    "Processes of this machine that share the work, with one thread each unless --threads says "
+    "more. Any number gives the same bits. On several machines: torchrun ... -m -- replay ..."
 )
 
 
@@ -21,30 +23,30 @@ class Several(Exception):
 
     Attributes:
         workers: How many.
+        idle: What to say of processors that have nothing to do; None is nothing.
     """
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, idle: str | None) -> None:
         super().__init__(workers)
-        self.workers = workers
+        self.workers, self.idle = workers, idle
 
 
 def takes_workers(command: Callable[..., Any]) -> Callable[..., Any]:
     """Give a command ``--workers``; it is begun anew on as many processes, which share the work."""
 
-    @click.option("--workers", type=click.IntRange(min=1), default=1, show_default=True, help=_HELP)
+    @click.option("--workers", type=click.IntRange(min=1), help=_HELP)
     @wraps(command)
-    def told(*, workers: int, **given: Any) -> None:
-        tests = given.get("tests")
-        several = workers > 1 or here().size > 1
-        if several and tests is not None and tests.file == "-":
+    def told(*, workers: int | None, **given: Any) -> None:
+        tests, alone = given.get("tests"), isinstance(here(), Alone)
+        if (workers or not alone) and tests is not None and tests.file == "-":
             raise click.UsageError(
-                "several processes cannot read the same standard input; write the IDs to a file."
+                "the processes of a job cannot read standard input; write the IDs to a file."
             )
-        if workers > 1 and here().size == 1 and not given.get("dry_run"):
-            raise Several(workers)
+        if workers and alone and not given.get("dry_run"):
+            raise Several(workers, None if given["settings"].threads else idle(workers))
         if given.get("dry_run") and not here().leads:
             return
-        number = {"workers": max(workers, here().size)} if "dry_run" in given else {}
+        number = {"workers": max(workers or 1, here().size)} if "dry_run" in given else {}
         command(**given, **number)
 
     return told

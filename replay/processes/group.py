@@ -15,13 +15,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from replay.processes.alone import Alone, Done
-from replay.processes.handing import Handing, Work
 from replay.processes.store import Store
 from tracer import errors
 from tracer.errors import InputError, TracinError
+
+if TYPE_CHECKING:
+    from replay.processes.handing import Handing, Work
 
 T = TypeVar("T")
 _NAMED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -110,6 +112,11 @@ class Group:
         return json.loads(self._store.get(f"told/{name}"))
 
     @property
+    def counted(self) -> str:
+        """How many processes there are, in words."""
+        return "1 process" if self.size == 1 else f"{self.size} processes"
+
+    @property
     def neighbours(self) -> range:
         """The numbers of the processes of this host, if what started them says which they are."""
         first = self.rank - int(os.environ.get("LOCAL_RANK", 0))
@@ -119,6 +126,8 @@ class Group:
         self, work: Work[T], length: int, name: str, others: int, room: int, folder: Path
     ) -> Handing[T]:
         """Return a sequence of results that processes of this host hand on to each other."""
+        from replay.processes.handing import Handing  # it needs torch, a job's help does not
+
         return Handing(work, length, self._store, name, others, room, folder)
 
     def heard(self, name: str) -> Any:

@@ -17,14 +17,14 @@ _BEGIN = "import sys; sys.path[:] = {}; from replay.command.entry import main; m
 def on_several(workers: int, arguments: Sequence[str]) -> int:
     """Run the program on several processes; return its exit code.
 
-    The machine's processors are divided among them, unless OMP_NUM_THREADS says how many threads
-    each has. If one is killed, all start again and go on from what is finished.
+    Each has one thread, unless OMP_NUM_THREADS says how many: then bits do not depend on how many
+    processes there are. If one is killed, all start again and go on from what is finished.
 
     Args:
         workers: How many processes.
         arguments: Of the program.
     """
-    os.environ.setdefault(_THREADS, str(threads_each(workers)))
+    has_threads()
     os.environ[BEGUN] = str(workers)
     code, path = 0, [str(one) for one in sys.path]  # a user's replay.py is not what is meant
     for _ in range(1 + _RESTARTS):
@@ -45,10 +45,26 @@ def at_once(workers: int, threads: int) -> int:
     return max(1, min(workers, cores() // threads))
 
 
-def threads_each(workers: int) -> int:
-    """Return how many threads each process has."""
+def has_threads() -> None:
+    """Let this process of a job have as many threads as all; torch looks when it is imported."""
+    os.environ.setdefault(_THREADS, str(threads_each()))
+
+
+def threads_each() -> int:
+    """Return how many threads each process of a job has: as told, or one, as torchrun says, too."""
     told = os.environ.get(_THREADS, "")
-    return int(told) if told.isdigit() else max(1, cores() // workers)
+    return int(told) if told.isdigit() else 1
+
+
+def idle(workers: int) -> str | None:
+    """Return what to say where threads could be divided among processes; None if they are."""
+    each = cores() // workers
+    if _THREADS in os.environ or each < 2:
+        return None
+    return (
+        f"{workers} of {cores()} processors will work: each process of a job has one thread. "
+        f"--threads {each} takes all; the last bits of results are then others."
+    )
 
 
 def _launched(workers: int, arguments: Sequence[str]) -> int:

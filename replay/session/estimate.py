@@ -87,7 +87,8 @@ def estimated(run: BoundRun, question: Question, workers: int = 1) -> Cost:
     split = tuple(m for m in question.methods if m.walks)
     crew, held, passes = Crew(run, workers), 0, dict[str, str]()
     began = time.perf_counter()
-    settle(run, question)
+    if workers == 1:  # a job takes what it is told
+        settle(run, question)
     seconds = time.perf_counter() - began
     if split:
         walk = replace(whole, methods=split, train_ids=columns[:1], checkpoints=[])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from replay.evaluate.train_side import losses_at
-from replay.processes.alone import Alone
 from replay.processes.group import Group
 from replay.results.part_folder import begun_with, parts_of, remove_unbegun
 from replay.results.parts import Parts
@@ -28,18 +26,16 @@ def go_on(run: BoundRun, out: Path | None) -> None:
         run.computing.threads.keep(number)
 
 
-def begin_together(
-    run: BoundRun, group: Group | Alone, out: Path, choose: Callable[[], None]
-) -> None:
+def begin_together(run: BoundRun, group: Group, out: Path) -> None:
     """Let all processes of a job take threads and temporaries like the one that leads.
 
-    That one takes them as the job began.
+    That one takes them as the job began. No number of threads is chosen by timing, since bits
+    would depend on the machine's other work.
 
     Args:
         run: The run.
         group: The processes.
         out: Where the result will stand, and beside it finished parts.
-        choose: Chooses a number, where no part is finished.
 
     Raises:
         InputError: A process has less memory than the job began with.
@@ -52,7 +48,6 @@ def begin_together(
             memory.begin()
             memory.keep(begun_with(parts, MEMORY) or memory.cuts, parts)
     if group.leads:
-        choose()
         group.tell(THREADS, threads.number)
         group.tell(MEMORY, memory.cuts)
     threads.keep(threads.number if group.leads else int(group.told(THREADS)))

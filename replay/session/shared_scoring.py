@@ -49,7 +49,7 @@ def answered_together(
         The result, on the process that leads; None on others.
     """
     work = _Work(run, question, group, parts)
-    advanced = group.shows(bars.task(f"{group.size} processes", work.missing))
+    advanced = group.shows(bars.task(group.counted, work.missing))
     work.do(advanced)
     if not group.ended(advanced):
         return None

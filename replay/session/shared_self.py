@@ -38,7 +38,7 @@ def self_influence_together(
             recognise_losses(run, parts, steps.start)
     blocks.agree(group, parts)
     missing = [name for name in (*map(_step, steps), *map(_point, points)) if name not in parts]
-    done = group.shows(bars.task(f"{group.size} processes", len(missing)))
+    done = group.shows(bars.task(group.counted, len(missing)))
     for some in whole_segments(run, steps):
         if group.claims(f"steps from {some.start}"):
             _walk(run, question, some, parts, done)

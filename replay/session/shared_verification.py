@@ -47,7 +47,7 @@ def compared_together(
         if group.leads:
             _recognise(run, parts)
     missing = sum(_part(t) not in parts for t in chosen)
-    done = group.shows(bars.task(f"{group.size} processes", missing))
+    done = group.shows(bars.task(group.counted, missing))
     for window in windows:
         if group.claims(f"steps from {window.start}"):
             _compare(run, window, group, parts, done)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from replay.session.question import Asked, Question
 from replay.session.replay import Replay
 from replay.session.score_tables import ScoreTables
 from replay.session.scoring import answered, settle
-from replay.session.self_influence import SelfQuestion, settle_self
+from replay.session.self_influence import SelfQuestion
 from replay.session.shared_scoring import answered_together
 from replay.session.shared_verification import compared_together
 from replay.session.threads import with_threads
@@ -72,7 +71,7 @@ def influence_together(
         with run.computing(), Progress(enabled=True) as bars:
             return answered(run, question, bars, tables)
     run.chunks.group = group
-    begin_together(run, group, target, partial(settle, run, question))
+    begin_together(run, group, target)
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
             parts = Parts(parts_of(target), _question(run, question))
@@ -93,7 +92,7 @@ def estimated_together(
     """
     run = replay._run
     question = Question.of(run.log, run.task, test_ids, **asked)
-    with with_threads(torch.get_num_threads() if workers == 1 else threads_each(workers)):
+    with with_threads(torch.get_num_threads() if workers == 1 else threads_each()):
         return estimated(run, question, workers)
 
 
@@ -107,7 +106,7 @@ def self_influence_together(
     with group.agreeing():
         question = SelfQuestion.of(run.log, run.task, train_ids=None, **asked)
     run.chunks.group = group
-    begin_together(run, group, target, partial(settle_self, run, question))
+    begin_together(run, group, target)
     with run.computing(), Progress(group.leads) as bars:
         with group.agreeing():
             facts = {f"choice of {name}": value for name, value in question.facts.items()}
@@ -130,7 +129,7 @@ def verified_together(
     run = replay._run
     with group.agreeing():
         asked = window(steps, len(run.log))
-    begin_together(run, group, target, lambda: None)
+    begin_together(run, group, target)
     with run.computing.again(), Progress(group.leads) as bars:
         with group.agreeing():
             facts = {"format": _VERIFICATION, **_surroundings(run)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 import random
 import threading
 import warnings
@@ -31,6 +32,7 @@ from tests.helpers.jobs import Solo
 from tracer.errors import InputError, InputWarning, TaskError
 
 INSTALLED = "import sys; del sys.path[0]; from replay.command.entry import main; main()"
+OMP = "OMP_NUM_THREADS"
 JOB = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
 
 
@@ -59,6 +61,36 @@ def test_workers_start_again_when_one_is_killed(monkeypatch, ends, code, times):
     monkeypatch.setenv(BEGUN, "2")  # so that it is put back, whatever is set meanwhile
     monkeypatch.delenv(BEGUN)
     assert (launch.on_several(2, ["verify", "run.h5"]), begun.call_count) == (code, times)
+
+
+@pytest.mark.parametrize(
+    ("told", "asked", "threads", "said"),
+    [
+        (None, [], "1", "1 of 8 processors will work: each process of a job has one thread. --thr"),
+        (None, ["--threads", 8], "1", ""),
+        ("3", [], "3", ""),
+    ],
+)
+def test_threads_do_not_depend_on_how_many_processes_there_are(
+    folder, capsys, monkeypatch, told, asked, threads, said
+):
+    """A job of one process is one: it has the bits of others."""
+    found = []
+    monkeypatch.setattr(launch, "_launched", lambda *_: found.append(os.environ[OMP]) or 0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {*range(8)}, raising=False)
+    monkeypatch.setenv(BEGUN, "")
+    monkeypatch.setenv(OMP, told or "")
+    if told is None:
+        monkeypatch.delenv(OMP)
+    code, _, err = run(capsys, "--log", "run.h5", "--test", "all", "--workers", 1, *asked)
+    assert (code, found, said in err, bool(err)) == (0, [threads], True, bool(said))
+    for name, value in (JOB | {"RANK": "0", "WORLD_SIZE": "1"}).items():  # begun by torchrun
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv(OMP, told or "")
+    if told is None:
+        monkeypatch.delenv(OMP)
+    run(capsys, "--version")
+    assert os.environ[OMP] == threads
 
 
 def test_errors_are_said_once(folder):

@@ -164,7 +164,7 @@ def test_choosing_threads_is_counted(traced, ticks, monkeypatch):
     assert 1000 < Replay(run.path, run.task).estimate([0], methods="tracin").seconds < 1050
 
 
-@pytest.mark.parametrize(("told", "workers", "number"), [("", 2, 4), ("3", 2, 3), ("", 1, 5)])
+@pytest.mark.parametrize(("told", "workers", "number"), [("", 2, 1), ("3", 2, 3), ("", 1, 5)])
 def test_a_job_is_tried_with_the_threads_it_will_have(
     traced, monkeypatch, with_cores, told, workers, number
 ):
