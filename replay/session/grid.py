@@ -46,16 +46,19 @@ class TrainingBlocks:
         if not self._ids:
             return
         with group.agreeing():
-            chunks = self._run.chunks.of(self._ids, "train", most=_BLOCK)  # all look at some
+            chunks = self._cut(_BLOCK)  # all look at some
             if group.leads and _BLOCKS not in parts:
                 parts.note(_BLOCKS, {_BLOCKS: np.array(len(chunks[0]))})
         with group.agreeing():
             if not group.leads:
                 parts.refresh()
             asked = int(parts[_BLOCKS][_BLOCKS])
-            self.chunks = self._run.chunks.of(self._ids, "train", most=asked)
+            self.chunks = self._cut(asked)
             if (held := len(self.chunks[0])) < asked:
                 raise not_held(parts.path, f"chunks of {asked} training examples", f"holds {held}")
+
+    def _cut(self, most: int) -> list[Examples]:
+        return self._run.chunks.of(self._ids, "train", most=most, between=False)
 
     @property
     def columns(self) -> Iterator[tuple[slice, list[Examples]]]:
