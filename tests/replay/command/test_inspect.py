@@ -108,9 +108,8 @@ def test_dry_run_writes_nothing(folder, capsys):
     before = sorted(folder.iterdir())
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run")
     assert code == 0
-    assert out.startswith("about ")
-    said = r" s, [\d.]+ s of it to start, peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread\n"
-    assert re.search(said, out)
+    said = r"about .*, .* of it to start, peak memory [\d.]+ GB, [\d.]+ GB of it tables, 1 thread\n"
+    assert re.match(said, out)
     assert out.splitlines()[1:] == ["16 states in one pass"]
     code, out, _ = run(capsys, "--log", "run.h5", "--test", "ids.txt", "--dry-run", "--json")
     assert set(json.loads(out)) == {

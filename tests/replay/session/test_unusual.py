@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from replay import Replay, Task
 from tracer import TracingOptimizer, open_log
-from tracer.errors import InputError, MismatchError, PrecisionWarning, TaskError, TracingError
+from tracer.errors import InputError, PrecisionWarning, TaskError, TracingError
 
 DATA = [(x, k % 3) for k, x in enumerate(torch.randn(24, 4, generator=torch.manual_seed(0)))]
 PLAIN = ("tracin", "ideal", "tracincp")
@@ -253,23 +253,3 @@ def test_lazy_models_are_refused(tmp_path):
     lazy = Task(lambda: nn.Sequential(nn.LazyLinear(6)), task.loss, task.train, task.test)
     with pytest.raises(TaskError, match=r"'0.weight' of task.model\(\) has no shape yet; run a"):
         Replay(tmp_path / "run.h5", lazy)
-
-
-class Noisy(nn.Module):
-    """Adds noise in train mode."""
-
-    def __init__(self):
-        super().__init__()
-        self.inner = nn.Linear(4, 3)
-
-    def forward(self, x):
-        y = self.inner(x)
-        return y + torch.randn_like(y) if self.training else y
-
-
-def test_noise_that_another_dtype_draws_otherwise(tmp_path):
-    task = traced(tmp_path / "run.h5", Noisy)
-    Replay(tmp_path / "run.h5", task).verify(progress=False)
-    run = Replay(tmp_path / "run.h5", task, dtype=torch.float64)
-    with pytest.raises(MismatchError, match="in another one than the run .*other random numbers"):
-        run.verify(progress=False)
