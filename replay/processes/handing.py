@@ -22,7 +22,7 @@ from torch.serialization import get_crc32_options, set_crc32_options
 from replay.processes.store import Store
 
 T = TypeVar("T")
-_LOOK = 2e-3  # seconds between looks at what others have done
+_LOOK, _SELDOM = 2e-3, 2e-2  # seconds between looks at what others have done: at first, at most
 _PATIENCE = 600.0  # ... until who reads nothing is no longer waited for
 
 
@@ -72,6 +72,7 @@ class Handing(Generic[T]):
         self._others, self._room, self._folder = others, room, folder
         self._front = 0  # the first piece that nobody may have begun
         self._since = time.monotonic()  # anything was read
+        self._pause = _LOOK
         self._unread: dict[int, tuple[IO[bytes], int]] = {}  # with their sizes
         self._early: dict[int, T] = {}  # done here, maybe before it was their turn
 
@@ -86,7 +87,7 @@ class Handing(Generic[T]):
         """Wait until all is read that others are thought to need."""
         while self._unread and not self._is_left():
             self._held()
-            time.sleep(_LOOK)
+            time.sleep(_SELDOM)
         for file, _ in self._unread.values():
             file.close()
         self._unread = {}
@@ -96,9 +97,10 @@ class Handing(Generic[T]):
         k = self._front
         free = k < self._length and (self._held() < self._room or (k == n and self._is_left()))
         if not free or not (k == n or self._work.is_ready(k)):
-            time.sleep(_LOOK)
+            time.sleep(self._pause)
+            self._pause = min(2 * self._pause, _SELDOM)
             return
-        self._front = k + 1
+        self._front, self._pause = k + 1, _LOOK
         if self._store.add(f"{self._name}/{k}/begun", 1) == 1:
             found = self._early[k] = self._work.do(k)
             self._store.set(self._told(k), self._written(k, found))

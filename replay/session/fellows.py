@@ -11,7 +11,7 @@ from replay.processes.group import Group
 from replay.processes.handing import Handing, Work
 
 _ROOM = 8  # the part of the budget that files may take which others have not read yet
-_KEPT = 15.0  # seconds between states of a walk that are kept, about
+_KEPT = 30.0  # seconds between states of a walk that are kept, about
 
 
 class Fellows:
