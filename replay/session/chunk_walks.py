@@ -63,6 +63,7 @@ class ChunkWalks:
             hands: The chunks of each process.
             advanced: Counts parts.
         """
+        self._tapes = {some: tape for some, tape in self._tapes.items() if tape.is_kept}
         rank, steps = self._group.rank, self._question.steps
         mine = hands[rank] if self._group.claims(of_hand(hands[rank])) else []
         known = self._missing(mine, steps)
@@ -70,7 +71,7 @@ class ChunkWalks:
         having = [q for q in self._group.neighbours if hands[q]]
         common = self._fellows.meet(number, own, having)
         if common is not None and not known:
-            self._tapes = {}
+            self._tapes = {}  # those of the others are new, too: all share one sequence of steps
             known = {common: []}
         for window, some in known.items():
             self._walk(self._tape(window), some, advanced)
@@ -103,14 +104,14 @@ class ChunkWalks:
         """Go through a tape's steps, for several chunks at once."""
         walks = [(rows, self._begun(tape, chunk, state)) for rows, chunk, state in chunks]
         joined = any(one.joins for _, one in walks)
-        for some in neighbours(tape.walk(), joined=joined):
-            steps = [(replayed, tape.trained_at(replayed).for_several()) for replayed in some]
+        visits = ((one, tape.trained_at(one).for_several()) for one in tape.walk())
+        for steps in neighbours(visits, joined=joined):
             for rows, one in walks:
                 for result in one.at(steps):
                     if of_step(result.index, rows) not in self._parts:
                         self._add(rows, result, tape)  # else it lies behind the last state kept
                         advanced()
-            t = some[-1].transition.step.index
+            t = steps[-1][0].transition.step.index
             if not tape.plain and self._fellows.keep() and t > tape.window.start:
                 for rows, one in walks:
                     self._parts.keep_state(of_chunk(rows), {"step": t, "walk": one.state()})

@@ -76,8 +76,9 @@ class RunPass:
 
     def steps(self) -> Iterator[StepResult]:
         """Yield every step, credited by every method that walks."""
-        for some in neighbours(self._tape.walk(), joined=self.joins):
-            yield from self.at([(one, self._tape.trained_at(one)) for one in some])
+        visits = ((one, self._tape.trained_at(one)) for one in self._tape.walk())
+        for some in neighbours(visits, joined=self.joins):
+            yield from self.at(some)
 
     def at(self, steps: Sequence[Visit]) -> list[StepResult]:
         """Return what is found at the next steps of the walk, each with its gradients."""
@@ -150,12 +151,10 @@ class RunPass:
         )
 
 
-def neighbours(
-    steps: Iterable[ReplayedStep], *, joined: bool
-) -> Iterator[tuple[ReplayedStep, ...]]:
+def neighbours(visits: Iterable[Visit], *, joined: bool) -> Iterator[tuple[Visit, ...]]:
     """Yield steps one by one; or joined, those that are in one stack."""
-    blocks = itertools.groupby(steps, lambda one: one.transition.step.index // SLOTS)
+    blocks = itertools.groupby(visits, lambda one: one[0].transition.step.index // SLOTS)
     if joined:
         yield from (tuple(block) for _, block in blocks)
     else:
-        yield from ((one,) for one in steps)
+        yield from ((one,) for one in visits)

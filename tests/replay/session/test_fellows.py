@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import MagicMock, Mock
 
 import pytest
 from torch.distributed import HashStore
 
 from replay.processes.group import Group
 from replay.processes.store import Store
+from replay.results.parts import Parts
 from replay.session import fellows
+from replay.session.chunk_walks import ChunkWalks
 from replay.session.fellows import Fellows
 
 
@@ -88,3 +92,18 @@ def test_states_are_kept_after_the_same_steps(three, monkeypatch):
     assert shortest > 1
     assert kept[0][:shortest] == kept[1][:shortest] == kept[2][:shortest]
     assert len({b - a for some in kept for a, b in pairwise(some)}) == 1
+
+
+@pytest.mark.parametrize(("kept", "made"), [(False, 2), (True, 1)])
+def test_all_begin_a_walk_together_with_a_new_tape(three, tmp_path, monkeypatch, kept, made):
+    """Who helps in the second walk has no other: a tape that is used again asks for less."""
+    group, tape = three[0]._group, MagicMock(plain=False, is_kept=kept)
+    run = SimpleNamespace(budget=1, tape=Mock(return_value=tape), computing=MagicMock())
+    question = SimpleNamespace(steps=range(9), tape={})
+    monkeypatch.setattr(ChunkWalks, "_begun", MagicMock())
+    with Parts(tmp_path / "run.parts", {}) as parts:
+        walks = ChunkWalks(run, question, group, parts)
+        for number in range(2):
+            chunk = slice(number, number + 1), None
+            walks.together(number, [[chunk], [], []], Mock())
+    assert run.tape.call_count == made
