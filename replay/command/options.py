@@ -196,7 +196,7 @@ def computes(ending: str) -> Callable[[Command], Command]:
 
 def beside(log: Path, ending: str) -> Path:
     """Return where a result stands that ``--out`` gives no place: beside its log."""
-    return log.with_name(log.stem + ending)
+    return log.parent / (log.stem + ending)
 
 
 def with_options(options: Sequence[Callable[[Command], Command]], command: Command) -> Command:

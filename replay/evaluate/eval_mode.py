@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_PLAIN_SETATTR = (nn.Module.__setattr__, nn.RNNBase.__setattr__)  # no flag is special to them
 _TABLES = ("_parameters", "_buffers", "_modules")
 
 
@@ -115,7 +116,8 @@ class _Flags:
 def is_usual(module: nn.Module) -> bool:
     """Return whether ``train()`` of a module, and its flag, are torch's own."""
     kind, own = type(module), vars(module)
-    usual = all(getattr(kind, n) is getattr(nn.Module, n) for n in ("train", "eval", "__setattr__"))
+    usual = all(getattr(kind, n) is getattr(nn.Module, n) for n in ("train", "eval"))
+    usual = usual and kind.__setattr__ in _PLAIN_SETATTR
     return usual and not hasattr(kind, "training") and not {"train", "eval"} & own.keys()
 
 

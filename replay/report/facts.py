@@ -54,18 +54,18 @@ def proof(influence: Influence) -> tuple[bool, str]:
         return False, (
             "The job was told to go on where a step does not reproduce (--allow-mismatch), and no "
             f"step was refused. What the replay computed differs from the log by up to {rounding} "
-            "of the measured drops, which the page counts as rounding."
+            "times the measured drops, which the page counts as rounding."
         )
     if "allow_mismatch" not in told and not small:
         return False, (
-            f"What the replay computed differs from the log by up to {rounding} of the measured "
-            "drops: more than float arithmetic leaves. Was it run with --allow-mismatch? The page "
-            "counts the difference as rounding."
+            f"What the replay computed differs from the log by up to {rounding} times the "
+            "measured drops: more than float arithmetic leaves. Was it run with --allow-mismatch? "
+            "The page counts the difference as rounding."
         )
     return True, (
         f"Every step was computed again and compared with the log: {_window(influence)}{again}. "
         f"What float arithmetic left between the two is the term rounding, here up to {rounding} "
-        "of the measured drops."
+        "times the measured drops."
     )
 
 
@@ -89,7 +89,7 @@ def _rounding(influence: Influence) -> tuple[bool, str]:
         most = float(np.nanmax(np.abs(terms["rounding"]).sum(0), initial=0))
         sizes.append(most / scale if scale else 0.0)
     share = max(sizes, default=0.0)
-    return share <= _SMALL, f"{number(share, 2)} ×" if share else "0"
+    return share <= _SMALL, number(share, 2)
 
 
 def _window(influence: Influence) -> str:

@@ -190,6 +190,7 @@ def test_verify(folder, capsys):
         (["--log", "run.h5"], 2, "expected test examples: --test ids.txt, --test all or"),
         (["--log", "none.h5", "--test", "ids.txt"], 2, "there is no log none.h5"),
         (["--log", "work.py", "--test", "ids.txt"], 2, "work.py is not an HDF5 file"),
+        (["--log", ".", "--test", "ids.txt"], 2, ". is not a file; expected a run log"),
         (["--log", "run.h5", "--test", "none.txt"], 2, "none.txt' cannot be read"),
         (["--log", "run.h5", "--test", "run.h5"], 2, "run.h5' is not a text in UTF-8, but a list"),
         (["--log", "run.h5", "--test", "unknown.txt"], 2, "unknown.txt: line 2: the test set"),

@@ -143,6 +143,17 @@ class Column(Net):
         return h + nn.functional.linear(h[:, :1], self.column)
 
 
+class Recurrent(Net):
+    """Sees its inputs one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.GRU(1, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.second(self.first(x[..., None])[0][:, -1])
+
+
 class Moody(Net):
     """Is another one when somebody says so."""
 
@@ -254,6 +265,7 @@ REFUSED = {
     Hooked: "the model has backward hooks",
     Buffered: "the model has buffers",
     Sorted: "second.weight is not in one linear layer that sees one row of each example",
+    Recurrent: "first.weight_ih_l0 is not in one linear layer that sees one row of each example",
     Tied: "first.weight is not in one linear layer that sees one row of each example",
     Scaled: "scale is used by",
 }
