@@ -23,6 +23,7 @@ from replay.processes.store import Store
 
 T = TypeVar("T")
 _LOOK, _SELDOM = 2e-3, 2e-2  # seconds between looks at what others have done: at first, at most
+_FILES, _OWN = 128, 2  # not read yet; results found ahead that stay here: at most
 _PATIENCE = 600.0  # ... until who reads nothing is no longer waited for
 
 
@@ -95,8 +96,8 @@ class Handing(Generic[T]):
     def _go_on(self, n: int) -> None:
         """Do a piece that is free, the n-th or a later one, or wait a moment."""
         k = self._front
-        free = k < self._length and (self._held() < self._room or (k == n and self._is_left()))
-        if not free or not (k == n or self._work.is_ready(k)):
+        free = k < self._length and (self._has_room() or (k == n and self._is_left()))
+        if not free or not (k == n or (self._goes_ahead() and self._work.is_ready(k))):
             time.sleep(self._pause)
             self._pause = min(2 * self._pause, _SELDOM)
             return
@@ -110,12 +111,15 @@ class Handing(Generic[T]):
         packed = None if self._is_left() else self._work.packed(found)
         if packed is None:
             return ""
-        file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (open until it was read)
+        try:
+            file = tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 (open until it was read)
+        except OSError:  # nothing can be written there: others have to do it, too
+            return ""
         try:
             with _unchecked():
                 torch.save({"of": self._told(k), "found": packed}, file)
             file.flush()
-        except (OSError, RuntimeError):  # the disk is full: others have to do it, too
+        except (OSError, RuntimeError):  # the disk is full
             file.close()
             return ""
         self._since = self._since if self._unread else time.monotonic()
@@ -136,6 +140,14 @@ class Handing(Generic[T]):
             return None
         self._store.add(self._counted(n), 1)
         return self._work.unpacked(read["found"])
+
+    def _has_room(self) -> bool:
+        """Return whether more may be written: processes may have some thousand open files."""
+        return self._held() < self._room and len(self._unread) < _FILES
+
+    def _goes_ahead(self) -> bool:
+        """Return whether few results wait here that are in no file: nothing else bounds them."""
+        return len(self._early.keys() - self._unread.keys()) < _OWN
 
     def _held(self) -> int:
         """Close what all have read; return the size of the rest."""

@@ -115,6 +115,20 @@ def test_no_more_is_written_than_there_is_room_for(begun):
     assert not waits.is_alive()
 
 
+@pytest.mark.parametrize("stays", [False, True])
+def test_who_waits_goes_only_so_far_ahead(begun, monkeypatch, stays):
+    """A process may have some thousand open files; what is in none takes memory."""
+    monkeypatch.setattr(handing, "_FILES", 2)
+    done = []
+    one = begun(fast := Squares(done))
+    if stays:
+        monkeypatch.setattr(fast, "packed", lambda _: None)
+    one._store.add("walk/0/begun", 1)  # by another, which is slow
+    for _ in range(5):
+        one._go_on(0)
+    assert done == [1, 2]
+
+
 def test_who_reads_nothing_is_not_waited_for_forever(begun, monkeypatch):
     monkeypatch.setattr(handing, "_PATIENCE", 0.05)
     done = []
@@ -138,11 +152,12 @@ def test_what_cannot_be_read_is_done_again(begun, monkeypatch, error):
     assert done == [*range(20)]
 
 
-def test_a_full_disk_ends_nothing(begun, monkeypatch):
-    def fails(*_):
+@pytest.mark.parametrize("where", [(torch, "save"), (handing.tempfile, "TemporaryFile")])
+def test_a_full_disk_ends_nothing(begun, monkeypatch, where):
+    def fails(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(torch, "save", fails)
+    monkeypatch.setattr(*where, fails)
     done = []
     for _ in range(2):
         assert all_of(begun(Squares(done))) == [k * k for k in range(20)]
