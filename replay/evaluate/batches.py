@@ -150,9 +150,14 @@ class Batches:
         self.nbytes = batches + max(self._raw, batches // max(1, len(self._whole)))
 
     def _drawn(self, j: int) -> TaskError:
+        others = (
+            "\n  3. Or leave out what reads training examples outside of the run's batches "
+            "(tracincp, self-influence at checkpoints): --method tracin --method ideal."
+        )
         return TaskError(
             f"{self.side} set: example {shown(self._ids[j])} was loaded twice and gave other data "
             "the second time, so its scores mean nothing.\n"
             "  1. Make the data set give the same example for the same ID (seed what it draws by "
             "the ID).\n  2. Give the task a set without augmentation here."
+            + (others if self.side == "train" else "")
         )
