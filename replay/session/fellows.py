@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from replay.evaluate.trained_step import TrainedStep
 from replay.processes.group import Group
 from replay.processes.handing import Handing, Work
+from replay.steps.schedule import Visit
 
 _ROOM = 8  # the part of the budget that files may take which others have not read yet
 _KEPT = 30.0  # seconds between states of a walk that are kept, about
@@ -59,12 +61,15 @@ class Fellows:
         self._others = len(group.neighbours) - 1
         return range(start, stop)
 
-    def begin(self, work: Work[TrainedStep], length: int) -> Handing[TrainedStep] | None:
+    def begin(
+        self, work: Work[TrainedStep], visits: Sequence[Visit]
+    ) -> Handing[TrainedStep] | None:
         """Begin a sequence of results that all share; None where there is nobody."""
         if not self._others:
             return None
         self._begun += 1
-        name = f"{self._name}, {self._begun}"
+        of = zlib.crc32(repr(visits).encode())  # no step is ever taken for another
+        name, length = f"{self._name}, {self._begun} of {of}", len(visits)
         return self._group.handing(work, length, name, self._others, self._room, self._folder)
 
     def keep(self) -> bool:

@@ -11,7 +11,7 @@ from replay.gradients.forms.packed import packed, unpacked
 from replay.processes.handing import Handing, Work
 from replay.steps.schedule import Visit
 
-Sequences = Callable[[Work[TrainedStep], int], Handing[TrainedStep] | None]
+Sequences = Callable[[Work[TrainedStep], Sequence[Visit]], Handing[TrainedStep] | None]
 
 
 class HandedSteps:
@@ -21,7 +21,7 @@ class HandedSteps:
         visits: All of them.
         states: The run's states.
         compute: Computes one.
-        begin: Begins a sequence of so many pieces of some work, if anybody shares them.
+        begin: Begins the sequence of some work, if anybody shares it.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class HandedSteps:
         begin: Sequences,
     ) -> None:
         self._visits, self._states, self._compute = visits, states, compute
-        self._sequence, self._next = begin(self, len(visits)), 0
+        self._sequence, self._next = begin(self, visits), 0
 
     def get(self, t: int, *, keep: bool) -> TrainedStep | None:
         """Return a step, if it is the next one; None of others."""

@@ -57,14 +57,24 @@ def test_who_walks_through_the_same_steps_walks_together(three, own, common):
         three[rank]._group.tell(f"walk 0 of {rank}", known)
     met = [one.meet(0, own[k] if k < len(own) else [], ranks) for k, one in enumerate(three)]
     assert met == [common] * 3
-    begun = [one.begin(None, 5) for one in three]
+    begun = [one.begin(None, [(0, True)]) for one in three]
     assert [one is not None for one in begun] == [common is not None] * 3
+
+
+def test_other_steps_are_another_sequence(three):
+    for one in three:
+        one._group.tell(f"walk 0 of {one._group.rank}", [[0, 9, False]])
+    names = set()
+    for one, visits in zip(three, ([(0, True)], [(0, True)], [(1, True)]), strict=True):
+        one.meet(0, [WHOLE], range(3))
+        names.add(one.begin(None, visits)._name)
+    assert len(names) == 2
 
 
 def test_a_process_of_a_host_of_its_own_walks_alone(three, monkeypatch):
     monkeypatch.setattr(Member, "neighbours", range(1))
     assert three[0].meet(0, [WHOLE], [0]) is None
-    assert three[0].begin(None, 5) is None
+    assert three[0].begin(None, [(0, True)]) is None
 
 
 def test_neighbours_are_what_torchrun_says(monkeypatch):

@@ -222,8 +222,8 @@ def test_steps_of_another_process_are_the_same(tmp_path, monkeypatch, name, ever
 
     kept, begun = Store(HashStore()), []
 
-    def begin(work, length):
-        begun.append(Handing(work, length, kept, next(names), 1, 1 << 30, tmp_path))
+    def begin(work, visits):
+        begun.append(Handing(work, len(visits), kept, next(names), 1, 1 << 30, tmp_path))
         return begun[-1]
 
     alone = walked(None)
