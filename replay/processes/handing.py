@@ -24,6 +24,7 @@ from replay.processes.store import Store
 T = TypeVar("T")
 _LOOK, _SELDOM = 2e-3, 2e-2  # seconds between looks at what others have done: at first, at most
 _FILES, _OWN = 128, 2  # not read yet; results found ahead that stay here: at most
+OPEN = Path("/proc/self/fd")  # files that a process has open, where others find them
 _PATIENCE = 600.0  # ... until who reads nothing is no longer waited for
 
 
@@ -132,14 +133,17 @@ class Handing(Generic[T]):
         if not place:
             return None
         try:
+            return self._unpacked(n, place)
+        finally:  # whoever has it need not keep it, whatever came of it
+            self._store.add(self._counted(n), 1)
+
+    def _unpacked(self, n: int, place: str) -> T | None:
+        try:
             with Path(place).open("rb") as file:  # one that stays, whatever becomes of the other's
                 read = torch.load(_place(file), mmap=True, weights_only=True)
         except (OSError, RuntimeError, UnpicklingError):  # that process has ended, for example
             return None
-        if read["of"] != self._told(n):
-            return None
-        self._store.add(self._counted(n), 1)
-        return self._work.unpacked(read["found"])
+        return self._work.unpacked(read["found"]) if read["of"] == self._told(n) else None
 
     def _has_room(self) -> bool:
         """Return whether more may be written: processes may have some thousand open files."""

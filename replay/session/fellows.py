@@ -9,7 +9,7 @@ from pathlib import Path
 
 from replay.evaluate.trained_step import TrainedStep
 from replay.processes.group import Group
-from replay.processes.handing import Handing, Work
+from replay.processes.handing import OPEN, Handing, Work
 from replay.steps.schedule import Visit
 
 _ROOM = 8  # the part of the budget that files may take which others have not read yet
@@ -53,7 +53,11 @@ class Fellows:
             known = [[steps.start, steps.stop, kept] for steps, kept in own]
             group.tell(f"{self._name} of {group.rank}", known)
         told = [known for rank in ranks if (known := group.told(f"{self._name} of {rank}"))]
-        if len(group.neighbours) == 1 or len({str(known) for known in told}) != 1:
+        if (
+            not OPEN.is_dir()
+            or len(group.neighbours) == 1
+            or len({str(known) for known in told}) != 1
+        ):
             return None
         (start, stop, kept), *others = told[0]
         if others or kept:

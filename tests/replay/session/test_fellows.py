@@ -77,6 +77,13 @@ def test_a_process_of_a_host_of_its_own_walks_alone(three, monkeypatch):
     assert three[0].begin(None, [(0, True)]) is None
 
 
+def test_without_a_place_where_others_find_files_each_walks_alone(three, monkeypatch, tmp_path):
+    monkeypatch.setattr(fellows, "OPEN", tmp_path / "none")
+    for one in three:
+        one._group.tell(f"walk 0 of {one._group.rank}", [[0, 9, False]])
+    assert [one.meet(0, [WHOLE], range(3)) for one in three] == [None] * 3
+
+
 def test_neighbours_are_what_torchrun_says(monkeypatch):
     member = Member(5, HashStore())
     assert member.neighbours == range(5, 6)

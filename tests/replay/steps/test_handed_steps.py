@@ -150,6 +150,7 @@ def test_what_cannot_be_read_is_done_again(begun, monkeypatch, error):
     monkeypatch.setattr(torch, "load", fails)
     assert all_of(begun(Squares(done))) == [k * k for k in range(20)]
     assert done == [*range(20)]
+    assert one._held() == 0  # nobody is waited for
 
 
 @pytest.mark.parametrize("where", [(torch, "save"), (handing.tempfile, "TemporaryFile")])
